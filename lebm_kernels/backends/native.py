@@ -1,0 +1,3 @@
+"""placeholder"""
+def unavailable(device: str) -> str | None:
+    return "not built"

@@ -1,0 +1,386 @@
+"""The public functions: check the arguments, choose a backend, call the operator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.backends import choose
+from lebm_kernels import ops, reference, sampling
+from lebm_kernels.reference import Posterior
+
+_Arguments = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def free_energy(
+    y: Tensor,
+    decoded: Tensor,
+    beta: float | Tensor = 1.0,
+    *,
+    scale: Tensor | None = None,
+    log_weight: Tensor | None = None,
+    latent_energy: Tensor | None = None,
+    tol: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The free energy of every query over a grid of latents.
+
+    .. math::
+        E[b,n] = \\sum_d (y[b,d] - s[b,d]\\, g[n,d])^2 + r[n] \\qquad
+        F[b] = -\\tfrac1\\beta \\log \\sum_n w[n] e^{-\\beta E[b,n]}, \\quad w = softmax(l)
+
+    The minimum over the latents at ``beta = inf`` (zero temperature, "cold"), their weighted mean
+    at ``beta = 0`` ("hot"), the marginal in between; continuous and non-increasing in beta.
+    Differentiable in every tensor argument. Memory is O((M + N) D), forward and backward, on every
+    backend but ``reference``. Leading dimensions broadcast as in :func:`torch.cdist`.
+
+    Args:
+        y: queries, ``[..., M, D]``, float16, bfloat16, float32 or float64. The halves are
+            computed, and F is returned, in float32; gradients come back in the input's dtype.
+        decoded: g, the decoder's output on the grid, ``[..., N, D]``, dtype of ``y``.
+        beta: inverse temperature, a number in [0, inf], or a tensor that broadcasts with F. In a
+            tensor, an element that is negative or NaN gives a NaN in its place.
+        scale: s, broadcasts with ``y``: ``[D]`` for all queries, or ``[..., M, D]``.
+        log_weight: l, log-weights of the latents, ``[..., N]``, normalised away; -inf drops one.
+        latent_energy: r, ``[..., N]``, a regulariser that belongs to the energy.
+        tol: the share of the sum that may be pruned, in [0, 1); None prunes nothing that the
+            dtype could show.
+        backend: one of ``backends()``, or None for the first that can run on y's device.
+
+    Returns:
+        F, ``[..., M]``, in squared units of ``y``; float32, or float64 where ``y`` is.
+
+    Raises:
+        TypeError: an argument is no tensor, or of the wrong dtype.
+        ValueError: a shape, device or value does not fit; the message names the argument.
+        RuntimeError: the named backend cannot run here; the message says why.
+
+    Example:
+        >>> y = torch.tensor([[3.0, 0.0]])
+        >>> decoded = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> free_energy(y, decoded, beta=float("inf"))
+        tensor([4.])
+    """
+    arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
+    name = _options(y, tol, backend)
+    if name == "reference":
+        return reference.free_energy(*_widened(arguments))
+    y, decoded, beta, scale, log_weight, latent_energy = arguments
+    tracked = torch.is_grad_enabled()
+    slopes = [
+        tracked and y.requires_grad,
+        tracked and scale is not None and scale.requires_grad,
+        tracked and beta.requires_grad,
+    ]
+    value: Tensor = torch.ops.lebm_kernels.free_energy(*arguments, tol, name, slopes)[0]
+    return value
+
+
+def posterior(
+    y: Tensor,
+    decoded: Tensor,
+    beta: float | Tensor = 1.0,
+    *,
+    scale: Tensor | None = None,
+    log_weight: Tensor | None = None,
+    latent_energy: Tensor | None = None,
+    tol: float | None = None,
+    backend: str | None = None,
+) -> Posterior:
+    r"""Expectations under the posterior p[b,n] = w[n] exp(-beta E[b,n]) / sum_n (same).
+
+    Arguments and errors are those of :func:`free_energy`. The results are constants for autograd.
+
+    Returns:
+        A :class:`Posterior`: ``free_energy [..., M]``; ``mean [..., M, D]`` = sum_n p g (of the
+        decoded latents, not scaled); ``energy [..., M]`` = sum_n p E; ``relative_entropy
+        [..., M]`` = KL(p | w) in nats; ``index [..., M]``, int64, the latent of least energy (the
+        first of equals), so that ``decoded[index]`` is the restored y.
+
+    Example:
+        >>> y, decoded = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> posterior(y, decoded, beta=0.0).mean
+        tensor([[0.5000, 0.5000]])
+    """
+    arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
+    name = _options(y, tol, backend)
+    with torch.no_grad():
+        if name == "reference":
+            return reference.posterior(*_widened(arguments))
+        return Posterior(*torch.ops.lebm_kernels.posterior(*arguments, tol, name))
+
+
+def sample_latent(
+    y: Tensor,
+    decoded: Tensor,
+    beta: float | Tensor = 1.0,
+    *,
+    num_samples: int,
+    generator: torch.Generator | None = None,
+    scale: Tensor | None = None,
+    log_weight: Tensor | None = None,
+    latent_energy: Tensor | None = None,
+    tol: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Independent draws of latents from the posterior of every query.
+
+    Arguments and errors are those of :func:`free_energy`, and:
+
+    Args:
+        y: see :func:`free_energy`.
+        decoded: see :func:`free_energy`.
+        beta: see :func:`free_energy`; at ``inf`` the draws are among the exact minima.
+        num_samples: how many draws a query, at least 0.
+        generator: source of the randomness, on y's device; None for PyTorch's default.
+        scale: see :func:`free_energy`.
+        log_weight: see :func:`free_energy`.
+        latent_energy: see :func:`free_energy`.
+        tol: see :func:`free_energy`.
+        backend: which backend normalises the posterior.
+
+    Returns:
+        Indices of latents, ``[..., M, num_samples]``, int64.
+
+    Example:
+        >>> y, decoded = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> sample_latent(y, decoded, float("inf"), num_samples=3)
+        tensor([[0, 0, 0]])
+    """
+    arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
+    name = _options(y, tol, backend)
+    if not isinstance(num_samples, int) or num_samples < 0:
+        raise ValueError(f"num_samples must be an integer >= 0, got {num_samples!r}")
+    with torch.no_grad():
+        if name == "reference":
+            return reference.sample_latent(*_widened(arguments), num_samples, generator)
+        layout, problem = ops.canonical(*arguments, tol)
+        index = sampling.sample(problem, name, num_samples, generator)
+        return index.reshape(layout.shape + (num_samples,))
+
+
+def softmin(
+    energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None = None
+) -> Tensor:
+    r"""softmin_beta[E] = -1/beta log sum_n w exp(-beta E) over ``dim``: a free energy.
+
+    Args:
+        energy: energies that one already has, floating point.
+        beta: inverse temperature in [0, inf]: a number, or a tensor that broadcasts with the result.
+        dim: the dimension of the latents.
+        log_weight: log-weights, ``[N]`` or broadcastable to ``energy`` with ``dim`` last;
+            normalised away.
+
+    Returns:
+        ``energy``'s shape without ``dim``.
+
+    Raises:
+        TypeError: ``energy``, ``beta`` or ``log_weight`` is of the wrong type or dtype.
+        ValueError: a shape or value does not fit.
+
+    Example:
+        >>> softmin(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
+        tensor(1.)
+    """
+    energy, beta = _checked_energy(energy, beta, dim, log_weight)
+    return reference.softmin(energy, beta, log_weight)
+
+
+def softmax(
+    energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None = None
+) -> Tensor:
+    r"""softmax_beta[E] = 1/beta log sum_n w exp(beta E) = -softmin_beta[-E], a scalar a latent grid.
+
+    Not what :func:`torch.softmax` computes: that is :func:`softargmax`. Arguments and errors are
+    those of :func:`softmin`.
+
+    Example:
+        >>> softmax(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
+        tensor(2.)
+    """
+    energy, beta = _checked_energy(energy, beta, dim, log_weight)
+    return -reference.softmin(-energy, beta, log_weight)
+
+
+def softargmin(
+    energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None = None
+) -> Tensor:
+    r"""softargmin_beta[E] = w exp(-beta E) / sum_n (same): the posterior of the latents.
+
+    Arguments and errors are those of :func:`softmin`.
+
+    Returns:
+        ``energy``'s shape; sums to one over ``dim``. At ``beta = inf`` the exact minima share it.
+
+    Example:
+        >>> softargmin(torch.tensor([1.0, 2.0, 1.0]), float("inf"), dim=0)
+        tensor([0.5000, 0.0000, 0.5000])
+    """
+    energy, beta = _checked_energy(energy, beta, dim, log_weight)
+    return reference.softargmin(energy, beta, log_weight).movedim(-1, dim)
+
+
+def softargmax(
+    energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None = None
+) -> Tensor:
+    r"""softargmax_beta[E] = w exp(beta E) / sum_n (same) = softargmin_beta[-E].
+
+    Arguments and errors are those of :func:`softmin`.
+
+    Example:
+        >>> softargmax(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
+        tensor([0., 1.])
+    """
+    energy, beta = _checked_energy(energy, beta, dim, log_weight)
+    return reference.softargmin(-energy, beta, log_weight).movedim(-1, dim)
+
+
+def _tensor(name: str, x: object, shape: str, min_dims: int) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor {shape}, got layout {x.layout}")
+    if x.dim() < min_dims:
+        raise ValueError(f"{name} must be {shape}, got shape {list(x.shape)}")
+    return x
+
+
+def _temperature(beta: float | Tensor, dtype: torch.dtype, like: Tensor) -> Tensor:
+    if not isinstance(beta, Tensor):
+        if isinstance(beta, bool) or not isinstance(beta, (int, float)):
+            raise TypeError(f"beta must be a number or a tensor, got {type(beta).__name__}")
+        if math.isnan(beta) or beta < 0:
+            raise ValueError(f"beta must lie in [0, inf], got {beta}")
+        return torch.full((), beta, dtype=dtype, device=like.device)
+    if beta.dtype not in (dtype, like.dtype):
+        raise TypeError(f"beta must be {dtype}, like the free energy, got {beta.dtype}")
+    if beta.device != like.device:
+        raise ValueError(f"beta must be on {like.device}, got {beta.device}")
+    return beta
+
+
+def _checked(
+    y: Tensor,
+    decoded: Tensor,
+    beta: float | Tensor,
+    scale: Tensor | None,
+    log_weight: Tensor | None,
+    latent_energy: Tensor | None,
+) -> _Arguments:
+    _tensor("y", y, "[..., M, D]", 2)
+    if y.dtype not in _DTYPES:
+        raise TypeError(f"y must be float16, bfloat16, float32 or float64, got {y.dtype}")
+    _tensor("decoded", decoded, "[..., N, D]", 2)
+    num_latents, num_dims = decoded.shape[-2:]
+    if num_dims != y.shape[-1]:
+        raise ValueError(
+            f"decoded must be [..., N, D] with D = {y.shape[-1]} as y {list(y.shape)} has, "
+            f"got shape {list(decoded.shape)}"
+        )
+    if num_dims == 0:
+        raise ValueError(f"y must have D >= 1 dimensions, got shape {list(y.shape)}")
+    if num_latents == 0:
+        raise ValueError(
+            f"decoded must have N >= 1 latents, got shape {list(decoded.shape)}: "
+            "a free energy over no latents does not exist"
+        )
+    if scale is not None:
+        _tensor("scale", scale, "[D] or [..., M, D]", 1)
+        if scale.shape[-1] != num_dims:
+            raise ValueError(
+                f"scale must be [{num_dims}] or [..., M, {num_dims}], got shape {list(scale.shape)}"
+            )
+    for name, row in (("log_weight", log_weight), ("latent_energy", latent_energy)):
+        if row is not None:
+            _tensor(name, row, "[..., N]", 1)
+            if row.shape[-1] != num_latents:
+                raise ValueError(
+                    f"{name} must be [..., N] with N = {num_latents} as decoded has, "
+                    f"got shape {list(row.shape)}"
+                )
+    others = (
+        ("decoded", decoded),
+        ("scale", scale),
+        ("log_weight", log_weight),
+        ("latent_energy", latent_energy),
+    )
+    for name, x in others:
+        if x is not None and x.dtype != y.dtype:
+            raise TypeError(f"{name} must be {y.dtype} as y is, got {x.dtype}")
+        if x is not None and x.device != y.device:
+            raise ValueError(f"{name} must be on {y.device} as y is, got {x.device}")
+    beta = _temperature(beta, ops.accumulation_dtype(y.dtype), y)
+    _check_leading(y, decoded, beta, scale, log_weight, latent_energy)
+    return y, decoded, beta, scale, log_weight, latent_energy
+
+
+def _check_leading(
+    y: Tensor,
+    decoded: Tensor,
+    beta: Tensor,
+    scale: Tensor | None,
+    log_weight: Tensor | None,
+    latent_energy: Tensor | None,
+) -> None:
+    """Name the first argument whose leading dimensions don't broadcast with those before it."""
+    shape = y.shape[:-1]
+    tails = (
+        ("scale", None if scale is None else scale.shape[:-1]),
+        ("beta", beta.shape),
+        ("decoded", decoded.shape[:-2] + (1,)),
+        ("log_weight", None if log_weight is None else log_weight.shape[:-1] + (1,)),
+        ("latent_energy", None if latent_energy is None else latent_energy.shape[:-1] + (1,)),
+    )
+    for name, other in tails:
+        if other is None or len(other) == 0 or (len(other) == 1 and other[0] == 1):
+            continue
+        try:
+            shape = torch.broadcast_shapes(shape, other)
+        except RuntimeError:
+            raise ValueError(
+                f"{name} does not broadcast: its leading dimensions with the query dimension are "
+                f"{list(other)}, those before it {list(shape)} (y is {list(y.shape)})"
+            ) from None
+
+
+def _widened(arguments: _Arguments) -> _Arguments:
+    """The arguments in the dtype that F is computed in."""
+    dtype = ops.accumulation_dtype(arguments[0].dtype)
+    y, decoded, beta, *rest = (None if x is None else x.to(dtype) for x in arguments)
+    assert y is not None and decoded is not None and beta is not None
+    return (y, decoded, beta, *rest)
+
+
+def _options(y: Tensor, tol: float | None, backend: str | None) -> str:
+    if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < 1):
+        raise ValueError(f"tol must be None or a number in [0, 1), got {tol!r}")
+    return choose(backend, y.device)
+
+
+def _checked_energy(
+    energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``energy`` with ``dim`` last, and beta as a tensor."""
+    _tensor("energy", energy, "[..., N, ...]", 1)
+    if not energy.is_floating_point():
+        raise TypeError(f"energy must be floating point, got {energy.dtype}")
+    if not -energy.dim() <= dim < energy.dim():
+        raise ValueError(f"dim must index energy {list(energy.shape)}, got {dim}")
+    if energy.shape[dim] == 0:
+        raise ValueError(f"energy must have at least one latent in dim {dim}, got none")
+    energy = energy.movedim(dim, -1)
+    beta = _temperature(beta, energy.dtype, energy)
+    if log_weight is not None:
+        _tensor("log_weight", log_weight, "[..., N]", 1)
+        if log_weight.dtype != energy.dtype:
+            raise TypeError(f"log_weight must be {energy.dtype}, got {log_weight.dtype}")
+        if log_weight.shape[-1] != energy.shape[-1]:
+            raise ValueError(
+                f"log_weight must be [..., N] with N = {energy.shape[-1]}, "
+                f"got shape {list(log_weight.shape)}"
+            )
+    return energy, beta

@@ -1,0 +1,206 @@
+r"""The formulas, literally: the oracle of the tests and the meaning of every backend.
+
+    E[b,n] = sum_d (y[b,d] - s[b,d] g[n,d])^2 + r[n]
+    F[b]   = -1/beta log sum_n w[n] exp(-beta E[b,n]),      w = softmax(l), 1/N where l is absent
+    p[b,n] = w[n] exp(-beta E[b,n]) / sum_n (same)
+
+Everything is materialised (queries x latents x dimensions) and differentiated by autograd, to any
+order. Only one liberty is taken with the formulas: they are written so that no beta in [0, inf]
+costs accuracy, in the value or in a derivative (see :func:`softmin`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Posterior(NamedTuple):
+    """What is known about the latents once the query is: see :func:`lebm_kernels.posterior`.
+
+    Attributes:
+        free_energy: F, ``[..., M]``.
+        mean: posterior mean of the decoded latents, sum_n p g, ``[..., M, D]``.
+        energy: posterior mean of the energy, sum_n p E, ``[..., M]``.
+        relative_entropy: KL(p | w) in nats, ``[..., M]``.
+        index: the latent of least energy (the first of equals), ``[..., M]``, int64.
+    """
+
+    free_energy: Tensor
+    mean: Tensor
+    energy: Tensor
+    relative_entropy: Tensor
+    index: Tensor
+
+
+def energies(
+    y: Tensor, decoded: Tensor, scale: Tensor | None = None, latent_energy: Tensor | None = None
+) -> Tensor:
+    """E[..., M, N] of every query with every latent."""
+    prediction = decoded.unsqueeze(-3)
+    if scale is not None:
+        prediction = scale.unsqueeze(-2) * prediction
+    energy = (y.unsqueeze(-2) - prediction).square().sum(-1)
+    if latent_energy is not None:
+        energy = energy + latent_energy.unsqueeze(-2)
+    return energy
+
+
+def log_weights(log_weight: Tensor | None, energy: Tensor) -> Tensor:
+    """The normalised log-weights log w, broadcastable to ``energy[..., N]``."""
+    if log_weight is None:
+        size = energy.shape[-1]
+        return torch.full((size,), 1.0 / size, dtype=energy.dtype, device=energy.device).log()
+    return torch.log_softmax(log_weight, dim=-1)
+
+
+def power_series(x: Tensor, closed_form: Tensor, coefficients: list[float]) -> Tensor:
+    """The power series where ``|x| <= 1/2``, the closed form elsewhere."""
+    near = x.abs() <= 0.5
+    x = torch.where(near, x, 0.0)
+    total = torch.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        total = total * x + coefficient
+    return torch.where(near, total, closed_form)
+
+
+def _away_from_zero(x: Tensor) -> Tensor:
+    return torch.where(x.abs() <= 0.5, 1.0, x)
+
+
+def _exp_remainder(x: Tensor) -> Tensor:
+    """(exp(x) - 1 - x) / x^2, smooth at 0."""
+    safe = _away_from_zero(x)
+    factorial, coefficients = 1.0, []
+    for k in range(2, 20):
+        factorial *= k
+        coefficients.append(1.0 / factorial)
+    return power_series(x, (torch.expm1(safe) - safe) / safe.square(), coefficients)
+
+
+def _log1p_ratio(x: Tensor) -> Tensor:
+    """log(1 + x) / x, smooth at 0."""
+    safe = _away_from_zero(x)
+    coefficients = [(-1.0) ** k / (k + 1) for k in range(54)]
+    return power_series(x, torch.log1p(safe) / safe, coefficients)
+
+
+def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> Tensor:
+    r"""softmin_beta[E] = -1/beta log sum_n w exp(-beta E) over the last dimension, beta in [0, inf].
+
+    Three ways to write the same function, each used where it is exact. With m = min E and
+    c = E - <E>_w:
+
+    * beta = inf: sum_n p E, where p spreads over the exact minima as the weights do (the limit);
+    * beta max |c| > 1/2: m - 1/beta log sum_n w exp(-beta (E - m));
+    * otherwise: <E>_w - beta Q log1p(beta^2 Q) / (beta^2 Q), with
+      Q = sum_n w c^2 (exp(-beta c) - 1 + beta c) / (beta c)^2, which follows from sum_n w c = 0
+      and stays exact down to beta = 0, in its derivatives too.
+    """
+    log_w = log_weights(log_weight, energy)
+    kept = (log_w > -torch.inf).expand(energy.shape)
+    weight = log_w.exp()
+    # A dropped latent must not reach a product: 0 * inf is a NaN.
+    energy = torch.where(kept, energy, 0.0)
+    least = torch.where(kept, energy, torch.inf).amin(-1).detach()
+
+    cold = (beta == torch.inf).expand(least.shape)
+    finite = torch.where(beta == torch.inf, 0.0, beta)
+    mean = (weight * energy).sum(-1)
+    centred = energy - mean.unsqueeze(-1)
+    spread = torch.where(kept, centred, 0.0).abs().amax(-1)
+    hot = ~cold & (finite * spread <= 0.5)
+
+    p = softargmin(energy.detach(), torch.full_like(least, torch.inf), log_weight)
+    coldest = (p * energy).sum(-1)
+
+    beta_warm = torch.where(cold | hot, 1.0, finite).unsqueeze(-1)
+    exponent = log_w - beta_warm * (energy - least.unsqueeze(-1))
+    warm = least - torch.logsumexp(exponent, -1) / beta_warm.squeeze(-1)
+
+    beta_hot = torch.where(hot, finite, 0.0)
+    centred_hot = torch.where(hot.unsqueeze(-1), centred, 0.0)
+    remainder = _exp_remainder(-beta_hot.unsqueeze(-1) * centred_hot)
+    q = (weight * centred_hot.square() * remainder).sum(-1)
+    hottest = mean - beta_hot * q * _log1p_ratio(beta_hot.square() * q)
+
+    return torch.where(cold, coldest, torch.where(hot, hottest, warm))
+
+
+def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> Tensor:
+    """softargmin_beta[E] = w exp(-beta E) / sum (same) over the last dimension; sums to one."""
+    log_w = log_weights(log_weight, energy)
+    least = torch.where(log_w > -torch.inf, energy, torch.inf).amin(-1, keepdim=True)
+    beta = beta.unsqueeze(-1)
+    excess = energy - least.detach()
+    # 0 * inf at beta = inf is decided by hand: exp(-inf) off the minimum, exp(0) on it.
+    cooled = torch.where(
+        beta == torch.inf,
+        torch.where(excess > 0, -torch.inf, 0.0),
+        -torch.where(beta == torch.inf, 0.0, beta) * excess,
+    )
+    return torch.softmax(torch.where(log_w > -torch.inf, log_w + cooled, -torch.inf), -1)
+
+
+def free_energy(
+    y: Tensor,
+    decoded: Tensor,
+    beta: Tensor,
+    scale: Tensor | None = None,
+    log_weight: Tensor | None = None,
+    latent_energy: Tensor | None = None,
+) -> Tensor:
+    """F[..., M]: the softmin of the energies."""
+    energy = energies(y, decoded, scale, latent_energy)
+    return softmin(energy, beta, _beside_queries(log_weight))
+
+
+def posterior(
+    y: Tensor,
+    decoded: Tensor,
+    beta: Tensor,
+    scale: Tensor | None = None,
+    log_weight: Tensor | None = None,
+    latent_energy: Tensor | None = None,
+) -> Posterior:
+    """The expectations under p that :class:`Posterior` names."""
+    energy = energies(y, decoded, scale, latent_energy)
+    log_weight = _beside_queries(log_weight)
+    p = softargmin(energy, beta, log_weight)
+    log_w = log_weights(log_weight, energy)
+    kept = (log_w > -torch.inf).expand(energy.shape)
+    some = p > 0
+    ratio = torch.where(some, torch.where(some, p, 1.0).log() - log_w, 0.0)
+    return Posterior(
+        free_energy=softmin(energy, beta, log_weight),
+        mean=(p.unsqueeze(-1) * decoded.unsqueeze(-3)).sum(-2),
+        energy=(p * torch.where(kept, energy, 0.0)).sum(-1),
+        relative_entropy=(p * ratio).sum(-1),
+        index=torch.where(kept, energy, torch.inf).argmin(-1),
+    )
+
+
+def sample_latent(
+    y: Tensor,
+    decoded: Tensor,
+    beta: Tensor,
+    scale: Tensor | None,
+    log_weight: Tensor | None,
+    latent_energy: Tensor | None,
+    num_samples: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draws from p, ``[..., M, num_samples]``, by :func:`torch.multinomial`."""
+    energy = energies(y, decoded, scale, latent_energy)
+    p = softargmin(energy, beta, _beside_queries(log_weight))
+    if num_samples == 0 or p.numel() == 0:
+        return p.new_empty((*p.shape[:-1], num_samples), dtype=torch.int64)
+    flat = torch.multinomial(p.flatten(0, -2), num_samples, True, generator=generator)
+    return flat.reshape((*p.shape[:-1], num_samples))
+
+
+def _beside_queries(log_weight: Tensor | None) -> Tensor | None:
+    """Insert the query dimension: ``[..., N]`` to ``[..., 1, N]``."""
+    return None if log_weight is None else log_weight.unsqueeze(-2)

@@ -1,0 +1,57 @@
+"""Draws from the posterior by inverting its cumulative sum, a tile of latents at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.backends import Problem, RowWants, chunked, module
+
+
+
+def sample(
+    problem: Problem, backend: str, num_samples: int, generator: torch.Generator | None
+) -> Tensor:
+    """Indices of latents ``[B, M, num_samples]`` drawn from p; memory is that of one tile.
+
+    A uniform u in (0, total) falls in the first latent whose cumulative mass exceeds it. The
+    normaliser comes from the named backend; the total is summed again with the cumulative sums'
+    own rounding, so that every u falls in a latent of positive mass.
+    """
+    state = module(backend).rows(problem, RowWants()).state
+    problem = chunked.normalised(problem)
+    num_grids, num_queries = problem.beta.shape
+    index = torch.empty(
+        (num_grids, num_queries, num_samples), dtype=torch.int64, device=problem.y.device
+    )
+    for where in chunked.query_tiles(problem):
+        masses = [mass.sum(-1) for _, mass in _masses(problem, state, where)]
+        ends = torch.stack(masses, -1).cumsum(-1)
+        u = torch.rand(
+            index[where].shape, dtype=torch.float64, device=index.device, generator=generator
+        )
+        u = u * ends[..., -1:]
+        drawn = torch.searchsorted(ends, u, right=True)
+        drawn = drawn.clamp_(max=len(masses) - 1)
+        starts = torch.cat((torch.zeros_like(ends[..., :1]), ends[..., :-1]), -1)
+        local = torch.zeros_like(drawn)
+        for number, (start, mass) in enumerate(_masses(problem, state, where)):
+            cumulative = mass.cumsum(-1)
+            rest = u - starts[..., number : number + 1]
+            # Rounding may leave the rest at or past the last sum: the last latent with mass is it.
+            last = (mass > 0).to(torch.int8).cumsum(-1).argmax(-1, keepdim=True)
+            inside = torch.searchsorted(cumulative, rest, right=True).minimum(last)
+            local = torch.where(drawn == number, start + inside, local)
+        index[where] = local
+    return index
+
+
+def _masses(problem: Problem, state: Tensor, where: tuple[slice, slice]):
+    """The first latent and the posterior masses ``[b, m, n]``, float64, of every tile."""
+    num_latents = problem.decoded.shape[1]
+    step = chunked.latent_tile(problem)
+    for start in range(0, num_latents, step):
+        tile = chunked.narrowed(problem, *where, slice(start, min(start + step, num_latents)))
+        excess = chunked.energies(tile) - state[(*where, None, 0)].to(tile.y.dtype)
+        tau = -chunked.cooled(tile, excess).double() - state[(*where, None, 1)]
+        yield start, (chunked.log_weights(tile, num_latents) + tau).exp()
