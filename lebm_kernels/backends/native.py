@@ -1,3 +1,77 @@
-"""placeholder"""
+"""The C++ extension: SIMD kernels on CPU, chosen for the processor when they first run."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.backends import Columns, ColumnWants, Problem, Rows, RowWants
+
+_PACKAGE = Path(__file__).parent.parent
+_LIBRARY = _PACKAGE / "_native.abi3.so"
+_BUILD_REPORT = _PACKAGE / "_native_build.txt"
+
+
+@cache
+def _load_failure() -> str | None:
+    """Load the library; the reason if it cannot be."""
+    if not _LIBRARY.exists():
+        if _BUILD_REPORT.exists():
+            return _BUILD_REPORT.read_text().partition("\n")[0]
+        return "the extension was not built (reinstall the package where a C++ compiler is)"
+    try:
+        torch.ops.load_library(str(_LIBRARY))
+        torch.ops.lebm_kernels_native.instruction_sets()
+    except (OSError, RuntimeError) as error:
+        return f"the extension does not load: {str(error).partition(chr(10))[0]}"
+    return None
+
+
 def unavailable(device: str) -> str | None:
-    return "not built"
+    """Why it cannot run on tensors of that device type, or None."""
+    failure = _load_failure()
+    if failure is None and device != "cpu":
+        return f"the extension has no kernels for {device}"
+    return failure
+
+
+def describe() -> str:
+    """One line for the table of backends."""
+    return f"C++ with {instruction_set()} on {torch.get_num_threads()} threads"
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that this processor can run, best first; empty if not built."""
+    if _load_failure() is not None:
+        return []
+    return torch.ops.lebm_kernels_native.instruction_sets().split(",")[1:]
+
+
+def instruction_set() -> str:
+    """The instruction set in use: the best, or the one LEBM_KERNELS_ISA names."""
+    return torch.ops.lebm_kernels_native.instruction_sets().partition(",")[0]
+
+
+def force_instruction_set(name: str | None) -> None:
+    """Use the named instruction set from now on; None returns to the default.
+
+    Raises:
+        RuntimeError: the processor cannot run it.
+    """
+    torch.ops.lebm_kernels_native.force_instruction_set(name or "")
+
+
+def rows(problem: Problem, want: RowWants) -> Rows:
+    """See :mod:`lebm_kernels.backends`."""
+    outputs = torch.ops.lebm_kernels_native.rows(*problem[:-1], *want)
+    free_energy, state, *optional = outputs
+    return Rows(free_energy, state, *(x if w else None for x, w in zip(optional, want, strict=True)))
+
+
+def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
+    """See :mod:`lebm_kernels.backends`."""
+    outputs = torch.ops.lebm_kernels_native.columns(grad, state, *problem[:-1], *want)
+    return Columns(*(x if w else None for x, w in zip(outputs, want, strict=True)))

@@ -1,0 +1,201 @@
+// The column pass: latents outside, queries inside; the gradients of the latent-side arguments,
+// from the row pass's state. Included inside an instruction set's namespace.
+//
+//     p          = w exp(-beta (E - m) - L)                      nothing is stored: rebuilt
+//     grad_g[n]  = -2 sum_b G p s (y - s g)
+//     grad_r[n]  = sum_b G p
+//     grad_l[n]  = -sum_b G (p - w) / beta,   which for small beta is
+//                = -sum_b G w (exp(tau) - 1) / beta,   tau = -beta (E - F),   and at 0
+//                =  sum_b G w (E - F)
+//
+// Queries are sorted by how they are treated, so that the inner loops have no branch. Sums run in T
+// over a chunk of queries and in double across chunks.
+
+constexpr int64_t kChunk = 256;
+
+// The state of one query as the inner loops read it; its y and s lie beside it.
+template <typename T>
+struct ColumnQuery {
+  T least;      // m
+  T rate;       // beta log2 e
+  T whole;      // integer part of log2 (sum of exponentials): 2^-whole is taken in the exponent
+  T share;      // G times the rest of the normalisation
+  T gap;        // F - m
+  T pull;       // what grad_l's term is multiplied by: share / beta or G / beta or G
+};
+
+enum Treatment { kFinite, kShallow, kFlat, kFrozen, kTreatments };
+
+template <typename T>
+struct ColumnTask {
+  const Grid<T>* grid;
+  const ColumnQuery<T>* queries;
+  const T *y, *s;       // [M][D], in the order of `queries`
+  const int64_t* ends;  // [kTreatments + 1]
+  bool wants_l, has_scale;
+};
+
+// A latent block's sums: for each latent D of grad_g, then grad_r's and two of grad_l's.
+template <typename T>
+struct ColumnSums {
+  T *g, *r, *l;             // [D][block], [block], [block], over a chunk
+  double *g_all, *r_all;    // the same over all chunks
+  double *l_all, *l_small;  // [block]: grad_l of kFinite, and of kShallow and kFlat without w
+};
+
+// p / w-anchoring: p 2^whole-normalised share of one vector of latents, and grad_l's term.
+template <typename T, Treatment kHow, bool kWeighted, bool kWantsL>
+LEBM_INLINE Vec<T> share_of(const ColumnQuery<T>& q, Vec<T> e, Vec<T> log2_w, Vec<T> w, Vec<T>& l) {
+  const Vec<T> excess = sub(e, broadcast(q.least));
+  if constexpr (kHow == kFrozen) {
+    Vec<T> x = broadcast(-q.whole);
+    if (kWeighted) x = add(log2_w, x);
+    return select_equal(e, broadcast(q.least), mul(exp2_of<T>(x), broadcast(q.share)),
+                        broadcast(T(0)));
+  } else if constexpr (kHow == kFinite) {
+    Vec<T> x = fma(excess, broadcast(-q.rate), broadcast(-q.whole));
+    if (kWeighted) x = add(x, log2_w);
+    const Vec<T> p = exp2_of<T>(x);
+    if (kWantsL) l = fma(p, broadcast(q.pull), l);
+    return mul(p, broadcast(q.share));
+  } else {
+    const Vec<T> a = sub(excess, broadcast(q.gap));
+    const Vec<T> minus = exp2m1_of<T>(mul(a, broadcast(-q.rate)));
+    if (kWantsL) l = fma(kHow == kFlat ? a : minus, broadcast(q.pull), l);
+    return mul(mul(w, add(minus, broadcast(T(1)))), broadcast(q.share));
+  }
+}
+
+template <typename T, int kD, Treatment kHow, bool kWeighted, bool kWantsL, bool kHasScale>
+static void chunk_against_block(const ColumnTask<T>& task, const Block<T>& block, int64_t first,
+                                int64_t last, T* scratch, const ColumnSums<T>& sums) {
+  const int64_t size = task.grid->block;
+  if constexpr (kD > 0) {
+    for (int64_t j = 0; j < size; j += kLanes<T>) {
+      Vec<T> g[kD], sum_g[kD], r = broadcast(T(0)), l = broadcast(T(0));
+      for (int d = 0; d < kD; ++d) {
+        g[d] = load(block.g + d * size + j);
+        sum_g[d] = broadcast(T(0));
+      }
+      const Vec<T> r0 = load(block.r + j), log2_w = load(block.log2_w + j), w = load(block.w + j);
+      for (int64_t q = first; q < last; ++q) {
+        const T *y = task.y + q * kD, *s = task.s + q * kD;
+        Vec<T> difference[kD], e = r0;
+        for (int d = 0; d < kD; ++d) {
+          difference[d] = fnma(broadcast(s[d]), g[d], broadcast(y[d]));
+          e = fma(difference[d], difference[d], e);
+        }
+        const Vec<T> share =
+            share_of<T, kHow, kWeighted, kWantsL>(task.queries[q], e, log2_w, w, l);
+        r = add(r, share);
+        for (int d = 0; d < kD; ++d) {
+          const Vec<T> pull = kHasScale ? mul(share, broadcast(s[d])) : share;
+          sum_g[d] = fma(pull, difference[d], sum_g[d]);
+        }
+      }
+      for (int d = 0; d < kD; ++d) store(sums.g + d * size + j, sum_g[d]);
+      store(sums.r + j, r);
+      if (kWantsL) store(sums.l + j, l);
+    }
+  } else {
+    const int64_t D = task.grid->D;
+    fill(sums.g, D * size, T(0));
+    fill(sums.r, size, T(0));
+    fill(sums.l, size, T(0));
+    for (int64_t q = first; q < last; q += 4) {
+      T unused[4];
+      const int some = last - q < 4 ? int(last - q) : 4;
+      // Rows past the last query are another treatment's, or padding: computed and not used.
+      energies_of_four(block, size, D, task.y + q * D, task.s + q * D, scratch, unused);
+      for (int k = 0; k < 4; ++k) {
+        for (int64_t j = 0; j < size; j += kLanes<T>) {
+          Vec<T> l = load(sums.l + j), share = broadcast(T(0));
+          if (k < some) {
+            share = share_of<T, kHow, kWeighted, kWantsL>(
+                task.queries[q + k], load(scratch + k * size + j), load(block.log2_w + j),
+                load(block.w + j), l);
+            if (kWantsL) store(sums.l + j, l);
+            store(sums.r + j, add(load(sums.r + j), share));
+          }
+          store(scratch + k * size + j, share);
+        }
+      }
+      for (int64_t d = 0; d < D; ++d) {
+        Vec<T> y[4], s[4];
+        for (int k = 0; k < 4; ++k) {
+          // A row past the last may hold a NaN, which a share of 0 would not silence.
+          y[k] = broadcast(k < some ? task.y[(q + k) * D + d] : T(0));
+          s[k] = broadcast(k < some ? task.s[(q + k) * D + d] : T(0));
+        }
+        for (int64_t j = 0; j < size; j += kLanes<T>) {
+          const Vec<T> g = load(block.g + d * size + j);
+          Vec<T> total = load(sums.g + d * size + j);
+          for (int k = 0; k < 4; ++k) {
+            const Vec<T> share = load(scratch + k * size + j);
+            const Vec<T> pull = kHasScale ? mul(share, s[k]) : share;
+            total = fma(pull, fnma(s[k], g, y[k]), total);
+          }
+          store(sums.g + d * size + j, total);
+        }
+      }
+    }
+  }
+  const int64_t D = kD ? kD : task.grid->D;
+  for (int64_t i = 0; i < D * size; ++i) sums.g_all[i] += sums.g[i];
+  for (int64_t i = 0; i < size; ++i) sums.r_all[i] += sums.r[i];
+  double* l_all = kHow == kFinite ? sums.l_all : sums.l_small;
+  for (int64_t i = 0; kWantsL && i < size; ++i) l_all[i] += sums.l[i];
+}
+
+template <typename T, int kD, Treatment kHow>
+static void treat(const ColumnTask<T>& task, const Block<T>& block, int64_t first, int64_t last,
+                  T* scratch, const ColumnSums<T>& sums) {
+  auto call = [&](auto weighted, auto wants_l, auto has_scale) {
+    chunk_against_block<T, kD, kHow, weighted.value, wants_l.value, has_scale.value>(
+        task, block, first, last, scratch, sums);
+  };
+  auto with_scale = [&](auto weighted, auto wants_l) {
+    task.has_scale ? call(weighted, wants_l, Yes{}) : call(weighted, wants_l, No{});
+  };
+  if constexpr (kHow == kFrozen) {  // dF/dl = 0
+    task.grid->weighted ? with_scale(Yes{}, No{}) : with_scale(No{}, No{});
+  } else if constexpr (kHow != kFinite) {  // told apart for grad_l alone
+    with_scale(No{}, Yes{});
+  } else if (task.grid->weighted) {
+    task.wants_l ? with_scale(Yes{}, Yes{}) : with_scale(Yes{}, No{});
+  } else {
+    with_scale(No{}, No{});  // without log-weights there is no grad_l
+  }
+}
+
+template <typename T, int kD>
+static void queries_against_block(const ColumnTask<T>& task, const Block<T>& block,
+                                  int64_t first_query, int64_t last_query, T* scratch,
+                                  const ColumnSums<T>& sums) {
+  for (int how = 0; how < kTreatments; ++how) {
+    const int64_t start = task.ends[how] > first_query ? task.ends[how] : first_query;
+    const int64_t stop = task.ends[how + 1] < last_query ? task.ends[how + 1] : last_query;
+    for (int64_t q = start; q < stop; q += kChunk) {
+      const int64_t end = q + kChunk < stop ? q + kChunk : stop;
+      switch (how) {
+        case kFinite: treat<T, kD, kFinite>(task, block, q, end, scratch, sums); break;
+        case kShallow: treat<T, kD, kShallow>(task, block, q, end, scratch, sums); break;
+        case kFlat: treat<T, kD, kFlat>(task, block, q, end, scratch, sums); break;
+        default: treat<T, kD, kFrozen>(task, block, q, end, scratch, sums); break;
+      }
+    }
+  }
+}
+
+template <typename T>
+static void queries_against_any(const ColumnTask<T>& task, const Block<T>& block,
+                                int64_t first_query, int64_t last_query, T* scratch,
+                                const ColumnSums<T>& sums) {
+  switch (task.grid->D) {
+    case 1: return queries_against_block<T, 1>(task, block, first_query, last_query, scratch, sums);
+    case 2: return queries_against_block<T, 2>(task, block, first_query, last_query, scratch, sums);
+    case 3: return queries_against_block<T, 3>(task, block, first_query, last_query, scratch, sums);
+    case 4: return queries_against_block<T, 4>(task, block, first_query, last_query, scratch, sums);
+    default: return queries_against_block<T, 0>(task, block, first_query, last_query, scratch, sums);
+  }
+}

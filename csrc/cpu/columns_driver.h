@@ -1,0 +1,213 @@
+// The column pass over a whole problem. Included inside an instruction set's namespace, after
+// columns.h.
+
+template <typename T>
+struct ColumnMemory {
+  ColumnQuery<T>* queries;
+  T *y, *s;
+  int64_t* order;
+  unsigned char* how;
+  BlockFlags* flags;
+  void* packed;
+
+  static size_t bytes(int64_t M, int64_t N, int64_t D) {
+    return carve(nullptr, M, N, D, nullptr);
+  }
+  ColumnMemory(void* memory, int64_t M, int64_t N, int64_t D) {
+    carve(static_cast<char*>(memory), M, N, D, this);
+  }
+
+ private:
+  // Energies are taken four rows at a time: three more may be read.
+  static size_t carve(char* memory, int64_t M, int64_t N, int64_t D, ColumnMemory* out) {
+    const size_t blocks = (N + block_size(D) - 1) / block_size(D), rows = M + 3;
+    const size_t sizes[] = {sizeof(ColumnQuery<T>) * rows, sizeof(T) * rows * D,
+                            sizeof(T) * rows * D,          sizeof(int64_t) * rows,
+                            rows,                          sizeof(BlockFlags) * blocks,
+                            grid_bytes<T>(N, D)};
+    size_t at[8] = {0};
+    for (int i = 0; i < 7; ++i) at[i + 1] = at[i] + padded(sizes[i]);
+    if (out) {
+      out->queries = reinterpret_cast<ColumnQuery<T>*>(memory + at[0]);
+      out->y = reinterpret_cast<T*>(memory + at[1]);
+      out->s = reinterpret_cast<T*>(memory + at[2]);
+      out->order = reinterpret_cast<int64_t*>(memory + at[3]);
+      out->how = reinterpret_cast<unsigned char*>(memory + at[4]);
+      out->flags = reinterpret_cast<BlockFlags*>(memory + at[5]);
+      out->packed = memory + at[6];
+    }
+    return at[7];
+  }
+};
+
+LEBM_INLINE Treatment treatment(double beta, double L, bool wants_l) {
+  if (beta == __builtin_inf()) return kFrozen;
+  if (!wants_l) return kFinite;
+  if (L == 0) return kFlat;  // kHot, or all energies equal, where both say the same
+  return L > -0.2876820724517809 ? kShallow : kFinite;
+}
+
+// Sorts the queries by treatment and fills task.queries, y and s. Returns sum G / beta over those
+// whose grad_l still lacks + w sum G / beta. A query without gradient is left out.
+template <typename T>
+static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
+                           const Grid<T>& grid, ColumnMemory<T>& memory, ColumnTask<T>& task,
+                           int64_t* ends, bool& poisoned) {
+  const T* grad = arguments.grad + b * p.M;
+  const double* state = arguments.state + 3 * b * p.M;
+  int64_t count[kTreatments] = {0};
+  for (int64_t m = 0; m < p.M; ++m) {
+    memory.how[m] = kTreatments;
+    if (grad[m] == 0) continue;
+    poisoned |= !is_finite(state[3 * m]) || !is_finite(state[3 * m + 1]);
+    const double beta = *p.beta.at(b, m);
+    memory.how[m] = treatment(beta, state[3 * m + 1], task.wants_l);
+    ++count[memory.how[m]];
+  }
+  ends[0] = 0;
+  for (int k = 0; k < kTreatments; ++k) ends[k + 1] = ends[k] + count[k];
+  int64_t next[kTreatments];
+  for (int k = 0; k < kTreatments; ++k) next[k] = ends[k];
+  double pulled = 0;
+  for (int64_t m = 0; m < p.M; ++m) {
+    if (memory.how[m] == kTreatments) continue;
+    const int64_t at = next[memory.how[m]]++;
+    for (int64_t d = 0; d < p.D; ++d) {
+      memory.y[at * p.D + d] = p.y.at(b, m)[d * p.y.stride[2]];
+      memory.s[at * p.D + d] = p.scale.data ? p.scale.at(b, m)[d * p.scale.stride[2]] : T(1);
+    }
+    const double beta = *p.beta.at(b, m), G = grad[m];
+    const double bits = (state[3 * m + 1] + grid.log_total) * kLog2E;
+    const double whole = __builtin_rint(bits), rest = __builtin_exp2(whole - bits);
+    ColumnQuery<T>& q = memory.queries[at];
+    q = {T(state[3 * m]), T(beta * kLog2E), T(whole), T(G * rest), T(state[3 * m + 2]), T(0)};
+    switch (memory.how[m]) {
+      case kFinite:
+        q.pull = T(-G / beta * rest);
+        pulled += G / beta;
+        break;
+      case kShallow:
+        q.share = T(G * __builtin_exp(-grid.log_total));
+        q.pull = T(-G / beta);
+        break;
+      case kFlat:
+        q.share = T(G * __builtin_exp(-grid.log_total));
+        q.pull = T(G);
+        break;
+      default:
+        break;
+    }
+  }
+  const int64_t used = ends[kTreatments];
+  fill(memory.y + used * p.D, 3 * p.D, T(0));
+  fill(memory.s + used * p.D, 3 * p.D, T(0));
+  return pulled;
+}
+
+// Scratch of one block of latents.
+template <typename T>
+struct BlockScratch {
+  ColumnSums<T> sums;
+  T* energy;
+
+  static size_t bytes(int64_t D, int64_t block) {
+    return padded(size_t(block) * (sizeof(double) * (D + 3) + sizeof(T) * (D + 6)));
+  }
+  BlockScratch(void* memory, int64_t D, int64_t block) {
+    sums.g_all = static_cast<double*>(memory);
+    sums.r_all = sums.g_all + D * block;
+    sums.l_all = sums.r_all + block;
+    sums.l_small = sums.l_all + block;
+    sums.g = reinterpret_cast<T*>(sums.l_small + block);
+    sums.r = sums.g + D * block;
+    sums.l = sums.r + block;
+    energy = sums.l + block;
+  }
+  void clear(int64_t D, int64_t block) { fill(sums.g_all, (D + 3) * block, 0.0); }
+};
+
+template <typename T>
+static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int64_t b,
+                        const Grid<T>& grid, int64_t i, const ColumnSums<T>& sums, double pulled,
+                        bool poisoned) {
+  const Block<T> block = grid.at(i);
+  const double total = __builtin_exp(grid.log_total);
+  for (int64_t j = 0; j < grid.block && block.first + j < p.N; ++j) {
+    const int64_t at = b * p.N + block.first + j;
+    const T nan = T(__builtin_nan(""));
+    const bool absent = block.r[j] == kAbsent<T>;
+    for (int64_t d = 0; out.grad_decoded && d < p.D; ++d)
+      out.grad_decoded[at * p.D + d] =
+          poisoned ? nan : absent ? T(0) : T(-2 * sums.g_all[d * grid.block + j]);
+    if (out.grad_latent_energy)
+      out.grad_latent_energy[at] = poisoned ? nan : absent ? T(0) : T(sums.r_all[j]);
+    if (out.grad_log_weight)
+      out.grad_log_weight[at] =
+          poisoned ? nan
+                   : T((absent ? 0 : sums.l_all[j]) +
+                       block.w[j] / total * ((absent ? 0 : sums.l_small[j]) + pulled));
+  }
+}
+
+template <typename T>
+static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
+                            void* scratch, const Parallel& parallel) {
+  ColumnMemory<T> memory(scratch, p.M, p.N, p.D);
+  const Grid<T> grid = pack(p, b, memory.packed, memory.flags, parallel);
+  int64_t ends[kTreatments + 1];
+  ColumnTask<T> task{&grid, memory.queries, memory.y, memory.s, ends,
+                     arguments.grad_log_weight != nullptr, p.scale.data != nullptr};
+  bool poisoned = grid.has_nan;
+  const double pulled = sort_queries(p, arguments, b, grid, memory, task, ends, poisoned);
+  const int64_t used = ends[kTreatments], blocks = grid.num_blocks;
+  // Few latents: the queries are cut in pieces too, and the pieces added in their order.
+  const int64_t wanted = 4 * parallel.threads, most = (used + kChunk - 1) / kChunk;
+  int64_t pieces = parallel.threads == 1 || blocks >= wanted ? 1 : (wanted + blocks - 1) / blocks;
+  pieces = pieces < most ? pieces : most > 0 ? most : 1;
+  const size_t bytes = BlockScratch<T>::bytes(p.D, grid.block);
+  auto sweep_piece = [&](int64_t i, int64_t piece, BlockScratch<T>& own) {
+    own.clear(p.D, grid.block);
+    if (poisoned) return;
+    queries_against_any(task, grid.at(i), used * piece / pieces, used * (piece + 1) / pieces,
+                        own.energy, own.sums);
+  };
+  if (pieces == 1) {
+    const int64_t shares = blocks < 8 * parallel.threads ? blocks : 8 * parallel.threads;
+    for_each(parallel, shares, [&](int64_t share) {
+      Scratch mine(bytes);
+      BlockScratch<T> own(mine.get(), p.D, grid.block);
+      for (int64_t i = blocks * share / shares; i < blocks * (share + 1) / shares; ++i) {
+        sweep_piece(i, 0, own);
+        write_block(p, arguments, b, grid, i, own.sums, pulled, poisoned);
+      }
+    });
+    return;
+  }
+  Scratch all(bytes * size_t(blocks * pieces));
+  auto scratch_at = [&](int64_t i, int64_t piece) {
+    char* start = static_cast<char*>(all.get()) + bytes * size_t(i * pieces + piece);
+    return BlockScratch<T>(start, p.D, grid.block);
+  };
+  for_each(parallel, blocks * pieces, [&](int64_t i) {
+    BlockScratch<T> own = scratch_at(i / pieces, i % pieces);
+    sweep_piece(i / pieces, i % pieces, own);
+  });
+  for (int64_t i = 0; i < blocks; ++i) {
+    BlockScratch<T> whole = scratch_at(i, 0);
+    for (int64_t piece = 1; piece < pieces; ++piece) {
+      BlockScratch<T> part = scratch_at(i, piece);
+      for (int64_t k = 0; k < (p.D + 3) * grid.block; ++k)
+        whole.sums.g_all[k] += part.sums.g_all[k];
+    }
+    write_block(p, arguments, b, grid, i, whole.sums, pulled, poisoned);
+  }
+}
+
+template <typename T>
+static void columns(const Problem<T>& p, const ColumnArguments<T>& arguments,
+                    const Parallel& parallel) {
+  each_grid(p.B, ColumnMemory<T>::bytes(p.M, p.N, p.D), parallel,
+            [&](int64_t b, void* memory, const Parallel& inner) {
+              columns_of_grid(p, arguments, b, memory, inner);
+            });
+}

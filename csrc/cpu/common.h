@@ -1,0 +1,46 @@
+// Small things that the kernels share. Included inside an instruction set's namespace, so that no
+// function is shared between instruction sets.
+
+struct Yes {
+  static constexpr bool value = true;
+};
+struct No {
+  static constexpr bool value = false;
+};
+
+template <typename T>
+static void fill(T* x, int64_t count, T value) {
+  for (int64_t i = 0; x && i < count; ++i) x[i] = value;
+}
+
+LEBM_INLINE size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// body(i) for i in [0, count), on the threads of `parallel`.
+template <typename F>
+static void for_each(const Parallel& parallel, int64_t count, const F& body) {
+  parallel.run(
+      count, [](void* f, int64_t i) { (*static_cast<const F*>(f))(i); },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+static void run_serially(int64_t count, Parallel::Body body, void* context) {
+  for (int64_t i = 0; i < count; ++i) body(context, i);
+}
+
+// body(b, scratch of `bytes`, threads) for every grid: many grids are shared out among the threads,
+// few are taken one after the other with all threads on each.
+template <typename F>
+static void each_grid(int64_t B, size_t bytes, const Parallel& parallel, const F& body) {
+  if (B < 2 * parallel.threads || parallel.threads == 1) {
+    Scratch scratch(bytes);
+    for (int64_t b = 0; b < B; ++b) body(b, scratch.get(), parallel);
+    return;
+  }
+  const Parallel serial{run_serially, 1};
+  const int64_t shares = 4 * parallel.threads < B ? 4 * parallel.threads : B;
+  for_each(parallel, shares, [&](int64_t share) {
+    Scratch scratch(bytes);
+    for (int64_t b = B * share / shares; b < B * (share + 1) / shares; ++b)
+      body(b, scratch.get(), serial);
+  });
+}

@@ -1,0 +1,180 @@
+// The latents of one grid, packed for the kernels. Included inside an instruction set's namespace.
+//
+// Latents lie in blocks of `block`, dimension by dimension, so that a vector holds consecutive
+// latents. v = g - centre, the centre being that of the block's bounding box: moments summed in v
+// don't cancel when the data lie far from the origin. A latent that must not count (padding, or a
+// log-weight of -inf) has g = 0, weight 0 and an energy of kAbsent, which real ones stay below.
+
+template <typename T>
+constexpr T kAbsent = sizeof(T) == 4 ? T(8.0e37) : T(4.0e307);
+
+LEBM_INLINE bool is_finite(double x) { return x - x == 0; }
+
+template <typename T>
+struct Block {
+  int64_t first;      // index of its first latent
+  const T* g;         // [D][block]
+  const T* v;         // [D][block]
+  const T* r;         // [block]
+  const T* log2_w;    // [block], log2(w / largest w)
+  const T* w;         // [block], w / largest w
+  const T* centre;    // [D]
+};
+
+template <typename T>
+struct Grid {
+  int64_t N, D, block, num_blocks;
+  T *g, *v, *r, *log2_w, *w, *centre, *low, *high;  // low, high: [num_blocks][D], bounding boxes
+  double* block_weight;                             // [num_blocks]
+  T *box_low, *box_high;                            // [D], of the whole grid
+  double r_low, r_high;
+  double log_total;   // log sum_n (w / largest w)
+  bool weighted;
+  bool has_nan;       // every result is NaN
+  bool has_infinite;  // a latent with infinite energy: it counts in the weights alone
+
+  Block<T> at(int64_t i) const {
+    return {i * block,          g + i * D * block, v + i * D * block, r + i * block,
+            log2_w + i * block, w + i * block,     centre + i * D};
+  }
+};
+
+// 512 latents at low D; fewer where a block would outgrow the caches.
+LEBM_INLINE int64_t block_size(int64_t D) {
+  return D <= 8 ? 512 : D <= 64 ? 256 : D <= 256 ? 128 : 64;
+}
+
+template <typename T>
+static size_t grid_bytes(int64_t N, int64_t D) {
+  const int64_t block = block_size(D), blocks = (N + block - 1) / block;
+  return sizeof(T) * (size_t)(blocks * block * (2 * D + 3) + blocks * 3 * D + 2 * D) +
+         sizeof(double) * (size_t)blocks;
+}
+
+template <typename T>
+static Grid<T> lay_out(void* memory, int64_t N, int64_t D) {
+  Grid<T> grid{};
+  grid.N = N;
+  grid.D = D;
+  grid.block = block_size(D);
+  grid.num_blocks = (N + grid.block - 1) / grid.block;
+  const int64_t size = grid.num_blocks * grid.block;
+  grid.block_weight = static_cast<double*>(memory);
+  T* next = reinterpret_cast<T*>(grid.block_weight + grid.num_blocks);
+  auto take = [&](int64_t count) {
+    T* taken = next;
+    next += count;
+    return taken;
+  };
+  grid.g = take(size * D);
+  grid.v = take(size * D);
+  grid.r = take(size);
+  grid.log2_w = take(size);
+  grid.w = take(size);
+  grid.centre = take(grid.num_blocks * D);
+  grid.low = take(grid.num_blocks * D);
+  grid.high = take(grid.num_blocks * D);
+  grid.box_low = take(D);
+  grid.box_high = take(D);
+  return grid;
+}
+
+// What a block finds out about its latents; merged over the blocks by `summarise`.
+struct BlockFlags {
+  bool has_nan, has_infinite;
+  double r_low, r_high;
+};
+
+template <typename T>
+static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, const Grid<T>& grid,
+                             int64_t i) {
+  const int64_t block = grid.block, D = grid.D, first = i * block;
+  T *g = grid.g + i * D * block, *v = grid.v + i * D * block, *r = grid.r + i * block;
+  T *log2_w = grid.log2_w + i * block, *w = grid.w + i * block;
+  BlockFlags flags{false, false, __builtin_inf(), -__builtin_inf()};
+  double weight = 0;
+  for (int64_t d = 0; d < D; ++d) {
+    grid.low[i * D + d] = kAbsent<T>;
+    grid.high[i * D + d] = -kAbsent<T>;
+  }
+  for (int64_t j = 0; j < block; ++j) {
+    const int64_t n = first + j;
+    const double l = n >= p.N ? -__builtin_inf()
+                     : grid.weighted ? double(*p.log_weight.at(b, n)) - largest
+                                     : 0.0;
+    bool present = l != -__builtin_inf();
+    log2_w[j] = present ? T(l * 1.4426950408889634074) : T(-1e30);
+    w[j] = present ? (l == 0 ? T(1) : T(__builtin_exp(l))) : T(0);
+    r[j] = present && p.latent_energy.data ? *p.latent_energy.at(b, n) : T(0);
+    weight += w[j];
+    if (present) {
+      flags.has_nan |= l != l || r[j] != r[j] || r[j] == -__builtin_inf();
+      bool infinite = r[j] == __builtin_inf();
+      for (int64_t d = 0; d < D; ++d) {
+        const double x = p.decoded.at(b, n)[d * p.decoded.stride[2]];
+        flags.has_nan |= x != x;
+        infinite |= x == __builtin_inf() || x == -__builtin_inf();
+      }
+      flags.has_infinite |= infinite;
+      present = !infinite;
+    }
+    if (!present) {
+      r[j] = kAbsent<T>;
+    } else {
+      flags.r_low = r[j] < flags.r_low ? r[j] : flags.r_low;
+      flags.r_high = r[j] > flags.r_high ? r[j] : flags.r_high;
+    }
+    for (int64_t d = 0; d < D; ++d) {
+      const T x = present ? p.decoded.at(b, n)[d * p.decoded.stride[2]] : T(0);
+      g[d * block + j] = x;
+      if (present && x < grid.low[i * D + d]) grid.low[i * D + d] = x;
+      if (present && x > grid.high[i * D + d]) grid.high[i * D + d] = x;
+    }
+  }
+  for (int64_t d = 0; d < D; ++d) {
+    const bool empty = grid.low[i * D + d] > grid.high[i * D + d];
+    const T centre = empty ? T(0) : T(0.5) * grid.low[i * D + d] + T(0.5) * grid.high[i * D + d];
+    grid.centre[i * D + d] = centre;
+    for (int64_t j = 0; j < block; ++j) v[d * block + j] = g[d * block + j] - centre;
+  }
+  grid.block_weight[i] = weight;
+  return flags;
+}
+
+// Packs grid b. `flags` is scratch, one a block.
+template <typename T>
+static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* flags,
+                    const Parallel& parallel) {
+  Grid<T> grid = lay_out<T>(memory, p.N, p.D);
+  grid.weighted = p.log_weight.data != nullptr;
+  double largest = grid.weighted ? -__builtin_inf() : 0.0;
+  for (int64_t n = 0; grid.weighted && n < p.N; ++n) {
+    const double l = *p.log_weight.at(b, n);
+    if (l > largest) largest = l;
+  }
+  for_each(parallel, grid.num_blocks,
+           [&](int64_t i) { flags[i] = pack_block(p, b, largest, grid, i); });
+  double total = 0;
+  grid.r_low = __builtin_inf();
+  grid.r_high = -__builtin_inf();
+  for (int64_t d = 0; d < p.D; ++d) {
+    grid.box_low[d] = kAbsent<T>;
+    grid.box_high[d] = -kAbsent<T>;
+  }
+  // No weight left, or an infinite one: nothing can be normalised.
+  grid.has_nan = !is_finite(largest);
+  for (int64_t i = 0; i < grid.num_blocks; ++i) {
+    total += grid.block_weight[i];
+    grid.has_nan |= flags[i].has_nan;
+    grid.has_infinite |= flags[i].has_infinite;
+    grid.r_low = flags[i].r_low < grid.r_low ? flags[i].r_low : grid.r_low;
+    grid.r_high = flags[i].r_high > grid.r_high ? flags[i].r_high : grid.r_high;
+    for (int64_t d = 0; d < p.D; ++d) {
+      const T low = grid.low[i * p.D + d], high = grid.high[i * p.D + d];
+      grid.box_low[d] = low < grid.box_low[d] ? low : grid.box_low[d];
+      grid.box_high[d] = high > grid.box_high[d] ? high : grid.box_high[d];
+    }
+  }
+  grid.log_total = __builtin_log(total);
+  return grid;
+}

@@ -1,0 +1,55 @@
+// Vectors of 4 floats or 2 doubles in the compiler's own vector types: what every processor of the
+// architecture has (SSE2 on x86-64, NEON on arm64), and the path of any other. See lanes_avx2.h.
+
+typedef float VecF __attribute__((vector_size(16)));
+typedef double VecD __attribute__((vector_size(16)));
+typedef int32_t VecI32 __attribute__((vector_size(16)));
+typedef int64_t VecI64 __attribute__((vector_size(16)));
+
+LEBM_INLINE VecF load(const float* p) {
+  VecF a;
+  __builtin_memcpy(&a, p, sizeof a);
+  return a;
+}
+LEBM_INLINE VecD load(const double* p) {
+  VecD a;
+  __builtin_memcpy(&a, p, sizeof a);
+  return a;
+}
+LEBM_INLINE void store(float* p, VecF a) { __builtin_memcpy(p, &a, sizeof a); }
+LEBM_INLINE void store(double* p, VecD a) { __builtin_memcpy(p, &a, sizeof a); }
+LEBM_INLINE VecF broadcast(float a) { return VecF{a, a, a, a}; }
+LEBM_INLINE VecD broadcast(double a) { return VecD{a, a}; }
+
+LEBM_INLINE VecF add(VecF a, VecF b) { return a + b; }
+LEBM_INLINE VecD add(VecD a, VecD b) { return a + b; }
+LEBM_INLINE VecF sub(VecF a, VecF b) { return a - b; }
+LEBM_INLINE VecD sub(VecD a, VecD b) { return a - b; }
+LEBM_INLINE VecF mul(VecF a, VecF b) { return a * b; }
+LEBM_INLINE VecD mul(VecD a, VecD b) { return a * b; }
+LEBM_INLINE VecF div(VecF a, VecF b) { return a / b; }
+LEBM_INLINE VecD div(VecD a, VecD b) { return a / b; }
+LEBM_INLINE VecF fma(VecF a, VecF b, VecF c) { return a * b + c; }
+LEBM_INLINE VecD fma(VecD a, VecD b, VecD c) { return a * b + c; }
+LEBM_INLINE VecF fnma(VecF a, VecF b, VecF c) { return c - a * b; }
+LEBM_INLINE VecD fnma(VecD a, VecD b, VecD c) { return c - a * b; }
+LEBM_INLINE VecF min(VecF a, VecF b) { return a < b ? a : b; }
+LEBM_INLINE VecD min(VecD a, VecD b) { return a < b ? a : b; }
+LEBM_INLINE VecF max(VecF a, VecF b) { return a > b ? a : b; }
+LEBM_INLINE VecD max(VecD a, VecD b) { return a > b ? a : b; }
+
+LEBM_INLINE VecF select_equal(VecF a, VecF b, VecF yes, VecF no) { return a == b ? yes : no; }
+LEBM_INLINE VecD select_equal(VecD a, VecD b, VecD yes, VecD no) { return a == b ? yes : no; }
+LEBM_INLINE VecF select_less(VecF a, VecF b, VecF yes, VecF no) { return a < b ? yes : no; }
+LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) { return a < b ? yes : no; }
+
+LEBM_INLINE VecF scale_by_power(VecF a, VecF t) { return (VecF)((VecI32)a + ((VecI32)t << 23)); }
+LEBM_INLINE VecD scale_by_power(VecD a, VecD t) { return (VecD)((VecI64)a + ((VecI64)t << 52)); }
+
+LEBM_INLINE float sum(VecF a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+LEBM_INLINE double sum(VecD a) { return a[0] + a[1]; }
+LEBM_INLINE float least(VecF a) {
+  float left = a[0] < a[2] ? a[0] : a[2], right = a[1] < a[3] ? a[1] : a[3];
+  return left < right ? left : right;
+}
+LEBM_INLINE double least(VecD a) { return a[0] < a[1] ? a[0] : a[1]; }

@@ -1,0 +1,83 @@
+// What crosses between the operators and the kernels: plain pointers, sizes and strides.
+//
+//   E[b,n] = sum_d (y[b,d] - scale[b,d] decoded[n,d])^2 + latent_energy[n]
+//   F[b]   = -1/beta log sum_n w[n] exp(-beta E[b,n]),   w = softmax(log_weight), 1/N if absent
+//
+// Shapes, with a leading B independent grids: y, scale [B, M, D]; decoded [B, N, D]; beta [B, M];
+// log_weight, latent_energy [B, N].
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace lebm {
+
+// A tensor argument. Absent when data is null; broadcast dimensions have stride 0.
+template <typename T>
+struct View {
+  const T* data = nullptr;
+  int64_t stride[3] = {0, 0, 0};
+
+  const T* at(int64_t i, int64_t j = 0) const { return data + i * stride[0] + j * stride[1]; }
+};
+
+template <typename T>
+struct Problem {
+  int64_t B, M, N, D;
+  View<T> y, decoded, beta, scale, log_weight, latent_energy;
+};
+
+// Contiguous outputs; null where not wanted. state is [B, M, 3]: m, L and F - m, see rows.h.
+template <typename T>
+struct RowOutputs {
+  T* free_energy;
+  double* state;
+  T* slope_y;
+  T* slope_scale;
+  T* slope_beta;
+  T* mean;
+  int64_t* index;
+};
+
+// Inputs of the column pass beside the problem (contiguous), and its outputs; null: not wanted.
+template <typename T>
+struct ColumnArguments {
+  const T* grad;        // [B, M]
+  const double* state;  // [B, M, 3]
+  T* grad_decoded;
+  T* grad_log_weight;
+  T* grad_latent_energy;
+};
+
+// Runs body(context, i) for i in [0, count) on the caller's thread pool. Type-erased so that no
+// function of the standard library or of PyTorch is instantiated inside an instruction set's region.
+struct Parallel {
+  using Body = void (*)(void* context, int64_t i);
+  void (*run)(int64_t count, Body body, void* context);
+  int64_t threads;
+};
+
+// Scratch memory aligned to a cache line. Throws std::bad_alloc.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* get() const { return memory_; }
+
+ private:
+  void* memory_;
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char* name;
+  void (*rows_f32)(const Problem<float>&, const RowOutputs<float>&, const Parallel&);
+  void (*rows_f64)(const Problem<double>&, const RowOutputs<double>&, const Parallel&);
+  void (*columns_f32)(const Problem<float>&, const ColumnArguments<float>&, const Parallel&);
+  void (*columns_f64)(const Problem<double>&, const ColumnArguments<double>&, const Parallel&);
+};
+
+}  // namespace lebm

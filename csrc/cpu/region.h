@@ -1,0 +1,11 @@
+// What every instruction set's file includes before it enters its region: standard headers must
+// not be compiled for an instruction set that the processor may lack.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "problem.h"
+
+#define LEBM_INLINE inline __attribute__((always_inline))
+#define LEBM_INLINE_LAMBDA __attribute__((always_inline))

@@ -1,0 +1,347 @@
+// The row pass: queries outside, latents inside, a block at a time.
+// Included inside an instruction set's namespace.
+//
+// For every query it finds, in one sweep,
+//     m = min_n E,   L = log sum_n w exp(-beta (E - m)),   F = m - L/beta,
+// and, where slopes are wanted, moments of p = w exp(-beta (E - m) - L). The reference m is the
+// least energy seen so far: when a block brings a lesser one, the sums are rescaled, which happens
+// once a block at most. Sums run in vector lanes within a block and in double across blocks.
+//
+// Where all of beta (E - m) is small, the logarithm of a sum near 1 would lose L, so that the sum
+// of w (exp(-beta (E - m)) - 1) is taken instead (kSmall), or at beta = 0 that of w (E - m) (kHot).
+// Queries whose sum turns out near 1 are swept again as kSmall; where dF/dbeta is wanted in those
+// modes, one more sweep (kSlope) sums
+//     dF/dbeta = -sum_n w (E - F)^2 Phi(-beta (E - F)),   Phi(x) = (e^x (x - 1) + 1) / x^2,
+// which is -KL(p|w)/beta^2 without its cancellation; elsewhere KL = -beta <E - m> - L serves.
+
+enum Mode : unsigned char { kSkip, kNormal, kSmall, kHot, kCold, kSlope };
+
+// kSmall is right below this normalised sum: there, L is at least as large as 0.28 and a relative
+// error of the sum is one of F - m.
+constexpr double kSmallSum = 0.75;
+
+constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.6931471805599453094;
+
+// What is summed beside the sum itself: nothing; p v; p v, p v^2 and p log2 p.
+enum Level { kSumOnly, kMean, kAllMoments };
+
+template <typename T>
+struct Query {
+  Mode mode;
+  T rate;  // beta log2 e
+  T gap;   // F - m, for kSlope
+  double beta;
+  const T *y, *s;
+};
+
+// The sums of one query over the blocks seen so far, relative to `least` (m) and to 2^offset.
+struct Sums {
+  double least, offset;
+  double sum;     // of p; of p - w in kSmall, of w (m - E) in kHot
+  double mass;    // of p
+  double excess;  // of p log2(exp(-beta (E - m)))
+  double seen;    // of w
+  int64_t index;  // where the least energy is
+};
+
+struct Vectors {     // [D] each, or null
+  double* residual;  // sum p (y - s g)
+  double* stretch;   // sum p g (y - s g)
+  double* mean;      // sum p g
+};
+
+static void clear(Sums& a, Vectors& v, int64_t D, double least) {
+  a = {least, -__builtin_inf(), 0, 0, 0, 0, 0};
+  for (int64_t d = 0; d < D; ++d) {
+    if (v.residual) v.residual[d] = 0;
+    if (v.stretch) v.stretch[d] = 0;
+    if (v.mean) v.mean[d] = 0;
+  }
+}
+
+static void multiply(Sums& a, Vectors& v, int64_t D, double factor) {
+  a.mass *= factor;
+  a.excess *= factor;
+  for (int64_t d = 0; d < D; ++d) {
+    if (v.residual) v.residual[d] *= factor;
+    if (v.stretch) v.stretch[d] *= factor;
+    if (v.mean) v.mean[d] *= factor;
+  }
+}
+
+// Makes the sums relative to a lesser m.
+template <typename T>
+static void lower_least(const Query<T>& q, bool weighted, Sums& a, Vectors& v, int64_t D, double m) {
+  const double drop = a.least - m;
+  a.least = m;
+  if (!(drop > 0) || a.seen == 0) return;
+  const double shift = double(q.rate) * drop;
+  switch (q.mode) {
+    case kNormal:
+      a.excess -= shift * a.mass;
+      if (weighted) {
+        a.offset -= shift;
+      } else {
+        const double factor = __builtin_exp2(-shift);
+        a.sum *= factor;
+        multiply(a, v, D, factor);
+      }
+      break;
+    case kSmall: {
+      const double factor = __builtin_exp2(-shift);
+      a.sum = a.sum * factor + a.seen * __builtin_expm1(-shift * kLn2);
+      multiply(a, v, D, factor);
+      break;
+    }
+    case kHot:
+      a.sum -= drop * a.seen;
+      break;
+    case kCold:
+      a.sum = 0;
+      a.offset = -__builtin_inf();
+      multiply(a, v, D, 0.0);
+      break;
+    default:
+      break;
+  }
+}
+
+// Makes the sums relative to a larger 2^offset (weighted kNormal and kCold only).
+static void raise_offset(Sums& a, Vectors& v, int64_t D, double offset) {
+  if (!(offset > a.offset)) return;
+  const double factor = a.mass == 0 ? 0.0 : __builtin_exp2(a.offset - offset);
+  a.offset = offset;
+  a.sum *= factor;
+  multiply(a, v, D, factor);
+}
+
+// a += b, in the order of the latents (a before b): the first of equal minima keeps the index.
+template <typename T>
+static void merge(const Query<T>& q, bool weighted, Sums& a, Vectors& va, Sums& b, Vectors& vb,
+                  int64_t D) {
+  if (b.least < a.least) a.index = b.index;
+  lower_least(q, weighted, a, va, D, b.least < a.least ? b.least : a.least);
+  lower_least(q, weighted, b, vb, D, a.least);
+  raise_offset(a, va, D, b.offset);
+  raise_offset(b, vb, D, a.offset);
+  a.sum += b.sum;
+  a.mass += b.mass;
+  a.excess += b.excess;
+  a.seen += b.seen;
+  for (int64_t d = 0; d < D; ++d) {
+    if (va.residual) va.residual[d] += vb.residual[d];
+    if (va.stretch) va.stretch[d] += vb.stretch[d];
+    if (va.mean) va.mean[d] += vb.mean[d];
+  }
+}
+
+// One block's sums, still in T.
+template <typename T>
+struct BlockSums {
+  T sum, mass, excess;
+};
+
+// p of every latent of a block, from its energies: summed, and handed to `moments` a vector at a
+// time. kWeighted is only told apart where it costs.
+template <typename T, Mode kMode, bool kWeighted, bool kExcess, typename Moments>
+static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const Query<T>& q, T m,
+                                      T offset, const T* energy, Moments&& moments) {
+  const Vec<T> least_ = broadcast(m), rate = broadcast(-q.rate), offset_ = broadcast(offset);
+  const Vec<T> zero = broadcast(T(0)), one = broadcast(T(1));
+  Vec<T> sum_ = zero, mass = zero, excess_ = zero;
+  for (int64_t j = 0; j < size; j += kLanes<T>) {
+    const Vec<T> e = load(energy + j);
+    const Vec<T> excess = sub(e, least_);
+    Vec<T> p;
+    if constexpr (kMode == kNormal) {
+      const Vec<T> x = mul(excess, rate);
+      p = exp2_of<T>(kWeighted ? add(x, sub(load(block.log2_w + j), offset_)) : x);
+      // Absent latents have x = -inf.
+      if (kExcess) excess_ = fma(p, max(x, broadcast(-Exponent<T>::far)), excess_);
+    } else if constexpr (kMode == kSmall) {
+      const Vec<T> minus = mul(load(block.w + j), exp2m1_of<T>(mul(excess, rate)));
+      p = add(minus, load(block.w + j));
+      sum_ = add(sum_, minus);
+    } else if constexpr (kMode == kHot) {
+      p = load(block.w + j);
+      sum_ = fnma(p, excess, sum_);
+    } else if constexpr (kMode == kCold) {
+      const Vec<T> w = kWeighted ? exp2_of<T>(sub(load(block.log2_w + j), offset_)) : one;
+      p = select_equal(e, least_, w, zero);
+    } else {
+      const Vec<T> a = sub(excess, broadcast(q.gap));
+      const Vec<T> x = mul(mul(a, rate), broadcast(T(kLn2)));
+      const Vec<T> weight = load(block.w + j);
+      // An absent latent's square may overflow; its weight must win.
+      const Vec<T> term = mul(mul(mul(a, weight), a), phi_of<T>(x));
+      p = select_less(zero, weight, term, zero);
+    }
+    mass = add(mass, p);
+    moments(j, p);
+  }
+  const T total = sum(mass);
+  const bool apart = kMode == kSmall || kMode == kHot;
+  return {apart ? sum(sum_) : total, total, kExcess ? sum(excess_) : T(0)};
+}
+
+// The largest log2(w) - rate (E - m) of a block: where the weighted sum must be anchored.
+template <typename T, bool kIsCold>
+static T largest_exponent(const Block<T>& block, int64_t size, T rate, T m, const T* energy) {
+  const Vec<T> nothing = broadcast(T(-1e30));
+  Vec<T> smallest = broadcast(T(1e30));
+  for (int64_t j = 0; j < size; j += kLanes<T>) {
+    const Vec<T> e = load(energy + j), log2_w = load(block.log2_w + j);
+    const Vec<T> x = kIsCold ? select_equal(e, broadcast(m), log2_w, nothing)
+                             : fma(sub(e, broadcast(m)), broadcast(-rate), log2_w);
+    smallest = min(smallest, sub(broadcast(T(0)), x));
+  }
+  return -least(smallest);
+}
+
+// From sum p v and sum p v^2 of a block to the sums over p of g, y - s g and g (y - s g).
+LEBM_INLINE void add_moments(int64_t d, double first, double second, double mass, double centre,
+                             double y, double s, Vectors& v) {
+  const double u = y - s * centre;
+  if (v.mean) v.mean[d] += centre * mass + first;
+  if (v.residual) v.residual[d] += u * mass - s * first;
+  if (v.stretch) v.stretch[d] += centre * (u * mass - s * first) + u * first - s * second;
+}
+
+// Adds a block to a query's sums. `energy` holds its energies, of which `smallest` is the least;
+// at general D it is overwritten with p.
+template <typename T, int kD, Level kLevel>
+static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>& q, T smallest,
+                      T* energy, Sums& a, Vectors& v, BlockSums<T>& sums) {
+  const int64_t D = kD ? kD : grid.D, size = grid.block;
+  sums = {0, 0, 0};
+  if (smallest < T(a.least)) {
+    lower_least(q, grid.weighted, a, v, D, smallest);
+    a.index = 0;
+    while (energy[a.index] != smallest) ++a.index;
+    a.index += block.first;
+  }
+  const T m = T(a.least);
+  if (!(m < kAbsent<T>)) return;  // nothing finite yet
+  const bool anchored = grid.weighted && (q.mode == kNormal || q.mode == kCold);
+  if (anchored) {
+    const T largest = q.mode == kCold ? largest_exponent<T, true>(block, size, q.rate, m, energy)
+                                      : largest_exponent<T, false>(block, size, q.rate, m, energy);
+    raise_offset(a, v, D, largest);
+  }
+  const T offset = anchored ? T(a.offset) : T(0);
+
+  Vec<T> first[kD ? kD : 1], second[kD ? kD : 1];
+  for (int d = 0; d < kD; ++d) first[d] = second[d] = broadcast(T(0));
+  auto moments = [&](int64_t j, Vec<T> p) LEBM_INLINE_LAMBDA {
+    if constexpr (kD > 0 && kLevel >= kMean) {
+      for (int d = 0; d < kD; ++d) {
+        const Vec<T> g = load(block.v + d * size + j);
+        if constexpr (kLevel == kAllMoments) {
+          const Vec<T> pg = mul(p, g);
+          first[d] = add(first[d], pg);
+          second[d] = fma(pg, g, second[d]);
+        } else {
+          first[d] = fma(p, g, first[d]);
+        }
+      }
+    } else if constexpr (kD == 0 && kLevel >= kMean) {
+      store(energy + j, p);
+    }
+  };
+  constexpr bool kExcess = kLevel == kAllMoments;
+  switch (q.mode) {
+    case kNormal:
+      sums = grid.weighted
+                 ? sweep<T, kNormal, true, kExcess>(block, size, q, m, offset, energy, moments)
+                 : sweep<T, kNormal, false, kExcess>(block, size, q, m, offset, energy, moments);
+      break;
+    case kSmall:
+      sums = sweep<T, kSmall, true, false>(block, size, q, m, offset, energy, moments);
+      break;
+    case kHot:
+      sums = sweep<T, kHot, true, false>(block, size, q, m, offset, energy, moments);
+      break;
+    case kCold:
+      sums = grid.weighted
+                 ? sweep<T, kCold, true, false>(block, size, q, m, offset, energy, moments)
+                 : sweep<T, kCold, false, false>(block, size, q, m, offset, energy, moments);
+      break;
+    case kSlope:
+      if constexpr (kLevel == kSumOnly) {
+        sums = sweep<T, kSlope, true, false>(block, size, q, m, offset, energy, moments);
+      }
+      break;
+    default:
+      break;
+  }
+  a.sum += sums.sum;
+  a.mass += sums.mass;
+  a.excess += sums.excess;
+  a.seen += grid.block_weight[block.first / size];
+  if constexpr (kD > 0 && kLevel >= kMean) {
+    for (int d = 0; d < kD; ++d) {
+      add_moments(d, double(sum(first[d])), double(sum(second[d])), sums.mass, block.centre[d],
+                  double(q.y[d]), double(q.s[d]), v);
+    }
+  }
+}
+
+// Moments at general D of four queries, whose p of a block lie in `p`, 4 rows of `size`.
+template <typename T, Level kLevel>
+static void moments_of_four(const Grid<T>& grid, const Block<T>& block, const Query<T>* queries,
+                            int count, const T* p, const BlockSums<T>* sums, Vectors* vectors) {
+  const int64_t size = grid.block;
+  for (int64_t d = 0; d < grid.D; ++d) {
+    Vec<T> first[4], second[4];
+    for (int q = 0; q < 4; ++q) first[q] = second[q] = broadcast(T(0));
+    for (int64_t j = 0; j < size; j += kLanes<T>) {
+      const Vec<T> g = load(block.v + d * size + j);
+      for (int q = 0; q < 4; ++q) {
+        const Vec<T> pg = mul(load(p + q * size + j), g);
+        first[q] = add(first[q], pg);
+        if constexpr (kLevel == kAllMoments) second[q] = fma(pg, g, second[q]);
+      }
+    }
+    for (int q = 0; q < count; ++q) {
+      // A query that summed nothing yet (all its energies overflow) left energies in p.
+      if (sums[q].mass == T(0)) continue;
+      add_moments(d, sum(first[q]), sum(second[q]), sums[q].mass, block.centre[d],
+                  queries[q].y[d], queries[q].s[d], vectors[q]);
+    }
+  }
+}
+
+// A tile of queries against a range of blocks. y and s of the queries lie in consecutive rows.
+template <typename T, int kD, Level kLevel>
+static void sweep_tile(const Grid<T>& grid, int64_t first_block, int64_t last_block,
+                       const Query<T>* queries, int64_t count, T* energy, Sums* sums,
+                       Vectors* vectors) {
+  for (int64_t i = first_block; i < last_block; ++i) {
+    const Block<T> block = grid.at(i);
+    if constexpr (kD > 0) {
+      for (int64_t q = 0; q < count; ++q) {
+        const T smallest = energies<T, kD>(block, grid.block, queries[q].y, queries[q].s, energy);
+        BlockSums<T> unused;
+        add_block<T, kD, kLevel>(grid, block, queries[q], smallest, energy, sums[q], vectors[q],
+                                 unused);
+      }
+    } else {
+      // The tile's rows are padded to a multiple of four.
+      for (int64_t q = 0; q < count; q += 4) {
+        T smallest[4];
+        BlockSums<T> of_block[4];
+        const int some = count - q < 4 ? int(count - q) : 4;
+        energies_of_four(block, grid.block, grid.D, queries[q].y, queries[q].s, energy, smallest);
+        for (int k = 0; k < some; ++k) {
+          add_block<T, 0, kLevel>(grid, block, queries[q + k], smallest[k],
+                                  energy + k * grid.block, sums[q + k], vectors[q + k],
+                                  of_block[k]);
+        }
+        if constexpr (kLevel >= kMean) {
+          moments_of_four<T, kLevel>(grid, block, queries + q, some, energy, of_block,
+                                     vectors + q);
+        }
+      }
+    }
+  }
+}

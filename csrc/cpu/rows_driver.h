@@ -1,0 +1,300 @@
+// The row pass over a whole problem: packing, modes, threads, and what is made of the sums.
+// Included inside an instruction set's namespace, after rows.h.
+
+constexpr int64_t kTile = 32;
+
+// Everything that a pass over some queries of one grid needs.
+template <typename T>
+struct Pass {
+  const Problem<T>* problem;
+  const RowOutputs<T>* out;
+  const Grid<T>* grid;
+  int64_t b;
+  unsigned char* mode;  // [M], a Mode each; what a pass leaves there is swept in the next
+  const int64_t* query; // [count] queries to sweep, or null for all
+  int64_t count;
+  Level level;
+  bool first;           // the first sweep, which finds m and the moments
+
+  int64_t query_at(int64_t i) const { return query ? query[i] : i; }
+};
+
+// A range whose ends bound every energy of a query, from the grid's bounding box.
+template <typename T>
+static double energy_range(const Grid<T>& grid, const T* y, const T* s) {
+  double low = 0, high = 0;
+  for (int64_t d = 0; d < grid.D; ++d) {
+    const double a = double(y[d]) - double(s[d]) * grid.box_low[d];
+    const double b = double(y[d]) - double(s[d]) * grid.box_high[d];
+    const double a2 = a * a, b2 = b * b;
+    high += a2 > b2 ? a2 : b2;
+    if (a * b > 0) low += a2 < b2 ? a2 : b2;
+  }
+  return (high - low) + (grid.r_high - grid.r_low);
+}
+
+template <typename T>
+static Mode first_mode(const Grid<T>& grid, const Query<T>& q) {
+  if (grid.has_nan || !(q.beta >= 0)) return kSkip;
+  for (int64_t d = 0; d < grid.D; ++d)
+    if (!is_finite(q.y[d]) || !is_finite(q.s[d])) return kSkip;
+  if (q.beta == __builtin_inf()) return kCold;
+  if (q.beta == 0) return kHot;
+  if (grid.has_infinite) return kNormal;
+  const double range = q.beta * energy_range(grid, q.y, q.s);
+  // Below rounding, the second-order term -beta Var/2 cannot be seen, and products may underflow.
+  if (range < (sizeof(T) == 4 ? 1e-8 : 1e-17)) return kHot;
+  return range < 0.5 ? kSmall : kNormal;
+}
+
+// Writes a query's results from its sums; sets the mode of its next sweep.
+template <typename T>
+static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums& a,
+                   const Vectors& v) {
+  const int64_t D = pass.grid->D, at = pass.b * pass.problem->M + m;
+  const RowOutputs<T>& out = *pass.out;
+  double* state = out.state + 3 * at;
+  unsigned char& mode = pass.mode[m];
+  if (q.mode == kSlope) {
+    out.slope_beta[at] = T(-a.sum / __builtin_exp(pass.grid->log_total));
+    mode = kSkip;
+    return;
+  }
+  auto set_all = [&](T value) {
+    for (int64_t d = 0; d < D; ++d) {
+      if (out.slope_y) out.slope_y[at * D + d] = value;
+      if (out.slope_scale) out.slope_scale[at * D + d] = value;
+      if (out.mean) out.mean[at * D + d] = value;
+    }
+    if (out.slope_beta) out.slope_beta[at] = value;
+  };
+  if (q.mode == kSkip || !(a.least < double(kAbsent<T>))) {
+    // Not a number somewhere, or every energy overflows.
+    const T value = q.mode == kSkip ? T(__builtin_nan("")) : T(__builtin_inf());
+    out.free_energy[at] = value;
+    state[0] = value;
+    state[1] = state[2] = 0;
+    if (out.index) out.index[at] = 0;
+    set_all(T(__builtin_nan("")));
+    mode = kSkip;
+    return;
+  }
+  const double total = a.sum * __builtin_exp(-pass.grid->log_total);
+  double L = 0, gap = 0;
+  switch (q.mode) {
+    case kNormal:
+      L = __builtin_log(a.sum) - pass.grid->log_total;
+      if (pass.grid->weighted) L += a.offset * kLn2;
+      gap = -L / q.beta;
+      break;
+    case kSmall:
+      L = __builtin_log1p(total);
+      gap = -L / q.beta;
+      break;
+    case kHot:
+      gap = pass.grid->has_infinite ? __builtin_inf() : -total;
+      break;
+    default:
+      L = __builtin_log(a.sum) - pass.grid->log_total;
+      if (pass.grid->weighted) L += a.offset * kLn2;
+      break;
+  }
+  out.free_energy[at] = T(a.least + gap);
+  state[0] = a.least;
+  state[1] = L;
+  state[2] = gap;
+  mode = kSkip;
+  if (q.mode == kNormal && L > -0.2876820724517809 /* log kSmallSum */) mode = kSmall;
+  if ((q.mode == kSmall || q.mode == kHot) && out.slope_beta) mode = kSlope;
+  if (!pass.first) return;
+  if (out.index) out.index[at] = a.index;
+  if (out.slope_beta) {
+    const double entropy = kLn2 * a.excess / a.mass - L;
+    out.slope_beta[at] =
+        q.mode == kNormal ? T(-(entropy > 0 ? entropy : 0) / q.beta / q.beta) : T(0);
+  }
+  for (int64_t d = 0; d < D; ++d) {
+    if (out.slope_y) out.slope_y[at * D + d] = T(2 * v.residual[d] / a.mass);
+    if (out.slope_scale) out.slope_scale[at * D + d] = T(-2 * v.stretch[d] / a.mass);
+    if (out.mean) out.mean[at * D + d] = T(v.mean[d] / a.mass);
+  }
+}
+
+// Scratch of one tile of queries.
+template <typename T>
+struct Tile {
+  T *y, *s, *energy;
+  Query<T>* queries;
+  Sums* sums;
+  Vectors* vectors;
+  double* moments;
+
+  static size_t bytes(int64_t D, int64_t block) {
+    return sizeof(T) * size_t(2 * kTile * D + 4 * block) +
+           kTile * (sizeof(Query<T>) + sizeof(Sums) + sizeof(Vectors) +
+                    sizeof(double) * 3 * size_t(D)) +
+           64;
+  }
+  Tile(void* memory, int64_t D) {
+    sums = static_cast<Sums*>(memory);
+    vectors = reinterpret_cast<Vectors*>(sums + kTile);
+    queries = reinterpret_cast<Query<T>*>(vectors + kTile);
+    moments = reinterpret_cast<double*>(queries + kTile);
+    y = reinterpret_cast<T*>(moments + 3 * kTile * D);
+    s = y + kTile * D;
+    energy = s + kTile * D;
+  }
+};
+
+template <typename T>
+static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>& tile) {
+  const Problem<T>& p = *pass.problem;
+  const int64_t D = p.D, padded = (count + 3) / 4 * 4;
+  for (int64_t i = 0; i < padded; ++i) {
+    const int64_t m = pass.query_at(first + (i < count ? i : count - 1));
+    for (int64_t d = 0; d < D; ++d) {
+      tile.y[i * D + d] = p.y.at(pass.b, m)[d * p.y.stride[2]];
+      tile.s[i * D + d] = p.scale.data ? p.scale.at(pass.b, m)[d * p.scale.stride[2]] : T(1);
+    }
+    if (i >= count) continue;
+    Query<T>& q = tile.queries[i];
+    q.y = tile.y + i * D;
+    q.s = tile.s + i * D;
+    q.beta = *p.beta.at(pass.b, m);
+    q.rate = T(q.beta * kLog2E);
+    q.mode = pass.first ? first_mode(*pass.grid, q) : Mode(pass.mode[m]);
+    const double* state = pass.out->state + 3 * (pass.b * p.M + m);
+    q.gap = pass.first ? T(0) : T(state[2]);
+    double* moments = tile.moments + 3 * i * D;
+    const bool sum_only = pass.level == kSumOnly;
+    tile.vectors[i] = {sum_only || !pass.out->slope_y ? nullptr : moments,
+                       sum_only || !pass.out->slope_scale ? nullptr : moments + D,
+                       sum_only || !pass.out->mean ? nullptr : moments + 2 * D};
+    clear(tile.sums[i], tile.vectors[i], D, pass.first ? __builtin_inf() : state[0]);
+  }
+}
+
+template <typename T, int kD>
+static void sweep_level(const Pass<T>& pass, int64_t first_block, int64_t last_block, int64_t count,
+                        Tile<T>& tile) {
+  const Grid<T>& grid = *pass.grid;
+  if (pass.level == kSumOnly) {
+    sweep_tile<T, kD, kSumOnly>(grid, first_block, last_block, tile.queries, count, tile.energy,
+                                tile.sums, tile.vectors);
+  } else if (pass.level == kMean) {
+    sweep_tile<T, kD, kMean>(grid, first_block, last_block, tile.queries, count, tile.energy,
+                             tile.sums, tile.vectors);
+  } else {
+    sweep_tile<T, kD, kAllMoments>(grid, first_block, last_block, tile.queries, count, tile.energy,
+                                   tile.sums, tile.vectors);
+  }
+}
+
+template <typename T>
+static void sweep_any(const Pass<T>& pass, int64_t first_block, int64_t last_block, int64_t count,
+                      Tile<T>& tile) {
+  switch (pass.grid->D) {
+    case 1: return sweep_level<T, 1>(pass, first_block, last_block, count, tile);
+    case 2: return sweep_level<T, 2>(pass, first_block, last_block, count, tile);
+    case 3: return sweep_level<T, 3>(pass, first_block, last_block, count, tile);
+    case 4: return sweep_level<T, 4>(pass, first_block, last_block, count, tile);
+    default: return sweep_level<T, 0>(pass, first_block, last_block, count, tile);
+  }
+}
+
+// How many pieces to cut the latents into, so that few queries still occupy every thread.
+LEBM_INLINE int64_t latent_pieces(int64_t tiles, int64_t blocks, const Parallel& parallel) {
+  const int64_t wanted = 4 * parallel.threads;
+  if (parallel.threads == 1 || tiles >= wanted || tiles == 0) return 1;
+  const int64_t pieces = (wanted + tiles - 1) / tiles, most = (blocks + 3) / 4;
+  return pieces < most ? pieces : most;
+}
+
+// Sweeps the pass's queries. A tile whose latents are cut in pieces is merged in their order, so
+// that the result depends on the number of threads but not on their timing.
+template <typename T>
+static void run(const Pass<T>& pass, const Parallel& parallel) {
+  const Grid<T>& grid = *pass.grid;
+  const int64_t tiles = (pass.count + kTile - 1) / kTile;
+  const int64_t pieces = latent_pieces(tiles, grid.num_blocks, parallel);
+  const size_t bytes = Tile<T>::bytes(grid.D, grid.block);
+  const size_t stride = (bytes + 63) / 64 * 64;
+  auto count_of = [&](int64_t t) {
+    return pass.count - t * kTile < kTile ? pass.count - t * kTile : kTile;
+  };
+  auto finish_tile = [&](int64_t t, Tile<T>& tile) {
+    for (int64_t i = 0; i < count_of(t); ++i)
+      finish(pass, pass.query_at(t * kTile + i), tile.queries[i], tile.sums[i], tile.vectors[i]);
+  };
+  if (pieces == 1) {
+    // Contiguous shares of the tiles, one scratch each.
+    const int64_t shares = tiles < 8 * parallel.threads ? tiles : 8 * parallel.threads;
+    for_each(parallel, shares, [&](int64_t share) {
+      Scratch scratch(bytes);
+      Tile<T> tile(scratch.get(), grid.D);
+      for (int64_t t = tiles * share / shares; t < tiles * (share + 1) / shares; ++t) {
+        load_tile(pass, t * kTile, count_of(t), tile);
+        sweep_any(pass, 0, grid.num_blocks, count_of(t), tile);
+        finish_tile(t, tile);
+      }
+    });
+    return;
+  }
+  Scratch scratch(stride * size_t(tiles * pieces));
+  auto tile_at = [&](int64_t t, int64_t piece) {
+    char* memory = static_cast<char*>(scratch.get()) + stride * size_t(t * pieces + piece);
+    return Tile<T>(memory, grid.D);
+  };
+  for_each(parallel, tiles * pieces, [&](int64_t i) {
+    const int64_t t = i / pieces, piece = i % pieces;
+    Tile<T> tile = tile_at(t, piece);
+    load_tile(pass, t * kTile, count_of(t), tile);
+    sweep_any(pass, grid.num_blocks * piece / pieces, grid.num_blocks * (piece + 1) / pieces,
+              count_of(t), tile);
+  });
+  for (int64_t t = 0; t < tiles; ++t) {
+    Tile<T> whole = tile_at(t, 0);
+    for (int64_t piece = 1; piece < pieces; ++piece) {
+      Tile<T> part = tile_at(t, piece);
+      for (int64_t i = 0; i < count_of(t); ++i)
+        merge(whole.queries[i], grid.weighted, whole.sums[i], whole.vectors[i], part.sums[i],
+              part.vectors[i], grid.D);
+    }
+    finish_tile(t, whole);
+  }
+}
+
+template <typename T>
+static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t b, void* memory,
+                         const Parallel& parallel) {
+  const int64_t blocks = (p.N + block_size(p.D) - 1) / block_size(p.D);
+  auto* flags = static_cast<BlockFlags*>(memory);
+  auto* query = reinterpret_cast<int64_t*>(flags + blocks);
+  void* packed = query + p.M;
+  auto* mode = static_cast<unsigned char*>(packed) + (grid_bytes<T>(p.N, p.D) + 63) / 64 * 64;
+  const Grid<T> grid = pack(p, b, packed, flags, parallel);
+  const bool moments = out.slope_y || out.mean;
+  const Level level = out.slope_scale || out.slope_beta ? kAllMoments : moments ? kMean : kSumOnly;
+  Pass<T> pass{&p, &out, &grid, b, mode, nullptr, p.M, level, true};
+  run(pass, parallel);
+  pass.first = false;
+  pass.level = kSumOnly;
+  pass.query = query;
+  for (;;) {
+    pass.count = 0;
+    for (int64_t m = 0; m < p.M; ++m)
+      if (mode[m] != kSkip) query[pass.count++] = m;
+    if (pass.count == 0) return;
+    run(pass, parallel);
+  }
+}
+
+template <typename T>
+static void rows(const Problem<T>& p, const RowOutputs<T>& out, const Parallel& parallel) {
+  const int64_t blocks = (p.N + block_size(p.D) - 1) / block_size(p.D);
+  const size_t bytes = size_t(blocks) * sizeof(BlockFlags) + size_t(p.M) * sizeof(int64_t) +
+                       (grid_bytes<T>(p.N, p.D) + 63) / 64 * 64 + size_t(p.M);
+  each_grid(p.B, bytes, parallel, [&](int64_t b, void* memory, const Parallel& inner) {
+    rows_of_grid(p, out, b, memory, inner);
+  });
+}
