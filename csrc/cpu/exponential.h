@@ -16,7 +16,7 @@ struct Exponent<float> {
   using Vec = VecF;
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23
   static constexpr float lowest = -125.0f;
-  static constexpr float far = 1e30f;
+  static constexpr float far = 1e20f;   // far 2^lowest is nothing
   static constexpr float huge = 3.402823466e38f;
   static LEBM_INLINE Vec poly(Vec f) {
     Vec q = broadcast(1.326472712341653e-3f);
@@ -32,7 +32,7 @@ struct Exponent<double> {
   using Vec = VecD;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double lowest = -1021.0;
-  static constexpr double far = 1e300;
+  static constexpr double far = 1e200;
   static constexpr double huge = 1.7976931348623157e308;
   static LEBM_INLINE Vec poly(Vec f) {
     Vec q = broadcast(2.572932417736230421e-11);

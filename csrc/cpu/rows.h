@@ -156,7 +156,7 @@ static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const
     if constexpr (kMode == kNormal) {
       const Vec<T> x = mul(excess, rate);
       p = exp2_of<T>(kWeighted ? add(x, sub(load(block.log2_w + j), offset_)) : x);
-      // Absent latents have x = -inf.
+      // The floor of exp2 times an absent latent's x must be nothing.
       if (kExcess) excess_ = fma(p, max(x, broadcast(-Exponent<T>::far)), excess_);
     } else if constexpr (kMode == kSmall) {
       const Vec<T> minus = mul(load(block.w + j), exp2m1_of<T>(mul(excess, rate)));

@@ -1,0 +1,76 @@
+# make help lists the targets. PYTHON chooses the interpreter that .venv is made with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LIBRARY := lebm_kernels/_native.abi3.so
+KERNELS := $(wildcard $(foreach kind,cpp h inl,csrc/*.$(kind) csrc/*/*.$(kind)))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help run test lint format setup clean distclean say-run say-test FORCE
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
+
+run: say-run setup ## set up, train the ellipse and the horn, write the figures to out/
+	@$(BIN)/python -m lebm_kernels demo
+
+test: say-test setup ## set up, run all the tests
+	@$(BIN)/python -m pytest -q
+
+lint: setup ## check style, types and the formatting of the C++ sources
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+	$(if $(KERNELS),$(BIN)/clang-format --dry-run -Werror $(KERNELS))
+
+format: setup ## rewrite the sources in the house's style
+	$(BIN)/python -m ruff check --fix
+	$(BIN)/python -m ruff format
+	$(if $(KERNELS),$(BIN)/clang-format -i $(KERNELS))
+
+setup: $(VENV)/installed $(VENV)/built ## make .venv with the pinned dependencies and build the extension
+
+clean: ## remove what was built (not .venv, not out/)
+	rm -rf build dist *.egg-info $(LIBRARY) lebm_kernels/_native_build.txt $(VENV)/built
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean ## remove .venv and out/ as well
+	rm -rf $(VENV) out
+
+say-run:
+	@echo "make run: sets up $(VENV) where needed, trains the ellipse and the horn, writes figures to out/"
+
+say-test:
+	@echo "make test: sets up $(VENV) where needed, runs all the tests"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys' 2>/dev/null || { echo "error: PYTHON=$(PYTHON) does not run; \
+	give a Python >= 3.10, as in: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python >= 3.10 \
+	is needed, and PYTHON=$(PYTHON) is" $$($(PYTHON) -V 2>&1)"; give another, as in: \
+	make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: PYTHON=$(PYTHON) has no venv \
+	module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# Installed without the extension: pip would hide what the compiler says, and build before
+# PyTorch is there. The next rule builds it into the source tree, which is what gets imported.
+$(VENV)/installed: $(BIN)/python constraints.txt pyproject.toml setup.py
+	@echo "Installing the pinned dependencies into $(VENV) (minutes, the first time)"
+	@$(BIN)/python -m pip install -qq -c constraints.txt setuptools
+	@LEBM_KERNELS_NATIVE=0 $(BIN)/python -m pip install -qq -c constraints.txt \
+	  --no-build-isolation -e '.[test]'
+	@rm -f $(VENV)/built
+	@touch $@
+
+# Tried again as long as there is no library: a compiler may have come.
+$(VENV)/built: $(VENV)/installed $(KERNELS) $(if $(wildcard $(LIBRARY)),,FORCE)
+	@echo "Building the extension (see lebm_kernels/_native_build.txt if it cannot be built)"
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@

@@ -1,0 +1,249 @@
+"""Builds the optional C++ extension; everything else about the package stands in pyproject.toml.
+
+The extension speaks PyTorch's stable ABI and no Python C API, so it needs PyTorch's headers and a
+C++ compiler to be built, and one binary then serves every CPython and every PyTorch >= 2.10. It is
+loaded with ``torch.ops.load_library``, never imported.
+
+The compiler is called directly rather than through setuptools' compiler classes: Python's own
+build flags stay out, what the compiler says can be kept, and its dependency files tell exactly
+what has to be compiled again.
+
+Environment variables:
+    LEBM_KERNELS_NATIVE: ``auto`` (default) builds the extension if it can, and otherwise installs
+        without it; ``1`` makes a failure fatal; ``0`` leaves the extension out.
+    CXX: the C++ compiler (default: the first of c++, g++, clang++ on the PATH).
+    MAX_JOBS: how many files are compiled at once (default: one a core).
+
+When the extension is left out, ``lebm_kernels/_native_build.txt`` is installed in its place: the
+reason in its first line, the compiler's last words below.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "lebm_kernels"
+LIBRARY = "_native.abi3.so"
+REASON = "_native_build.txt"
+
+OLDEST_TORCH = (2, 10)
+TARGET_VERSION = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
+
+# No -march: instruction sets are chosen when the kernels run, so the binary fits every machine.
+# No -ffast-math and no contraction: the accuracy promises hold for the arithmetic as written.
+COMPILE_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    f"-DTORCH_TARGET_VERSION={TARGET_VERSION}",
+]
+LINK_FLAGS = ["-shared"]
+if sys.platform == "linux":
+    # A missing symbol shows here, and not on the day the library is loaded.
+    LINK_FLAGS.append("-Wl,--no-undefined")
+
+
+class Unavailable(Exception):
+    """The extension cannot be built here; the message says why."""
+
+
+class Torch:
+    """The PyTorch of the environment that is installed into: its folder and version."""
+
+    def __init__(self) -> None:
+        self.folder = self._find()
+        self.include = self.folder / "include"
+        self.lib = self.folder / "lib"
+        header = self.include / "torch" / "headeronly" / "version.h"
+        text = header.read_text(encoding="utf-8") if header.is_file() else ""
+        numbers = re.findall(r"define TORCH_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", text)
+        self.version = tuple(int(number) for number in numbers)
+        if self.version[:2] < OLDEST_TORCH:
+            raise Unavailable(
+                f"PyTorch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} is needed to build, and "
+                f"{self.folder} is older or has no headers"
+            )
+
+    @staticmethod
+    def _find() -> Path:
+        # Under pip's build isolation the environment's packages cannot be imported, but they lie
+        # where this interpreter keeps them. Only headers are read, so torch is never imported,
+        # and it is no build requirement: that would bring a second PyTorch of several gigabytes.
+        spec = importlib.util.find_spec("torch")
+        folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+        places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+        places += [*site.getsitepackages(), site.getusersitepackages()]
+        folders += [Path(place) / "torch" for place in places]
+        for folder in folders:
+            if (folder / "include" / "torch").is_dir():
+                return folder
+        raise Unavailable(
+            "PyTorch was not installed when this package was built (install torch first, then "
+            "this package again, with --no-build-isolation if your installer is not pip)"
+        )
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler's command."""
+    if sys.platform == "win32":
+        raise Unavailable("the extension is written for GCC and Clang; there is no Windows build")
+    if command := shlex.split(os.environ.get("CXX", "")):
+        if not shutil.which(command[0]):
+            raise Unavailable(f"the C++ compiler named by CXX, {command[0]!r}, was not found")
+        return command
+    names = ("c++", "g++", "clang++")
+    for name in names:
+        if found := shutil.which(name):
+            return [found]
+    raise Unavailable(f"no C++ compiler was found (looked for {', '.join(names)})")
+
+
+def execute(command: list[str]) -> None:
+    """Runs a compiler's command; prints what it says, and keeps the end of it if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    said = (done.stdout + done.stderr).strip()
+    # Written at once, so that files compiled at the same time do not mix their lines.
+    sys.stderr.write(f"{shlex.join(command)}\n{said}\n" if said else f"{shlex.join(command)}\n")
+    if done.returncode != 0:
+        what = next((word for word in command if word.endswith(".cpp")), "the library")
+        last = "\n".join(said.splitlines()[-20:])
+        raise Unavailable(
+            f"{command[0]} failed on {what} with exit status {done.returncode}\n{last}"
+        )
+
+
+class Step:
+    """One command and the file that it makes; runs only if something that it depends on changed."""
+
+    def __init__(self, output: Path, command: list[str], inputs: list[Path], torch: Torch) -> None:
+        self.output = output
+        self.inputs = inputs
+        self.dependencies = output.with_suffix(".d")
+        self.stamp = output.with_suffix(output.suffix + ".command")
+        self.command = command
+        # System headers are left out of the dependency files; PyTorch's version stands for them.
+        self.recipe = f"{shlex.join(command)}\ntorch {torch.version}\n"
+
+    def run(self) -> None:
+        if self._is_done():
+            return
+        self.stamp.unlink(missing_ok=True)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        execute(self.command)
+        self.stamp.write_text(self.recipe, encoding="utf-8")
+
+    def _is_done(self) -> bool:
+        if not (self.stamp.is_file() and self.output.is_file()):
+            return False
+        if self.stamp.read_text(encoding="utf-8") != self.recipe:
+            return False
+        read = list(self.inputs)
+        if self.dependencies.is_file():
+            text = self.dependencies.read_text(encoding="utf-8").replace("\\\n", " ")
+            read += [Path(word) for word in shlex.split(text.partition(": ")[2])]
+        made = self.output.stat().st_mtime_ns
+        return all(path.is_file() and path.stat().st_mtime_ns <= made for path in read)
+
+
+def build_library(sources: list[Path], objects: Path) -> Path:
+    """Compiles and links ``sources`` below ``objects``; returns the library's path."""
+    if not sources:
+        raise Unavailable(f"there are no C++ sources in {ROOT / 'csrc'}")
+    compiler = find_compiler()
+    torch = Torch()
+
+    def compile_one(source: Path) -> Path:
+        output = (objects / source.relative_to(ROOT)).with_suffix(".o")
+        command = [*compiler, *COMPILE_FLAGS, f"-I{ROOT / 'csrc'}", "-isystem", str(torch.include)]
+        command += ["-MMD", "-MF", str(output.with_suffix(".d")), "-c", str(source)]
+        Step(output, [*command, "-o", str(output)], [source], torch).run()
+        return output
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        compiled = list(pool.map(compile_one, sources))
+
+    # A library that is loaded needs to name libtorch_cpu: PyTorch's own symbols are not global.
+    # By then `import torch` has loaded it, so its name is enough and no run path is written.
+    library = objects / LIBRARY
+    link = [*compiler, *LINK_FLAGS, *map(str, compiled), f"-L{torch.lib}", "-ltorch_cpu"]
+    Step(library, [*link, "-o", str(library)], compiled, torch).run()
+    return library
+
+
+class BuildNative(build_ext):
+    """Builds the library, or writes down why it is left out."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")[:-1]) / LIBRARY)
+
+    def run(self) -> None:
+        super().run()
+        reason = Path(self.build_lib) / PACKAGE / REASON
+        if self.inplace:
+            # An editable install is served from the sources: what holds for the build holds there.
+            (ROOT / PACKAGE / REASON).unlink(missing_ok=True)
+            if reason.exists():
+                (ROOT / PACKAGE / LIBRARY).unlink(missing_ok=True)
+                shutil.copyfile(reason, ROOT / PACKAGE / REASON)
+        if reason.exists() and os.environ.get("LEBM_KERNELS_NATIVE") == "1":
+            raise SystemExit("LEBM_KERNELS_NATIVE=1 asks for the native backend: giving up")
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        reason = target.with_name(REASON)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            mode = os.environ.get("LEBM_KERNELS_NATIVE", "auto")
+            if mode not in ("auto", "0", "1"):
+                raise SystemExit(f"LEBM_KERNELS_NATIVE must be auto, 0 or 1, not {mode!r}")
+            if mode == "0":
+                raise Unavailable("left out on purpose when built (LEBM_KERNELS_NATIVE=0)")
+            library = build_library([ROOT / name for name in ext.sources], Path(self.build_temp))
+        except Unavailable as error:
+            target.unlink(missing_ok=True)
+            reason.write_text(f"{error}\n", encoding="utf-8")
+            headline = str(error).partition("\n")[0]
+            print(f"{PACKAGE}: the native backend is not built: {headline}", file=sys.stderr)
+        else:
+            reason.unlink(missing_ok=True)
+            self.copy_file(str(library), str(target))
+
+
+class Wheel(bdist_wheel):
+    """Tags the wheel for this platform and any Python 3: the library knows nothing of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+sources = [path for place in ("", "cpu") for path in sorted((ROOT / "csrc" / place).glob("*.cpp"))]
+setup(
+    ext_modules=[
+        # Optional: setuptools goes on when the library is not there.
+        Extension(
+            f"{PACKAGE}._native",
+            [path.relative_to(ROOT).as_posix() for path in sources],
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+)
