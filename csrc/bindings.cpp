@@ -40,8 +40,10 @@ lebm::Problem<T> problem(const Tensor& y, const Tensor& decoded, const Tensor& b
                          const std::optional<Tensor>& scale,
                          const std::optional<Tensor>& log_weight,
                          const std::optional<Tensor>& latent_energy) {
-  return {y.size(0),      y.size(1),           decoded.size(1), y.size(2),
-          view<T>(y),     view<T>(decoded),    view<T>(beta),   view<T>(scale),
+  return {y.size(0),           y.size(1),
+          decoded.size(1),     y.size(2),
+          view<T>(y),          view<T>(decoded),
+          view<T>(beta),       view<T>(scale),
           view<T>(log_weight), view<T>(latent_energy)};
 }
 
@@ -70,9 +72,8 @@ using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 template <typename T>
 void run_rows(const lebm::Problem<T>& p, Seven& out) {
   auto& [free_energy, state, slope_y, slope_scale, slope_beta, mean, index] = out;
-  const lebm::RowOutputs<T> outputs = {data<T>(free_energy),    data<double>(state),
-                                       data<T>(slope_y),        data<T>(slope_scale),
-                                       data<T>(slope_beta),     data<T>(mean),
+  const lebm::RowOutputs<T> outputs = {data<T>(free_energy), data<double>(state), data<T>(slope_y),
+                                       data<T>(slope_scale), data<T>(slope_beta), data<T>(mean),
                                        data<int64_t>(index)};
   const lebm::Kernels& kernels = lebm::kernels();
   if constexpr (sizeof(T) == 4) {
@@ -107,10 +108,10 @@ using Three = std::tuple<Tensor, Tensor, Tensor>;
 
 template <typename T>
 void run_columns(const lebm::Problem<T>& p, const Tensor& grad, const Tensor& state, Three& out) {
-  const lebm::ColumnArguments<T> arguments = {
-      static_cast<const T*>(grad.const_data_ptr()),
-      static_cast<const double*>(state.const_data_ptr()), data<T>(std::get<0>(out)),
-      data<T>(std::get<1>(out)), data<T>(std::get<2>(out))};
+  const lebm::ColumnArguments<T> arguments = {static_cast<const T*>(grad.const_data_ptr()),
+                                              static_cast<const double*>(state.const_data_ptr()),
+                                              data<T>(std::get<0>(out)), data<T>(std::get<1>(out)),
+                                              data<T>(std::get<2>(out))};
   const lebm::Kernels& kernels = lebm::kernels();
   if constexpr (sizeof(T) == 4) {
     kernels.columns_f32(p, arguments, pool());

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends import choose
 from lebm_kernels import ops, reference, sampling
+from lebm_kernels.backends import choose
 from lebm_kernels.reference import Posterior
 
 _Arguments = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -160,7 +160,7 @@ def sample_latent(
             return reference.sample_latent(*_widened(arguments), num_samples, generator)
         layout, problem = ops.canonical(*arguments, tol)
         index = sampling.sample(problem, name, num_samples, generator)
-        return index.reshape(layout.shape + (num_samples,))
+        return index.reshape((*layout.shape, num_samples))
 
 
 def softmin(
@@ -170,7 +170,8 @@ def softmin(
 
     Args:
         energy: energies that one already has, floating point.
-        beta: inverse temperature in [0, inf]: a number, or a tensor that broadcasts with the result.
+        beta: inverse temperature in [0, inf]: a number, or a tensor that broadcasts
+            with the result.
         dim: the dimension of the latents.
         log_weight: log-weights, ``[N]`` or broadcastable to ``energy`` with ``dim`` last;
             normalised away.
@@ -193,7 +194,7 @@ def softmin(
 def softmax(
     energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None = None
 ) -> Tensor:
-    r"""softmax_beta[E] = 1/beta log sum_n w exp(beta E) = -softmin_beta[-E], a scalar a latent grid.
+    r"""softmax_beta[E] = 1/beta log sum_n w exp(beta E) = -softmin_beta[-E]: a scalar.
 
     Not what :func:`torch.softmax` computes: that is :func:`softargmax`. Arguments and errors are
     those of :func:`softmin`.
@@ -331,9 +332,9 @@ def _check_leading(
     tails = (
         ("scale", None if scale is None else scale.shape[:-1]),
         ("beta", beta.shape),
-        ("decoded", decoded.shape[:-2] + (1,)),
-        ("log_weight", None if log_weight is None else log_weight.shape[:-1] + (1,)),
-        ("latent_energy", None if latent_energy is None else latent_energy.shape[:-1] + (1,)),
+        ("decoded", (*decoded.shape[:-2], 1)),
+        ("log_weight", None if log_weight is None else (*log_weight.shape[:-1], 1)),
+        ("latent_energy", None if latent_energy is None else (*latent_energy.shape[:-1], 1)),
     )
     for name, other in tails:
         if other is None or len(other) == 0 or (len(other) == 1 and other[0] == 1):
@@ -350,9 +351,15 @@ def _check_leading(
 def _widened(arguments: _Arguments) -> _Arguments:
     """The arguments in the dtype that F is computed in."""
     dtype = ops.accumulation_dtype(arguments[0].dtype)
-    y, decoded, beta, *rest = (None if x is None else x.to(dtype) for x in arguments)
-    assert y is not None and decoded is not None and beta is not None
-    return (y, decoded, beta, *rest)
+    y, decoded, beta, scale, log_weight, latent_energy = arguments
+    return (
+        y.to(dtype),
+        decoded.to(dtype),
+        beta.to(dtype),
+        None if scale is None else scale.to(dtype),
+        None if log_weight is None else log_weight.to(dtype),
+        None if latent_energy is None else latent_energy.to(dtype),
+    )
 
 
 def _options(y: Tensor, tol: float | None, backend: str | None) -> str:

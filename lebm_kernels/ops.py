@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lebm_kernels.backends import ColumnWants, Problem, RowWants, module
 
-
 _library = torch.library.Library("lebm_kernels", "DEF")
 
 _ARGUMENTS = (
@@ -51,14 +50,14 @@ def value_shape(
     latent_energy: Tensor | None,
 ) -> torch.Size:
     """The shape of F: ``[..., M]`` with every argument's leading dimensions broadcast."""
-    shapes = [y.shape[:-1], beta.shape]
+    shapes: list[tuple[int, ...]] = [y.shape[:-1], beta.shape]
     if scale is not None:
         shapes.append(scale.shape[:-1])
     if decoded.dim() > 2:
-        shapes.append(decoded.shape[:-2] + (1,))
+        shapes.append((*decoded.shape[:-2], 1))
     for row in (log_weight, latent_energy):
         if row is not None and row.dim() > 1:
-            shapes.append(row.shape[:-1] + (1,))
+            shapes.append((*row.shape[:-1], 1))
     return torch.broadcast_shapes(*shapes)
 
 
@@ -134,7 +133,7 @@ def _free_energy(
         _shaped(rows.slope_y, vector, value),
         _shaped(rows.slope_scale, vector, value),
         _shaped(rows.slope_beta, shape, value),
-        rows.state.reshape(shape + (3,)),
+        rows.state.reshape((*shape, 3)),
     )
 
 
@@ -157,7 +156,7 @@ def _free_energy_fake(
         value.new_empty(vector if slopes[0] else 0),
         value.new_empty(vector if slopes[1] and scale is not None else 0),
         value.new_empty(shape if slopes[2] else 0),
-        value.new_empty(shape + (3,), dtype=torch.float64),
+        value.new_empty((*shape, 3), dtype=torch.float64),
     )
 
 
@@ -174,7 +173,9 @@ def _posterior(
     (shape, _), problem = canonical(y, decoded, beta, scale, log_weight, latent_energy, tol)
     want = RowWants(slope_beta=True, mean=True, index=True)
     rows = module(backend).rows(problem, want)
-    assert rows.slope_beta is not None and rows.mean is not None and rows.index is not None
+    assert rows.slope_beta is not None
+    assert rows.mean is not None
+    assert rows.index is not None
     cold = problem.beta == torch.inf
     finite = torch.where(cold, 0.0, problem.beta)
     # dF/dbeta = (<E> - F)/beta = -KL/beta^2; when cold, KL is -log of the minima's weight.
@@ -232,7 +233,7 @@ def _free_energy_backward(
     columns = module(backend).columns(
         problem,
         grad.to(problem.y.dtype).expand(layout.shape).reshape(num_grids, num_queries),
-        state.expand(layout.shape + (3,)).reshape(num_grids, num_queries, 3),
+        state.expand((*layout.shape, 3)).reshape(num_grids, num_queries, 3),
         ColumnWants(*output_mask),
     )
 
@@ -315,8 +316,10 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | Non
     y, decoded, beta, scale, log_weight, latent_energy = arguments
     needs = ctx.needs_input_grad[:6]
     slopes = [slope_y, slope_scale, slope_beta]
-    if any(n and slope.dim() == 1 and slope.numel() == 0 != grad.numel()
-           for n, slope in zip((needs[0], needs[3], needs[2]), slopes, strict=True)):
+    if any(
+        n and slope.dim() == 1 and slope.numel() == 0 != grad.numel()
+        for n, slope in zip((needs[0], needs[3], needs[2]), slopes, strict=True)
+    ):
         # The forward did not know that this gradient would be wanted (a transform hid it).
         _, *slopes, state = torch.ops.lebm_kernels.free_energy(
             *arguments, ctx.tol, ctx.backend, [needs[0], needs[3], needs[2]]
@@ -346,7 +349,7 @@ def _refuse(ctx: Any, *_: Any) -> Any:
     raise RuntimeError(_NO_SECOND_ORDER)
 
 
-# How many trailing dimensions of y, decoded, beta, scale, log_weight, latent_energy are not leading.
+# The trailing dimensions of y, decoded, beta, scale, log_weight, latent_energy that are their own.
 _RANKS = (2, 2, 1, 2, 1, 1)
 
 
@@ -390,9 +393,7 @@ def _free_energy_backward_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
     for position, wanted in zip(latent_side, mask, strict=True):
         if wanted and dims[position] is None:
             # One gradient a sample, not their sum: the samples must not share the argument.
-            tensors[position] = tensors[position].expand(
-                info.batch_size, *tensors[position].shape
-            )
+            tensors[position] = tensors[position].expand(info.batch_size, *tensors[position].shape)
             dims[position] = 0
     shapes = [
         tensors[position].movedim(dims[position], 0).shape if wanted else None
@@ -416,9 +417,7 @@ def _register(
     torch.library.register_autograd(qualified, backward, setup_context=save, lib=_library)
 
 
-_register(
-    "free_energy", _free_energy, _free_energy_fake, _free_energy_vmap, _differentiate, _save
-)
+_register("free_energy", _free_energy, _free_energy_fake, _free_energy_vmap, _differentiate, _save)
 _register(
     "free_energy_backward",
     _free_energy_backward,

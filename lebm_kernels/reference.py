@@ -32,7 +32,7 @@ class Posterior(NamedTuple):
     mean: Tensor
     energy: Tensor
     relative_entropy: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
 
 
 def energies(
@@ -88,10 +88,10 @@ def _log1p_ratio(x: Tensor) -> Tensor:
 
 
 def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> Tensor:
-    r"""softmin_beta[E] = -1/beta log sum_n w exp(-beta E) over the last dimension, beta in [0, inf].
+    r"""softmin_beta[E] = -1/beta log sum_n w exp(-beta E) over the last dimension.
 
-    Three ways to write the same function, each used where it is exact. With m = min E and
-    c = E - <E>_w:
+    beta lies in [0, inf]. Three ways to write the same function, each used where it is exact. With
+    m = min E and c = E - <E>_w:
 
     * beta = inf: sum_n p E, where p spreads over the exact minima as the weights do (the limit);
     * beta max |c| > 1/2: m - 1/beta log sum_n w exp(-beta (E - m));

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from lebm_kernels.backends import Problem, RowWants, chunked, module
-
 
 
 def sample(
@@ -46,12 +47,15 @@ def sample(
     return index
 
 
-def _masses(problem: Problem, state: Tensor, where: tuple[slice, slice]):
+def _masses(
+    problem: Problem, state: Tensor, where: tuple[slice, slice]
+) -> Iterator[tuple[int, Tensor]]:
     """The first latent and the posterior masses ``[b, m, n]``, float64, of every tile."""
     num_latents = problem.decoded.shape[1]
     step = chunked.latent_tile(problem)
+    least, log_normaliser = state[where][..., None, 0], state[where][..., None, 1]
     for start in range(0, num_latents, step):
         tile = chunked.narrowed(problem, *where, slice(start, min(start + step, num_latents)))
-        excess = chunked.energies(tile) - state[(*where, None, 0)].to(tile.y.dtype)
-        tau = -chunked.cooled(tile, excess).double() - state[(*where, None, 1)]
+        excess = chunked.energies(tile) - least.to(tile.y.dtype)
+        tau = -chunked.cooled(tile, excess).double() - log_normaliser
         yield start, (chunked.log_weights(tile, num_latents) + tau).exp()

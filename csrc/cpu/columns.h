@@ -16,12 +16,12 @@ constexpr int64_t kChunk = 256;
 // The state of one query as the inner loops read it; its y and s lie beside it.
 template <typename T>
 struct ColumnQuery {
-  T least;      // m
-  T rate;       // beta log2 e
-  T whole;      // integer part of log2 (sum of exponentials): 2^-whole is taken in the exponent
-  T share;      // G times the rest of the normalisation
-  T gap;        // F - m
-  T pull;       // what grad_l's term is multiplied by: share / beta or G / beta or G
+  T least;  // m
+  T rate;   // beta log2 e
+  T whole;  // integer part of log2 (sum of exponentials): 2^-whole is taken in the exponent
+  T share;  // G times the rest of the normalisation
+  T gap;    // F - m
+  T pull;   // what grad_l's term is multiplied by: share / beta or G / beta or G
 };
 
 enum Treatment { kFinite, kShallow, kFlat, kFrozen, kTreatments };
@@ -178,10 +178,18 @@ static void queries_against_block(const ColumnTask<T>& task, const Block<T>& blo
     for (int64_t q = start; q < stop; q += kChunk) {
       const int64_t end = q + kChunk < stop ? q + kChunk : stop;
       switch (how) {
-        case kFinite: treat<T, kD, kFinite>(task, block, q, end, scratch, sums); break;
-        case kShallow: treat<T, kD, kShallow>(task, block, q, end, scratch, sums); break;
-        case kFlat: treat<T, kD, kFlat>(task, block, q, end, scratch, sums); break;
-        default: treat<T, kD, kFrozen>(task, block, q, end, scratch, sums); break;
+        case kFinite:
+          treat<T, kD, kFinite>(task, block, q, end, scratch, sums);
+          break;
+        case kShallow:
+          treat<T, kD, kShallow>(task, block, q, end, scratch, sums);
+          break;
+        case kFlat:
+          treat<T, kD, kFlat>(task, block, q, end, scratch, sums);
+          break;
+        default:
+          treat<T, kD, kFrozen>(task, block, q, end, scratch, sums);
+          break;
       }
     }
   }
@@ -192,10 +200,15 @@ static void queries_against_any(const ColumnTask<T>& task, const Block<T>& block
                                 int64_t first_query, int64_t last_query, T* scratch,
                                 const ColumnSums<T>& sums) {
   switch (task.grid->D) {
-    case 1: return queries_against_block<T, 1>(task, block, first_query, last_query, scratch, sums);
-    case 2: return queries_against_block<T, 2>(task, block, first_query, last_query, scratch, sums);
-    case 3: return queries_against_block<T, 3>(task, block, first_query, last_query, scratch, sums);
-    case 4: return queries_against_block<T, 4>(task, block, first_query, last_query, scratch, sums);
-    default: return queries_against_block<T, 0>(task, block, first_query, last_query, scratch, sums);
+    case 1:
+      return queries_against_block<T, 1>(task, block, first_query, last_query, scratch, sums);
+    case 2:
+      return queries_against_block<T, 2>(task, block, first_query, last_query, scratch, sums);
+    case 3:
+      return queries_against_block<T, 3>(task, block, first_query, last_query, scratch, sums);
+    case 4:
+      return queries_against_block<T, 4>(task, block, first_query, last_query, scratch, sums);
+    default:
+      return queries_against_block<T, 0>(task, block, first_query, last_query, scratch, sums);
   }
 }

@@ -10,9 +10,7 @@ struct ColumnMemory {
   BlockFlags* flags;
   void* packed;
 
-  static size_t bytes(int64_t M, int64_t N, int64_t D) {
-    return carve(nullptr, M, N, D, nullptr);
-  }
+  static size_t bytes(int64_t M, int64_t N, int64_t D) { return carve(nullptr, M, N, D, nullptr); }
   ColumnMemory(void* memory, int64_t M, int64_t N, int64_t D) {
     carve(static_cast<char*>(memory), M, N, D, this);
   }
@@ -21,9 +19,12 @@ struct ColumnMemory {
   // Energies are taken four rows at a time: three more may be read.
   static size_t carve(char* memory, int64_t M, int64_t N, int64_t D, ColumnMemory* out) {
     const size_t blocks = (N + block_size(D) - 1) / block_size(D), rows = M + 3;
-    const size_t sizes[] = {sizeof(ColumnQuery<T>) * rows, sizeof(T) * rows * D,
-                            sizeof(T) * rows * D,          sizeof(int64_t) * rows,
-                            rows,                          sizeof(BlockFlags) * blocks,
+    const size_t sizes[] = {sizeof(ColumnQuery<T>) * rows,
+                            sizeof(T) * rows * D,
+                            sizeof(T) * rows * D,
+                            sizeof(int64_t) * rows,
+                            rows,
+                            sizeof(BlockFlags) * blocks,
                             grid_bytes<T>(N, D)};
     size_t at[8] = {0};
     for (int i = 0; i < 7; ++i) at[i + 1] = at[i] + padded(sizes[i]);
@@ -137,8 +138,9 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
     const T nan = T(__builtin_nan(""));
     const bool absent = block.r[j] == kAbsent<T>;
     for (int64_t d = 0; out.grad_decoded && d < p.D; ++d)
-      out.grad_decoded[at * p.D + d] =
-          poisoned ? nan : absent ? T(0) : T(-2 * sums.g_all[d * grid.block + j]);
+      out.grad_decoded[at * p.D + d] = poisoned ? nan
+                                       : absent ? T(0)
+                                                : T(-2 * sums.g_all[d * grid.block + j]);
     if (out.grad_latent_energy)
       out.grad_latent_energy[at] = poisoned ? nan : absent ? T(0) : T(sums.r_all[j]);
     if (out.grad_log_weight)
@@ -155,8 +157,13 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
   ColumnMemory<T> memory(scratch, p.M, p.N, p.D);
   const Grid<T> grid = pack(p, b, memory.packed, memory.flags, parallel);
   int64_t ends[kTreatments + 1];
-  ColumnTask<T> task{&grid, memory.queries, memory.y, memory.s, ends,
-                     arguments.grad_log_weight != nullptr, p.scale.data != nullptr};
+  ColumnTask<T> task{&grid,
+                     memory.queries,
+                     memory.y,
+                     memory.s,
+                     ends,
+                     arguments.grad_log_weight != nullptr,
+                     p.scale.data != nullptr};
   bool poisoned = grid.has_nan;
   const double pulled = sort_queries(p, arguments, b, grid, memory, task, ends, poisoned);
   const int64_t used = ends[kTreatments], blocks = grid.num_blocks;

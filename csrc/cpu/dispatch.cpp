@@ -65,8 +65,7 @@ void force_kernels(const std::string& name) {
   forced.store(name.empty() ? nullptr : &named(name, "the instruction set"));
 }
 
-Scratch::Scratch(size_t bytes)
-    : memory_(::operator new(bytes ? bytes : 1, std::align_val_t(64))) {}
+Scratch::Scratch(size_t bytes) : memory_(::operator new(bytes ? bytes : 1, std::align_val_t(64))) {}
 
 Scratch::~Scratch() { ::operator delete(memory_, std::align_val_t(64)); }
 

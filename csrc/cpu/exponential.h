@@ -16,7 +16,7 @@ struct Exponent<float> {
   using Vec = VecF;
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23
   static constexpr float lowest = -125.0f;
-  static constexpr float far = 1e20f;   // far 2^lowest is nothing
+  static constexpr float far = 1e20f;  // far 2^lowest is nothing
   static constexpr float huge = 3.402823466e38f;
   static LEBM_INLINE Vec poly(Vec f) {
     Vec q = broadcast(1.326472712341653e-3f);
@@ -81,12 +81,25 @@ LEBM_INLINE Vec<T> phi_of(Vec<T> x) {
   Vec<T> square = mul(x, x);
   Vec<T> inside = select_less(square, one, x, broadcast(T(0)));
   // sum_{k >= 2} (k - 1) / k! x^(k - 2)
-  static constexpr double coefficient[] = {
-      1.0 / 2,           1.0 / 3,           1.0 / 8,          1.0 / 30,          1.0 / 144,
-      1.0 / 840,         1.0 / 5760,        1.0 / 45360,      1.0 / 403200,      1.0 / 3991680,
-      11.0 / 479001600,  12.0 / 6227020800, 13.0 / 87178291200.0, 14.0 / 1307674368000.0,
-      15.0 / 20922789888000.0, 16.0 / 355687428096000.0, 17.0 / 6402373705728000.0,
-      18.0 / 121645100408832000.0, 19.0 / 2432902008176640000.0};
+  static constexpr double coefficient[] = {1.0 / 2,
+                                           1.0 / 3,
+                                           1.0 / 8,
+                                           1.0 / 30,
+                                           1.0 / 144,
+                                           1.0 / 840,
+                                           1.0 / 5760,
+                                           1.0 / 45360,
+                                           1.0 / 403200,
+                                           1.0 / 3991680,
+                                           11.0 / 479001600,
+                                           12.0 / 6227020800,
+                                           13.0 / 87178291200.0,
+                                           14.0 / 1307674368000.0,
+                                           15.0 / 20922789888000.0,
+                                           16.0 / 355687428096000.0,
+                                           17.0 / 6402373705728000.0,
+                                           18.0 / 121645100408832000.0,
+                                           19.0 / 2432902008176640000.0};
   constexpr int terms = sizeof(T) == 4 ? 11 : 19;
   Vec<T> series = broadcast(T(coefficient[terms - 1]));
   for (int k = terms - 2; k >= 0; --k) series = fma(series, inside, broadcast(T(coefficient[k])));

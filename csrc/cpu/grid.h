@@ -12,13 +12,13 @@ LEBM_INLINE bool is_finite(double x) { return x - x == 0; }
 
 template <typename T>
 struct Block {
-  int64_t first;      // index of its first latent
-  const T* g;         // [D][block]
-  const T* v;         // [D][block]
-  const T* r;         // [block]
-  const T* log2_w;    // [block], log2(w / largest w)
-  const T* w;         // [block], w / largest w
-  const T* centre;    // [D]
+  int64_t first;    // index of its first latent
+  const T* g;       // [D][block]
+  const T* v;       // [D][block]
+  const T* r;       // [block]
+  const T* log2_w;  // [block], log2(w / largest w)
+  const T* w;       // [block], w / largest w
+  const T* centre;  // [D]
 };
 
 template <typename T>
@@ -28,7 +28,7 @@ struct Grid {
   double* block_weight;                             // [num_blocks]
   T *box_low, *box_high;                            // [D], of the whole grid
   double r_low, r_high;
-  double log_total;   // log sum_n (w / largest w)
+  double log_total;  // log sum_n (w / largest w)
   bool weighted;
   bool has_nan;       // every result is NaN
   bool has_infinite;  // a latent with infinite energy: it counts in the weights alone
@@ -99,7 +99,7 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
   }
   for (int64_t j = 0; j < block; ++j) {
     const int64_t n = first + j;
-    const double l = n >= p.N ? -__builtin_inf()
+    const double l = n >= p.N        ? -__builtin_inf()
                      : grid.weighted ? double(*p.log_weight.at(b, n)) - largest
                                      : 0.0;
     bool present = l != -__builtin_inf();

@@ -51,7 +51,8 @@ struct ColumnArguments {
 };
 
 // Runs body(context, i) for i in [0, count) on the caller's thread pool. Type-erased so that no
-// function of the standard library or of PyTorch is instantiated inside an instruction set's region.
+// function of the standard library or of PyTorch is instantiated inside an instruction set's
+// region.
 struct Parallel {
   using Body = void (*)(void* context, int64_t i);
   void (*run)(int64_t count, Body body, void* context);

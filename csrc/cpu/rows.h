@@ -71,7 +71,8 @@ static void multiply(Sums& a, Vectors& v, int64_t D, double factor) {
 
 // Makes the sums relative to a lesser m.
 template <typename T>
-static void lower_least(const Query<T>& q, bool weighted, Sums& a, Vectors& v, int64_t D, double m) {
+static void lower_least(const Query<T>& q, bool weighted, Sums& a, Vectors& v, int64_t D,
+                        double m) {
   const double drop = a.least - m;
   a.least = m;
   if (!(drop > 0) || a.seen == 0) return;
@@ -305,8 +306,8 @@ static void moments_of_four(const Grid<T>& grid, const Block<T>& block, const Qu
     for (int q = 0; q < count; ++q) {
       // A query that summed nothing yet (all its energies overflow) left energies in p.
       if (sums[q].mass == T(0)) continue;
-      add_moments(d, sum(first[q]), sum(second[q]), sums[q].mass, block.centre[d],
-                  queries[q].y[d], queries[q].s[d], vectors[q]);
+      add_moments(d, sum(first[q]), sum(second[q]), sums[q].mass, block.centre[d], queries[q].y[d],
+                  queries[q].s[d], vectors[q]);
     }
   }
 }
@@ -333,13 +334,11 @@ static void sweep_tile(const Grid<T>& grid, int64_t first_block, int64_t last_bl
         const int some = count - q < 4 ? int(count - q) : 4;
         energies_of_four(block, grid.block, grid.D, queries[q].y, queries[q].s, energy, smallest);
         for (int k = 0; k < some; ++k) {
-          add_block<T, 0, kLevel>(grid, block, queries[q + k], smallest[k],
-                                  energy + k * grid.block, sums[q + k], vectors[q + k],
-                                  of_block[k]);
+          add_block<T, 0, kLevel>(grid, block, queries[q + k], smallest[k], energy + k * grid.block,
+                                  sums[q + k], vectors[q + k], of_block[k]);
         }
         if constexpr (kLevel >= kMean) {
-          moments_of_four<T, kLevel>(grid, block, queries + q, some, energy, of_block,
-                                     vectors + q);
+          moments_of_four<T, kLevel>(grid, block, queries + q, some, energy, of_block, vectors + q);
         }
       }
     }

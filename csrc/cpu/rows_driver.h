@@ -10,11 +10,11 @@ struct Pass {
   const RowOutputs<T>* out;
   const Grid<T>* grid;
   int64_t b;
-  unsigned char* mode;  // [M], a Mode each; what a pass leaves there is swept in the next
-  const int64_t* query; // [count] queries to sweep, or null for all
+  unsigned char* mode;   // [M], a Mode each; what a pass leaves there is swept in the next
+  const int64_t* query;  // [count] queries to sweep, or null for all
   int64_t count;
   Level level;
-  bool first;           // the first sweep, which finds m and the moments
+  bool first;  // the first sweep, which finds m and the moments
 
   int64_t query_at(int64_t i) const { return query ? query[i] : i; }
 };
@@ -194,11 +194,16 @@ template <typename T>
 static void sweep_any(const Pass<T>& pass, int64_t first_block, int64_t last_block, int64_t count,
                       Tile<T>& tile) {
   switch (pass.grid->D) {
-    case 1: return sweep_level<T, 1>(pass, first_block, last_block, count, tile);
-    case 2: return sweep_level<T, 2>(pass, first_block, last_block, count, tile);
-    case 3: return sweep_level<T, 3>(pass, first_block, last_block, count, tile);
-    case 4: return sweep_level<T, 4>(pass, first_block, last_block, count, tile);
-    default: return sweep_level<T, 0>(pass, first_block, last_block, count, tile);
+    case 1:
+      return sweep_level<T, 1>(pass, first_block, last_block, count, tile);
+    case 2:
+      return sweep_level<T, 2>(pass, first_block, last_block, count, tile);
+    case 3:
+      return sweep_level<T, 3>(pass, first_block, last_block, count, tile);
+    case 4:
+      return sweep_level<T, 4>(pass, first_block, last_block, count, tile);
+    default:
+      return sweep_level<T, 0>(pass, first_block, last_block, count, tile);
   }
 }
 

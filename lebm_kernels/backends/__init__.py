@@ -60,7 +60,7 @@ class RowWants(NamedTuple):
     slope_scale: bool = False
     slope_beta: bool = False
     mean: bool = False
-    index: bool = False
+    index: bool = False  # type: ignore[assignment]
 
 
 class Rows(NamedTuple):
@@ -85,7 +85,7 @@ class Rows(NamedTuple):
     slope_scale: Tensor | None = None
     slope_beta: Tensor | None = None
     mean: Tensor | None = None
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]
 
 
 class ColumnWants(NamedTuple):
@@ -127,15 +127,7 @@ class BackendStatus:
 class BackendTable(tuple[BackendStatus, ...]):
     """The backends in order of preference; prints as a table."""
 
-    def __getitem__(self, key):  # type: ignore[override]  # noqa: D105
-        if isinstance(key, str):
-            for status in self:
-                if status.name == key:
-                    return status
-            raise KeyError(key)
-        return super().__getitem__(key)
-
-    def __str__(self) -> str:  # noqa: D105
+    def __str__(self) -> str:
         rows = [("backend", "runs on", "")]
         rows += [(s.name, ", ".join(s.devices) or "-", s.reason) for s in self]
         widths = [max(len(row[i]) for row in rows) for i in range(2)]

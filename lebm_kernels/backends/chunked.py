@@ -85,14 +85,13 @@ def _prediction(tile: Problem, d: int) -> Tensor:
 def energies(tile: Problem) -> Tensor:
     """E[b, m, n] of one tile; inf where the log-weight drops the latent."""
     num_dims = tile.y.shape[-1]
-    energy: Tensor | None = None
-    for slab in _steps(num_dims, _SLAB):
-        partial: Tensor | None = None
-        for d in range(slab.start, slab.stop):
-            square = (tile.y[:, :, None, d] - _prediction(tile, d)).square_()
-            partial = square if partial is None else partial.add_(square)
-        energy = partial if energy is None else energy.add_(partial)
-    assert energy is not None
+    slabs = (
+        sum(
+            (tile.y[:, :, None, d] - _prediction(tile, d)).square_() for d in range(s.start, s.stop)
+        )
+        for s in _steps(num_dims, _SLAB)
+    )
+    energy = torch.as_tensor(sum(slabs))
     if tile.latent_energy is not None:
         energy = energy + tile.latent_energy[:, None, :]
     if tile.log_weight is not None:
@@ -117,7 +116,7 @@ def log_weights(tile: Problem, num_latents: int) -> Tensor:
 
 
 def cooled(tile: Problem, excess: Tensor) -> Tensor:
-    """t = beta (E - m) >= 0, without the NaN of inf * 0."""
+    """T = beta (E - m) >= 0, without the NaN of inf * 0."""
     beta = tile.beta[:, :, None]
     frozen = torch.where(excess > 0, torch.inf, excess)
     t = torch.where(beta == 0, 0.0, torch.where(beta == torch.inf, frozen, beta * excess))
@@ -254,9 +253,7 @@ def _slopes(normaliser: _Normaliser, state: Tensor, out: Rows, where: tuple[slic
         if out.slope_beta is not None:
             weight = log_w.exp()
             near = weight * gap.square() * _phi(torch.where(tau.abs() <= 0.5, tau, 0.0))
-            far = (p * (torch.where(p > 0, tau, 0.0) - 1) + weight) / tile.beta[
-                :, :, None
-            ].square()
+            far = (p * (torch.where(p > 0, tau, 0.0) - 1) + weight) / tile.beta[:, :, None].square()
             relative += torch.where(tau.abs() <= 0.5, near, far).sum(-1)
     if out.slope_y is not None:
         out.slope_y[where] = (2 * residual).to(out.slope_y.dtype)
@@ -272,9 +269,8 @@ def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) ->
     """See :mod:`lebm_kernels.backends`."""
     problem = normalised(problem)
     num_grids, num_latents, num_dims = problem.decoded.shape
-    wide = {"dtype": torch.float64, "device": grad.device}
-    decoded = torch.zeros((num_grids, num_latents, num_dims), **wide)
-    log_weight = torch.zeros((num_grids, num_latents), **wide)
+    decoded = grad.new_zeros((num_grids, num_latents, num_dims), dtype=torch.float64)
+    log_weight = torch.zeros_like(decoded[..., 0])
     latent_energy = torch.zeros_like(log_weight)
     for grid, query in query_tiles(problem):
         for latent in _steps(num_latents, latent_tile(problem)):

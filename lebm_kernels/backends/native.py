@@ -68,7 +68,9 @@ def rows(problem: Problem, want: RowWants) -> Rows:
     """See :mod:`lebm_kernels.backends`."""
     outputs = torch.ops.lebm_kernels_native.rows(*problem[:-1], *want)
     free_energy, state, *optional = outputs
-    return Rows(free_energy, state, *(x if w else None for x, w in zip(optional, want, strict=True)))
+    return Rows(
+        free_energy, state, *(x if w else None for x, w in zip(optional, want, strict=True))
+    )
 
 
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
