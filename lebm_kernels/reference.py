@@ -99,6 +99,9 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
       Q = sum_n w c^2 (exp(-beta c) - 1 + beta c) / (beta c)^2, which follows from sum_n w c = 0
       and stays exact down to beta = 0, in its derivatives too.
     """
+    # Several betas at once are several copies of the energies.
+    shape = torch.broadcast_shapes(beta.shape, energy.shape[:-1])
+    beta, energy = beta.expand(shape), energy.expand((*shape, energy.shape[-1]))
     log_w = log_weights(log_weight, energy)
     kept = (log_w > -torch.inf).expand(energy.shape)
     weight = log_w.exp()
@@ -106,7 +109,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     energy = torch.where(kept, energy, 0.0)
     least = torch.where(kept, energy, torch.inf).amin(-1).detach()
 
-    cold = (beta == torch.inf).expand(least.shape)
+    cold = beta == torch.inf
     finite = torch.where(beta == torch.inf, 0.0, beta)
     mean = (weight * energy).sum(-1)
     centred = energy - mean.unsqueeze(-1)

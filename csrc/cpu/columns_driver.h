@@ -78,7 +78,7 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
       memory.s[at * p.D + d] = p.scale.data ? p.scale.at(b, m)[d * p.scale.stride[2]] : T(1);
     }
     const double beta = *p.beta.at(b, m), G = grad[m];
-    const double bits = (state[3 * m + 1] + grid.log_total) * kLog2E;
+    const double bits = (state[3 * m + 1] + __builtin_log(grid.total)) * kLog2E;
     const double whole = __builtin_rint(bits), rest = __builtin_exp2(whole - bits);
     ColumnQuery<T>& q = memory.queries[at];
     q = {T(state[3 * m]), T(beta * kLog2E), T(whole), T(G * rest), T(state[3 * m + 2]), T(0)};
@@ -88,11 +88,11 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
         pulled += G / beta;
         break;
       case kShallow:
-        q.share = T(G * __builtin_exp(-grid.log_total));
+        q.share = T(G / grid.total);
         q.pull = T(-G / beta);
         break;
       case kFlat:
-        q.share = T(G * __builtin_exp(-grid.log_total));
+        q.share = T(G / grid.total);
         q.pull = T(G);
         break;
       default:
@@ -132,7 +132,7 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
                         const Grid<T>& grid, int64_t i, const ColumnSums<T>& sums, double pulled,
                         bool poisoned) {
   const Block<T> block = grid.at(i);
-  const double total = __builtin_exp(grid.log_total);
+  const double total = grid.total;
   for (int64_t j = 0; j < grid.block && block.first + j < p.N; ++j) {
     const int64_t at = b * p.N + block.first + j;
     const T nan = T(__builtin_nan(""));

@@ -28,7 +28,7 @@ struct Grid {
   double* block_weight;                             // [num_blocks]
   T *box_low, *box_high;                            // [D], of the whole grid
   double r_low, r_high;
-  double log_total;  // log sum_n (w / largest w)
+  double total;  // sum_n (w / largest w)
   bool weighted;
   bool has_nan;       // every result is NaN
   bool has_infinite;  // a latent with infinite energy: it counts in the weights alone
@@ -175,6 +175,6 @@ static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* fl
       grid.box_high[d] = high > grid.box_high[d] ? high : grid.box_high[d];
     }
   }
-  grid.log_total = __builtin_log(total);
+  grid.total = total;
   return grid;
 }

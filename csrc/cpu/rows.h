@@ -224,10 +224,11 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
   const T m = T(a.least);
   if (!(m < kAbsent<T>)) return;  // nothing finite yet
   const bool anchored = grid.weighted && (q.mode == kNormal || q.mode == kCold);
-  if (anchored) {
+  if (anchored && a.offset < 0) {
     const T largest = q.mode == kCold ? largest_exponent<T, true>(block, size, q.rate, m, energy)
                                       : largest_exponent<T, false>(block, size, q.rate, m, energy);
-    raise_offset(a, v, D, largest);
+    // No exponent exceeds 0, and a sum that reaches 2^-60 needs no anchor.
+    raise_offset(a, v, D, largest > -60 ? 0.0 : largest);
   }
   const T offset = anchored ? T(a.offset) : T(0);
 

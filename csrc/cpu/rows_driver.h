@@ -56,7 +56,7 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
   double* state = out.state + 3 * at;
   unsigned char& mode = pass.mode[m];
   if (q.mode == kSlope) {
-    out.slope_beta[at] = T(-a.sum / __builtin_exp(pass.grid->log_total));
+    out.slope_beta[at] = T(-a.sum / pass.grid->total);
     mode = kSkip;
     return;
   }
@@ -79,11 +79,11 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
     mode = kSkip;
     return;
   }
-  const double total = a.sum * __builtin_exp(-pass.grid->log_total);
+  const double total = a.sum / pass.grid->total;
   double L = 0, gap = 0;
   switch (q.mode) {
     case kNormal:
-      L = __builtin_log(a.sum) - pass.grid->log_total;
+      L = __builtin_log(total);
       if (pass.grid->weighted) L += a.offset * kLn2;
       gap = -L / q.beta;
       break;
@@ -95,7 +95,7 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
       gap = pass.grid->has_infinite ? __builtin_inf() : -total;
       break;
     default:
-      L = __builtin_log(a.sum) - pass.grid->log_total;
+      L = __builtin_log(total);
       if (pass.grid->weighted) L += a.offset * kLn2;
       break;
   }

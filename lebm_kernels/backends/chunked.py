@@ -103,7 +103,9 @@ def normalised(problem: Problem) -> Problem:
     """The same problem with log w in place of l (uniform weights stay None)."""
     if problem.log_weight is None:
         return problem
+    # Relative to the largest, which takes a common offset away without rounding.
     wide = problem.log_weight.double()
+    wide = wide - wide.amax(-1, keepdim=True)
     log_w = wide - torch.logsumexp(wide, -1, keepdim=True)
     return problem._replace(log_weight=log_w.to(problem.log_weight.dtype))
 

@@ -1,0 +1,37 @@
+"""The speed of our backends from one change to the next: see bench/README.md.
+
+Run by name; the tests' own run does not collect it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import lebm_kernels
+from lebm_kernels.benchmarking import Case, providers
+
+CASES = {
+    "practicum": Case(24, 48, 2),
+    "practicum, backward": Case(24, 48, 2, backward=("y", "scale")),
+    "low D": Case(1024, 16384, 2),
+    "low D, cold": Case(1024, 16384, 2, beta=float("inf")),
+    "low D, backward of y": Case(1024, 16384, 2, backward=("y",)),
+    "low D, backward of decoded": Case(1024, 16384, 2, backward=("decoded",)),
+    "few queries": Case(4, 1 << 20, 2),
+    "high D": Case(512, 4096, 64),
+    "high D, backward of both": Case(512, 4096, 64, backward=("y", "decoded")),
+}
+
+#: Ours that can run here, and a peer that no change of ours moves: the machine's own drift.
+NAMES = [
+    row.name for row in lebm_kernels.backends() if "cpu" in row.devices and row.name != "reference"
+] + ["eager, expansion (mm)"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("title", CASES)
+def test_speed(benchmark, title, name):
+    case = CASES[title]
+    benchmark.group = f"{title}: {case}"
+    step = providers()[name](case)
+    benchmark(step, case.cotangent())

@@ -1,0 +1,353 @@
+"""The command line, ``lebm``: what runs here, training, and a demonstration of both.
+
+A mistake of the user's is answered by one line that names the option, and exit code 2.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+from typer.core import TyperGroup
+
+# PyTorch takes seconds to import: the commands do it, so that --help and a mistyped option don't.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lebm_kernels.benchmarking import Comparison
+    from lebm_kernels.datasets import Dataset
+    from lebm_kernels.models import LatentModel
+    from lebm_kernels.training import TrainResult
+
+#: The temperature of warm training in the demonstration: the practicum's.
+WARM_BETA = 1.0
+
+console = Console()
+
+
+class _OneLineErrors(TyperGroup):
+    """Shows a usage error as one line instead of typer's panel."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Parse, run and, in standalone mode, exit."""
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except Exception as error:
+            # Usage errors are known by their method: their class lives in a private module.
+            if not standalone_mode or not hasattr(error, "format_message"):
+                raise
+            message = " ".join(error.format_message().split())
+            print(f"lebm: error: {message}", file=sys.stderr)
+            sys.exit(2)
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    help="Fused free energies of latent-variable energy-based models.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+class Recipe(str, Enum):
+    """What can be trained, as the command line spells it."""
+
+    ellipse = "ellipse"
+    horn = "horn"
+
+
+#: The option that sets each argument of the library whose errors can reach the user.
+_OPTIONS = {
+    "beta": "--beta",
+    "epochs": "--epochs",
+    "learning_rate": "--learning-rate",
+    "backend": "--backend",
+    "seed": "--seed",
+    "checkpoint": "--resume",
+    "data": "--resume",
+}
+
+
+@contextmanager
+def _errors_by_option() -> Iterator[None]:
+    """Turn an error about an argument, which it names first, into one about its option."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
+        option = _OPTIONS.get(str(error).partition(" ")[0])
+        if option is None:
+            raise
+        raise typer.BadParameter(str(error), param_hint=f"'{option}'") from error
+    except FloatingPointError as error:
+        raise typer.BadParameter(str(error), param_hint="'--learning-rate'") from error
+
+
+def _folder(path: Path) -> Path:
+    """Make the output folder before the work whose results it is to hold."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot make the folder {path}: {error.strerror}"
+        raise typer.BadParameter(reason, param_hint="'--output'") from error
+    return path
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For work on tiny tensors: on a busy machine, waiting for a second thread costs far more."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _temperature(beta: float) -> str:
+    """``cold`` or ``beta-1``: part of file names."""
+    return "cold" if beta == math.inf else f"beta-{beta:g}"
+
+
+@app.command()
+def info() -> None:
+    """Print versions, the machine, and which backends can run here."""
+    import lebm_kernels
+    from lebm_kernels.environment import describe
+
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    for title, value in describe().items():
+        facts.add_row(title, escape(value))
+    console.print(facts, highlight=False)
+    console.print()
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("backend", no_wrap=True)
+    table.add_column("runs on", no_wrap=True)
+    table.add_column("how, or why not", overflow="fold")
+    for row in lebm_kernels.backends():
+        table.add_row(row.name, ", ".join(row.devices) or "-", escape(row.reason))
+    console.print(table, highlight=False)
+
+
+@app.command()
+def train(
+    model: Annotated[Recipe, typer.Argument(help="What to train.")],
+    beta: Annotated[
+        float, typer.Option(help="Inverse temperature in [0, inf]; inf is cold.")
+    ] = math.inf,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data.", show_default="the model's own")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At the first step.", show_default="the model's own")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="A name of `lebm info`.", show_default="the fastest here")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the data, the start and the order.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for checkpoint and figures.")] = Path("out"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+) -> None:
+    """Train a model on data drawn for it; keep a checkpoint and draw what it learned."""
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in (("epochs", epochs), ("learning_rate", learning_rate))
+        if value is not None
+    }
+    folder = _folder(output)
+    with _errors_by_option():
+        run = _train(
+            model.value,
+            folder,
+            beta=beta,
+            seed=seed,
+            backend=backend,
+            resume=resume,
+            **changes,
+        )
+    console.print(_training_table([run]))
+    _save(_manifold(run), folder / f"{run.title}-manifold.png")
+    _save(_maps(run), folder / f"{run.title}-free-energy.png")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("out"),
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: see it run.")] = False,
+) -> None:
+    """Train both models cold and warm, draw them, time the operation, check its gradients."""
+    from lebm_kernels.figures import cold_and_warm_figure
+
+    start = time.perf_counter()
+    folder = _folder(output)
+    changes: dict[str, Any] = {"epochs": 2} if quick else {}
+    runs = []
+    for recipe in Recipe:
+        cold, warm = (
+            _train(recipe.value, folder, beta=beta, **changes) for beta in (math.inf, WARM_BETA)
+        )
+        runs += [cold, warm]
+        for run in (cold, warm):
+            _save(_manifold(run), folder / f"{run.title}-manifold.png")
+        maps = cold_and_warm_figure(
+            cold.trained, warm.trained, beta=WARM_BETA, x=_section(cold), data=cold.data
+        )
+        _save(maps, folder / f"{recipe.value}-cold-and-warm.png")
+    console.print(_training_table(runs))
+
+    from lebm_kernels.benchmarking import comparison_table
+
+    console.print(comparison_table(_demo_timings(quick)))
+    passed = _print_gradient_verdict()
+    console.print(f"lebm demo took {time.perf_counter() - start:.0f} s", highlight=False)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _demo_timings(quick: bool) -> list[Comparison]:
+    """The operation on a large grid, forward and forward + backward, against its peers."""
+    from lebm_kernels.benchmarking import Case, compare, default_backend
+
+    ours = default_backend()
+    peers = ["eager, expansion (mm)", "eager, cdist"]
+    if not quick:  # compiling takes longer than all the rest of a quick run
+        peers.append("torch.compile, unrolled")
+    M, N = (64, 256) if quick else (4096, 16384)
+    comparisons = []
+    with console.status("timing") as status:
+        # The reference, made for truth alone, would take minutes for all the queries.
+        for names, queries in (([ours, *peers], M), ([ours, "reference"], M // 32)):
+            for backward in ((), ("y",)):
+                case = Case(queries, N, 2, backward=backward)
+                comparisons.append(
+                    compare(
+                        case,
+                        names,
+                        rounds=5,
+                        budget=8.0,
+                        notify=partial(_tell, status, case.direction),
+                    )
+                )
+    return comparisons
+
+
+def _tell(status: Status, what: str, text: str) -> None:
+    status.update(f"{what}: {text}")
+
+
+def _print_gradient_verdict() -> bool:
+    """Run gradcheck; print one line, and one more for each failure."""
+    from lebm_kernels.gradient_checks import check_gradients
+
+    with console.status("gradcheck in float64"), _one_thread():
+        checks = check_gradients()
+    failed = [check for check in checks if not check.ok]
+    backends = ", ".join(dict.fromkeys(check.backend for check in checks))
+    arguments = ", ".join(dict.fromkeys(check.argument for check in checks))
+    verdict = f"FAILED {len(failed)} of {len(checks)}" if failed else "passed"
+    console.print(f"gradcheck {verdict}: {backends}; {arguments}", highlight=False)
+    for check in failed:
+        console.print(f"  {check.backend}, {check.argument}: {escape(check.message)}")
+    return not failed
+
+
+class _Trained(NamedTuple):
+    title: str
+    untrained: LatentModel
+    trained: LatentModel
+    data: Dataset
+    result: TrainResult
+
+
+def _train(
+    recipe: str, folder: Path, *, seed: int = 0, resume: bool = False, **changes: Any
+) -> _Trained:
+    """Train a recipe from its seed, keeping its checkpoint in the folder."""
+    from lebm_kernels.recipes import RECIPES
+    from lebm_kernels.training import train
+
+    model, data, config = RECIPES[recipe].start(seed, **changes)
+    untrained = copy.deepcopy(model)
+    title = f"{recipe}-{_temperature(config.beta)}"
+    with _one_thread():
+        result = train(model, data, config, checkpoint=folder / f"{title}.pt", resume=resume)
+    return _Trained(title, untrained, model, data, result)
+
+
+def _section(run: _Trained) -> float | None:
+    """The x whose map is drawn: the middle of a conditional model's."""
+    return 0.5 if run.trained.conditional else None
+
+
+def _manifold(run: _Trained) -> Figure:
+    from lebm_kernels.figures import manifold_figure
+
+    return manifold_figure(run.untrained, run.trained, run.data)
+
+
+def _maps(run: _Trained) -> Figure:
+    from lebm_kernels.figures import free_energy_figure
+
+    return free_energy_figure(run.trained, x=_section(run), data=run.data)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path)
+    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def _training_table(runs: Sequence[_Trained]) -> Table:
+    table = Table(title="mean free energy of the data", box=box.SIMPLE_HEAD)
+    table.add_column("model")
+    for title in ("before", "after", "epochs", "time"):
+        table.add_column(title, justify="right")
+    for run in runs:
+        result = run.result
+        table.add_row(
+            run.title,
+            f"{result.initial:.4g}",
+            f"{result.final:.4g}",
+            str(len(result.history)),
+            f"{result.seconds:.1f} s",
+        )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``lebm`` with these arguments (the process's own if absent), and exit."""
+    app(args=arguments, prog_name="lebm")

@@ -1,0 +1,113 @@
+"""Observations as the practicum draws them: noisy points of an ellipse that x grows into a horn.
+
+    y      = rho(x) * [cos t, sin t] + noise,     t ~ U[0, 2 pi),    noise ~ N(0, 0.05^2) on each
+    rho(x) = [a x + b (1 - x), b x + a (1 - x)] * exp(2 x),          a = 1.5, b = 2
+
+At x = 0 the radii are (2, 1.5), at x = 1 they are e^2 (1.5, 2) = (11.08, 14.78).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.decoders import circle
+
+NOISE = 0.05
+"""Standard deviation of the noise on each component."""
+
+RADII = (1.5, 2.0)
+"""The practicum's a and b."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Observations and, for a conditional model, the condition of each.
+
+    Attributes:
+        y: observations, ``[num, 2]``, floating point, num >= 1.
+        x: conditions, ``[num]``, or ``None`` for unconditional data.
+
+    Raises:
+        ValueError: the shapes are not those above.
+    """
+
+    y: Tensor
+    x: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        if self.y.dim() != 2 or self.y.shape[1] != 2 or self.y.shape[0] == 0:
+            raise ValueError(f"y must have shape [num, 2], num >= 1, got {list(self.y.shape)}")
+        if self.x is not None and self.x.shape != self.y.shape[:1]:
+            raise ValueError(f"x must have shape [{len(self)}], got {list(self.x.shape)}")
+
+    def __len__(self) -> int:
+        """Return the number of observations."""
+        return self.y.shape[0]
+
+    def __getitem__(self, index: Tensor) -> Dataset:
+        """The observations that ``index`` picks."""
+        return Dataset(self.y[index], None if self.x is None else self.x[index])
+
+    def to(self, like: Tensor) -> Dataset:
+        """The same observations, of the dtype and on the device of ``like``."""
+        return Dataset(self.y.to(like), None if self.x is None else self.x.to(like))
+
+
+def horn_radii(x: Tensor) -> Tensor:
+    """rho(x): the true radii ``[..., 2]`` of the horn's sections at ``x[...]``."""
+    a, b = RADII
+    ends = torch.stack([a * x + b * (1.0 - x), b * x + a * (1.0 - x)], dim=-1)
+    return ends * torch.exp(2.0 * x).unsqueeze(-1)
+
+
+def ellipse_data(
+    num: int = 24, *, noise: float = NOISE, generator: torch.Generator | None = None
+) -> Dataset:
+    """Unconditional observations: the horn's section at x = 0, radii (2, 1.5).
+
+    Args:
+        num: number of observations, at least 1.
+        noise: standard deviation of the noise on each component, at least 0.
+        generator: source of the draws; the global generator if absent.
+
+    Raises:
+        ValueError: ``num`` or ``noise`` is out of range.
+    """
+    _check(num, noise)
+    return Dataset(_observe(torch.zeros(num), noise, generator))
+
+
+def horn_data(
+    num: int = 2000, *, noise: float = NOISE, generator: torch.Generator | None = None
+) -> Dataset:
+    """Conditional observations: x uniform in [0, 1], y a noisy point of the section at x.
+
+    Args:
+        num: number of observations, at least 1.
+        noise: standard deviation of the noise on each component, at least 0.
+        generator: source of the draws; the global generator if absent.
+
+    Raises:
+        ValueError: ``num`` or ``noise`` is out of range.
+    """
+    _check(num, noise)
+    x = torch.rand(num, generator=generator)
+    return Dataset(_observe(x, noise, generator), x)
+
+
+def _observe(x: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
+    t = torch.rand(x.shape, generator=generator) * (2.0 * math.pi)
+    clean = horn_radii(x) * circle(t)
+    return clean + noise * torch.randn(clean.shape, generator=generator)
+
+
+def _check(num: int, noise: float) -> None:
+    if isinstance(num, bool) or not isinstance(num, int) or num < 1:
+        raise ValueError(f"num must be an integer of at least 1, got {num!r}")
+    if not (0.0 <= noise < math.inf):
+        raise ValueError(f"noise must be at least 0 and finite, got {noise}")

@@ -1,0 +1,165 @@
+"""Which backends are tested, and the rule that says how close is close enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from oracle import Array, exact, to_array
+from torch import Tensor
+
+import lebm_kernels
+from lebm_kernels import reference
+from lebm_kernels.backends import BackendStatus, native
+
+# What must run in every test, where it can run at all: adding a backend adds its name here.
+KERNELS = ("chunked", "native")
+
+BETAS = (0.0, 1e-12, 1e-7, 1e-3, 0.1, 1.0, 30.0, 1e4, 1e12, float("inf"))
+"""From hot to cold."""
+
+
+def status(name: str) -> BackendStatus:
+    """The row of the table of backends."""
+    return next(row for row in lebm_kernels.backends() if row.name == name)
+
+
+def _kernel_parameters() -> list[tuple[str, str | None]]:
+    parameters: list[tuple[str, str | None]] = []
+    for name in KERNELS:
+        if not status(name).available:
+            continue
+        sets = native.instruction_sets() if name == "native" else [None]
+        parameters += [(name, instruction_set) for instruction_set in sets]
+    return parameters
+
+
+@contextmanager
+def _selected(name: str, instruction_set: str | None) -> Iterator[str]:
+    if instruction_set is None:
+        yield name
+        return
+    native.force_instruction_set(instruction_set)
+    try:
+        yield name
+    finally:
+        native.force_instruction_set(None)
+
+
+def pytest_configure() -> None:
+    """One thread, so that tests take as long on a busy machine; test_threads.py sets its own."""
+    torch.set_num_threads(1)
+
+
+def pytest_report_header() -> list[str]:
+    """Say what is tested and, of what is not, why."""
+    tested = ", ".join("-".join(filter(None, parameter)) for parameter in _kernel_parameters())
+    lines = [f"lebm_kernels backends tested: {tested}"]
+    for name in KERNELS:
+        if not status(name).available:
+            lines.append(f"lebm_kernels backend NOT tested: {name}: {status(name).reason}")
+    return lines
+
+
+def _identify(parameter: tuple[str, str | None]) -> str:
+    return "-".join(filter(None, parameter))
+
+
+@pytest.fixture(params=_kernel_parameters(), ids=_identify)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every kernel backend that can run here; the native one on each instruction set."""
+    with _selected(*request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=[*_kernel_parameters(), ("reference", None)], ids=_identify)
+def any_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kernel backends, and the reference: for what all must do and none defines."""
+    with _selected(*request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """The dtypes that a free energy is computed in."""
+    chosen: torch.dtype = request.param
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def assert_accurate(
+    got: Tensor, y: Tensor, decoded: Tensor, beta: Any = 1.0, **options: Any
+) -> None:
+    """The promise on F: ``|F - F64| <= 16 eps scale`` for F = ``got`` of these arguments.
+
+    ``scale`` is min E + min(<E>_w - min E, (1 + log N)/beta); eps is that of F's dtype.
+    """
+    truth = exact(y, decoded, beta, **options)
+    _assert_within(got, truth.free_energy, 16 * _eps(got) * truth.magnitude, "F")
+
+
+def assert_gradients_accurate(
+    got: dict[str, Tensor], arguments: dict[str, Tensor], grad: Tensor
+) -> None:
+    """The promise on the gradients of sum(grad F) by name.
+
+    ``|d - d64| <= 2 (error of the same-dtype reference) + 16 eps magnitude``. The reference's
+    error is its largest in the tensor, and not less than what E, wrong by eps/2, makes of p: it
+    may be small by luck. A gradient in half precision is rounded to that once more.
+    """
+    truth = exact(**arguments, grad=grad)
+    by_reference = gradients(reference_free_energy, arguments, grad)
+    assert got.keys() == by_reference.keys()
+    for name, found in got.items():
+        assert found.dtype == arguments[name].dtype
+        eps = torch.finfo(torch.float64 if found.dtype == torch.float64 else torch.float32).eps
+        wanted = truth.gradients[name]
+        slip = np.abs(to_array(by_reference[name]) - wanted).max(initial=0)
+        bound = 2 * np.maximum(slip, eps / 2 * truth.gradient_noises[name])
+        bound = bound + 16 * eps * truth.gradient_magnitudes[name]
+        if found.dtype in (torch.float16, torch.bfloat16):
+            half = torch.finfo(found.dtype)
+            bound = bound + half.eps * np.abs(wanted) + half.smallest_normal
+        _assert_within(found, wanted, bound, f"gradient of {name}")
+
+
+def gradients(function: Any, arguments: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    """The gradients of sum(grad F) by every argument, F = ``function(**arguments)``."""
+    leaves = {name: x.detach().requires_grad_() for name, x in arguments.items()}
+    found = torch.autograd.grad(function(**leaves), list(leaves.values()), grad)
+    return dict(zip(leaves, found, strict=True))
+
+
+def reference_free_energy(**arguments: Tensor) -> Tensor:
+    """The formulas with autograd, computed in the dtype that F has."""
+    wide = torch.float64 if arguments["y"].dtype == torch.float64 else torch.float32
+    return reference.free_energy(**{name: x.to(wide) for name, x in arguments.items()})
+
+
+def _eps(x: Tensor) -> float:
+    return torch.finfo(x.dtype).eps
+
+
+def _assert_within(got: Tensor, wanted: Array, bound: npt.ArrayLike, what: str) -> None:
+    assert got.shape == wanted.shape, f"{what} has shape {list(got.shape)}, not {wanted.shape}"
+    found = to_array(got)
+    error = np.abs(found - wanted)
+    bad = ~(error <= bound)
+    if bad.any():
+        with np.errstate(all="ignore"):
+            ratio = np.where(bad, np.nan_to_num(error / bound, nan=np.inf), 0)
+        worst = np.unravel_index(ratio.argmax(), ratio.shape)
+        raise AssertionError(
+            f"{what} is wrong in {bad.sum()} of {bad.size} places; worst at "
+            f"{[int(i) for i in worst]}: {float(found[worst])!r} for {float(wanted[worst])!r}, "
+            f"{float(ratio[worst]):.3g} times what is allowed"
+        )

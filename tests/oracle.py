@@ -1,0 +1,265 @@
+"""The free energy in extended precision: NumPy formulas that share no code with the package.
+
+Arguments are the tensors that a test passes to the package, so that rounded inputs are the same
+for both. With m = min E, the log-normaliser L = log sum_n w exp(-beta (E - m)) and the gap
+F - m = -L / beta, everything is written in
+
+    tau = log(p / w) = -beta (E - m) - L = -beta (E - F)
+
+so that no small beta cancels (test_oracle.py compares with mpmath). Beside each result stand, for
+the accuracy promises to be measured by,
+
+    its magnitude: the sum of the absolute values of the terms that make it up;
+    for a gradient, its noise: what relative errors of 1 in E do to it through p, to first order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[np.longdouble]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What the package should find, and how large the terms are that it has to add up."""
+
+    free_energy: Array
+    magnitude: Array
+    posterior: Array
+    mean: Array
+    energy: Array
+    relative_entropy: Array
+    index: npt.NDArray[np.int64]
+    gradients: dict[str, Array]
+    gradient_magnitudes: dict[str, Array]
+    gradient_noises: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Quantities of every (query, latent), ``[..., M, N]``, or of every query, ``[..., M, 1]``."""
+
+    beta: Array
+    difference: Array  # y - s g, [..., M, N, D]
+    energy: Array
+    bulk: Array  # the size of what is summed to E: never less than |E|
+    log_w: Array
+    w: Array
+    p: Array
+    tau: Array
+    above: Array  # E - F
+    index: npt.NDArray[np.int64]
+    least: Array
+    gap: Array  # F - min E
+    mean_excess: Array  # <E>_w - min E
+
+
+def to_array(x: Tensor) -> Array:
+    return x.detach().double().numpy().astype(np.longdouble)
+
+
+def exact(
+    y: Tensor,
+    decoded: Tensor,
+    beta: float | Tensor = 1.0,
+    *,
+    scale: Tensor | None = None,
+    log_weight: Tensor | None = None,
+    latent_energy: Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Exact:
+    """F and all that belongs to it; the gradients of sum(grad F) where ``grad`` is given."""
+    beta = beta if isinstance(beta, Tensor) else torch.tensor(beta, dtype=torch.float64)
+    with np.errstate(all="ignore"):
+        pairs = _pairs(y, decoded, beta, scale, log_weight, latent_energy)
+        value = (pairs.least + pairs.gap)[..., 0]
+        gradients: dict[str, Array] = {}
+        magnitudes: dict[str, Array] = {}
+        noises: dict[str, Array] = {}
+        if grad is not None:
+            arguments = {
+                "y": y,
+                "decoded": decoded,
+                "beta": beta,
+                "scale": scale,
+                "log_weight": log_weight,
+                "latent_energy": latent_energy,
+            }
+            for name, parts in _gradients(pairs, decoded, scale, to_array(grad)).items():
+                argument = arguments[name]
+                if argument is not None:
+                    gradients[name], magnitudes[name], noises[name] = (
+                        _summed_to(x, tuple(argument.shape)) for x in parts
+                    )
+        return Exact(
+            free_energy=value,
+            magnitude=_value_magnitude(pairs),
+            posterior=pairs.p,
+            mean=(pairs.p[..., None] * to_array(decoded)[..., None, :, :]).sum(-2),
+            energy=(pairs.p * pairs.energy).sum(-1),
+            relative_entropy=np.where(pairs.p > 0, pairs.p * pairs.tau, 0).sum(-1),
+            index=pairs.index,
+            gradients=gradients,
+            gradient_magnitudes=magnitudes,
+            gradient_noises=noises,
+        )
+
+
+def _pairs(
+    y: Tensor,
+    decoded: Tensor,
+    beta: Tensor,
+    scale: Tensor | None,
+    log_weight: Tensor | None,
+    latent_energy: Tensor | None,
+) -> _Pairs:
+    prediction = to_array(decoded)[..., None, :, :]
+    if scale is not None:
+        prediction = to_array(scale)[..., None, :] * prediction
+    difference = to_array(y)[..., None, :] - prediction
+    energy = (difference**2).sum(-1)
+    bulk = energy
+    if scale is not None:
+        # The product s g is rounded before anything is subtracted from it.
+        bulk = bulk + np.abs(difference * prediction).sum(-1)
+    if latent_energy is not None:
+        regulariser = to_array(latent_energy)[..., None, :]
+        energy, bulk = energy + regulariser, bulk + np.abs(regulariser)
+    log_w = _log_weights(log_weight, decoded.shape[-2])
+    b = to_array(beta)[..., None]
+    shape = np.broadcast_shapes(energy.shape, b.shape, log_w.shape)
+    energy, bulk, log_w = (np.broadcast_to(x, shape) for x in (energy, bulk, log_w))
+    b = np.broadcast_to(b, (*shape[:-1], 1))
+    kept = log_w > -np.inf
+    energy = np.where(kept, energy, 0)
+    w = np.exp(log_w)
+
+    index = np.where(kept, energy, np.inf).argmin(-1)
+    least = np.take_along_axis(energy, index[..., None], -1)
+    excess = np.where(kept, energy - least, 0)
+    mean_excess = (w * excess).sum(-1, keepdims=True)
+    t = np.where(b == np.inf, np.where(excess > 0, np.inf, 0), _finite(b) * excess)
+    exponent = np.where(kept, log_w - t, -np.inf)
+    largest = exponent.max(-1, keepdims=True)
+    deficit = (w * np.expm1(-t)).sum(-1, keepdims=True)
+    log_normaliser = np.where(
+        deficit > -0.5,
+        np.log1p(deficit),
+        largest + np.log(np.exp(exponent - largest).sum(-1, keepdims=True)),
+    )
+    gap = np.where(b == np.inf, 0, np.where(b == 0, mean_excess, -log_normaliser / b))
+    tau = np.where(kept, -t - log_normaliser, 0)
+    p = np.where(kept, np.exp(log_w + tau), 0)
+    above = np.where(kept, excess - gap, 0)
+    return _Pairs(
+        b, difference, energy, bulk, log_w, w, p, tau, above, index, least, gap, mean_excess
+    )
+
+
+def _log_weights(log_weight: Tensor | None, num_latents: int) -> Array:
+    if log_weight is None:
+        return np.full((1, num_latents), -np.log(np.longdouble(num_latents)))
+    wide = to_array(log_weight)[..., None, :]
+    wide = wide - wide.max(-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+
+
+def _value_magnitude(pairs: _Pairs) -> Array:
+    """Min E + min(<E>_w - min E, (1 + log N)/beta), with 1/w of the least E where that beats N."""
+    at_least = pairs.index[..., None]
+    rarity = np.maximum(np.log(pairs.w.shape[-1]), -np.take_along_axis(pairs.log_w, at_least, -1))
+    spread = np.fmin(pairs.mean_excess, (1 + rarity) / pairs.beta)
+    return (np.take_along_axis(pairs.bulk, at_least, -1) + spread)[..., 0]
+
+
+def _gradients(
+    pairs: _Pairs, decoded: Tensor, scale: Tensor | None, upstream: Array
+) -> dict[str, tuple[Array, Array, Array]]:
+    """Derivatives of sum(upstream F), magnitudes and noises, leading dimensions not yet reduced."""
+    beta, w, p, tau = pairs.beta, pairs.w, pairs.p, pairs.tau
+    g = to_array(decoded)[..., None, :, :]
+    s = np.ones(1, np.longdouble) if scale is None else to_array(scale)[..., None, :]
+    G = upstream[..., None]
+    pull = 2 * p[..., None] * pairs.difference
+    near = np.abs(tau) <= 0.5
+    finite = np.where(beta == 0, 1, beta)
+    mean_bulk = (p * pairs.bulk).sum(-1, keepdims=True)
+    shaken = pairs.bulk + mean_bulk  # p shakes by beta times this
+    # p comes from exp(log w - ...): a log-weight of 100, rounded, moves it by 100 eps.
+    blur = 1 + np.where(w > 0, np.abs(pairs.log_w), 0) / 16
+
+    # dF/dbeta = -KL(p|w)/beta^2 = -sum_n w (E - F)^2 phi(tau), phi(x) = (e^x (x - 1) + 1)/x^2
+    phi = _series(tau, lambda k: (k - 1) / math.factorial(k))
+    relative = (p * (np.where(p > 0, tau, 0) - 1) + w) / finite**2
+    by_beta = -np.where(near, w * pairs.above**2 * phi, relative)
+    # What is added up: in general (<E> - F)/beta; the squares where every term is small.
+    beta_size = np.where(
+        near.all(-1),
+        ((w + p) * np.abs(pairs.above) * pairs.bulk).sum(-1),
+        ((p * blur * pairs.bulk).sum(-1) + _value_magnitude(pairs)) / beta[..., 0],
+    )
+    # dF/dl = -(p - w)/beta = w (E - F) psi(tau), psi(x) = (e^x - 1)/x
+    psi = _series(tau, lambda k: 1 / math.factorial(k), start=1)
+    by_weight = np.where(near, w * pairs.above * psi, (w - p) / finite)
+    weight_size = blur * np.fmin(
+        (p + w) / beta, np.maximum(w, p) * (np.abs(pairs.above) + pairs.bulk)
+    )
+
+    cold = beta == np.inf
+    jitter = _finite(beta) * shaken
+
+    def by_query(terms: Array) -> tuple[Array, Array, Array]:
+        terms = G[..., None] * terms
+        size = np.abs(terms)
+        return terms.sum(-2), size.sum(-2), (size * jitter[..., None]).sum(-2)
+
+    def by_latent(terms: Array, size: Array, noise: Array) -> tuple[Array, Array, Array]:
+        weight = G if terms.ndim == G.ndim else G[..., None]
+        axis = G.ndim - 2
+        return (
+            (weight * terms).sum(axis),
+            (np.abs(weight) * size).sum(axis),
+            (np.abs(weight) * noise).sum(axis),
+        )
+
+    stretched = -pull * s
+    return {
+        "y": by_query(pull),
+        "scale": by_query(-pull * g),
+        "beta": (
+            upstream * np.where(cold, 0, by_beta).sum(-1),
+            np.abs(upstream) * beta_size,
+            np.abs(upstream) * np.where(cold, 0, p * np.abs(pairs.above) * shaken).sum(-1),
+        ),
+        "decoded": by_latent(stretched, np.abs(stretched), np.abs(stretched) * jitter[..., None]),
+        "latent_energy": by_latent(p, p, p * jitter),
+        "log_weight": by_latent(by_weight, weight_size, np.where(cold, 0, p * shaken)),
+    }
+
+
+def _finite(beta: Array) -> Array:
+    return np.where(beta == np.inf, 0, beta)
+
+
+def _series(x: Array, coefficient: Callable[[int], float], start: int = 2) -> Array:
+    """Sum_k coefficient(k) x^(k - start) for |x| <= 1/2; elsewhere its value is not used."""
+    x = np.clip(x, -0.5, 0.5)
+    total = np.zeros_like(x)
+    for k in range(start + 26, start - 1, -1):
+        total = total * x + np.longdouble(coefficient(k))
+    return total
+
+
+def _summed_to(x: Array, shape: tuple[int, ...]) -> Array:
+    """Undo broadcasting: the sum over the dimensions that ``shape`` lacks."""
+    x = x.sum(axis=tuple(range(x.ndim - len(shape))))
+    stretched = tuple(d for d, size in enumerate(shape) if size == 1 != x.shape[d])
+    return x.sum(axis=stretched, keepdims=True) if stretched else x

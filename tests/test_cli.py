@@ -1,0 +1,217 @@
+"""The command line does what it says, and answers a mistake with one line that names the option."""
+
+from __future__ import annotations
+
+import math
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import lebm_kernels
+from lebm_kernels import benchmarking, cli, gradient_checks
+
+runner = CliRunner()
+
+
+def lebm(*arguments):
+    return runner.invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_info_says_what_runs_here():
+    result = lebm("info")
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.output.split())
+    for fact in (
+        f"lebm_kernels {lebm_kernels.__version__}",
+        f"Python {platform.python_version()}",
+        f"PyTorch {torch.__version__}",
+        f"threads {torch.get_num_threads()}",
+    ):
+        assert fact in words
+    for row in lebm_kernels.backends():
+        assert f"{row.name} {', '.join(row.devices) or '-'} {row.reason.split()[0]}" in words
+
+
+def test_without_a_command_it_prints_help():
+    result = lebm()
+    assert result.exit_code == 0
+    for command in ("info", "train", "demo"):
+        assert command in result.output
+
+
+@pytest.mark.parametrize(("model", "beta"), [("ellipse", "inf"), ("horn", "1.5")])
+def test_train_lowers_the_free_energy_and_writes(tmp_path, model, beta):
+    result = lebm("train", model, "--beta", beta, "--epochs", 4, "--output", tmp_path / "new")
+    assert result.exit_code == 0, result.output
+    title = f"{model}-{'cold' if beta == 'inf' else 'beta-1.5'}"
+    files = {path.name for path in (tmp_path / "new").iterdir()}
+    assert files == {f"{title}.pt", f"{title}-manifold.png", f"{title}-free-energy.png"}
+    row = next(line.split() for line in result.output.splitlines() if line.split()[:1] == [title])
+    before, after, epochs = float(row[1]), float(row[2]), int(row[3])
+    assert 0 < after < before
+    assert epochs == 4
+
+
+def test_train_takes_its_options(tmp_path, monkeypatch):
+    from lebm_kernels import training
+
+    seen: dict[str, Any] = {}
+
+    class Stop(Exception):
+        pass
+
+    def record(model, data, config, **options):
+        seen.update(options, config=config)
+        raise Stop
+
+    monkeypatch.setattr(training, "train", record)
+    options = ["--learning-rate", 0.5, "--epochs", 7, "--seed", 3, "--backend", "chunked"]
+    result = lebm("train", "ellipse", "--beta", 2, *options, "--output", tmp_path, "--resume")
+    assert isinstance(result.exception, Stop)
+    config = seen["config"]
+    assert (config.beta, config.learning_rate, config.epochs) == (2.0, 0.5, 7)
+    assert (config.seed, config.backend) == (3, "chunked")
+    assert seen["resume"] is True
+    assert seen["checkpoint"] == tmp_path / "ellipse-beta-2.pt"
+
+
+def test_small_work_leaves_the_threads_as_they_were():
+    threads = torch.get_num_threads()
+    inside = []
+
+    @cli._one_thread()
+    def fail():
+        inside.append(torch.get_num_threads())
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert inside == [1]
+    assert torch.get_num_threads() == threads
+
+
+def test_the_seed_decides_the_run(tmp_path):
+    def final(seed):
+        lebm("train", "ellipse", "--epochs", 2, "--seed", seed, "--output", tmp_path)
+        state = torch.load(tmp_path / "ellipse-cold.pt", weights_only=True)
+        return next(iter(state["model"].values()))
+
+    assert torch.equal(final(1), final(1))
+    assert not torch.equal(final(1), final(2))
+
+
+def test_resume_takes_up_the_checkpoint(tmp_path):
+    arguments = ("train", "ellipse", "--epochs", 3, "--output", tmp_path)
+    first = lebm(*arguments)
+    again = lebm(*arguments, "--resume")
+    assert again.exit_code == 0, again.output
+
+    def energies(result):
+        return next(x.split()[1:4] for x in result.output.splitlines() if "ellipse-cold " in x)
+
+    assert energies(again) == energies(first)
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--beta", ["ellipse", "--beta", "-1"]),
+        ("--beta", ["ellipse", "--beta", "nan"]),
+        ("--beta", ["ellipse", "--beta", "warm"]),
+        ("--epochs", ["ellipse", "--epochs", "-1"]),
+        ("--epochs", ["horn", "--epochs", "1.5"]),
+        ("--learning-rate", ["ellipse", "--learning-rate", "0"]),
+        ("--seed", ["ellipse", "--seed", "-3"]),
+        ("--backend", ["ellipse", "--backend", "nobody"]),
+        ("--resume", ["ellipse", "--resume"]),
+        ("--nothing", ["ellipse", "--nothing"]),
+        ("model", ["sphere"]),
+        ("model", []),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_option(tmp_path, option, arguments):
+    result = lebm("train", *arguments, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("lebm: error: ")
+    assert result.stderr.count("\n") == 1
+    assert option in result.stderr.lower()
+
+
+def test_a_backend_that_cannot_run_says_why(tmp_path):
+    for row in lebm_kernels.backends():
+        if not row.available:
+            result = lebm("train", "ellipse", "--backend", row.name, "--output", tmp_path)
+            assert result.exit_code == 2
+            assert result.stderr.count("\n") == 1
+            assert "'--backend'" in result.stderr
+            assert row.reason in result.stderr
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    lebm("train", "ellipse", "--epochs", 2, "--output", tmp_path)
+    result = lebm("train", "ellipse", "--epochs", 2, "--seed", 1, "--output", tmp_path, "--resume")
+    assert result.exit_code == 2
+    assert "'--seed'" in result.stderr
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for command in (["train", "ellipse"], ["demo"]):
+        result = lebm(*command, "--output", tmp_path / "file")
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1
+        assert "'--output'" in result.stderr
+
+
+def test_an_error_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_train", lambda *args, **kwargs: [][0])
+    assert isinstance(lebm("train", "ellipse", "--output", tmp_path).exception, IndexError)
+    with pytest.raises(ValueError, match="something else"), cli._errors_by_option():
+        raise ValueError("something else went wrong")
+
+
+def test_demo_trains_draws_times_and_checks(tmp_path):
+    result = lebm("demo", "--quick", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {
+        f"{model}-{picture}.png"
+        for model in ("ellipse", "horn")
+        for picture in ("cold-manifold", "beta-1-manifold", "cold-and-warm")
+    }
+    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
+    ours = benchmarking.default_backend()
+    words = " ".join(result.output.split())
+    for expected in (ours, "reference", "eager, cdist", "forward + backward (y)"):
+        assert expected in words
+    assert f"gradcheck passed: {ours}" in words
+
+
+def test_a_failed_gradcheck_fails_the_demo(tmp_path, monkeypatch, capsys):
+    failed = gradient_checks.GradientCheck("chunked", "y", ok=False, message="warm: off by 1")
+    monkeypatch.setattr(gradient_checks, "check_gradients", lambda: [failed])
+    monkeypatch.setattr(cli, "_demo_timings", lambda quick: [])
+    monkeypatch.setattr(benchmarking, "comparison_table", lambda comparisons: "")
+    result = lebm("demo", "--quick", "--output", tmp_path)
+    assert result.exit_code == 1
+    assert "gradcheck FAILED 1 of 1" in result.output
+    assert "warm: off by 1" in result.output
+
+
+def test_the_module_runs_as_a_program():
+    command = [sys.executable, "-m", "lebm_kernels", "train", "ellipse", "--beta", "-1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "'--beta'" in result.stderr
+
+
+def test_temperatures_in_file_names():
+    assert cli._temperature(math.inf) == "cold"
+    assert cli._temperature(0.5) == "beta-0.5"

@@ -1,0 +1,226 @@
+"""Every gradient keeps the accuracy promise, passes gradcheck, and is wanted or not at will."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from conftest import BETAS, assert_gradients_accurate, gradients
+from torch import Tensor
+
+from lebm_kernels import free_energy
+
+NAMES = ("y", "decoded", "beta", "scale", "log_weight", "latent_energy")
+
+
+def problem(
+    dtype: torch.dtype, beta: float, *, M: int = 17, N: int = 123, D: int = 2, shared: bool = False
+) -> dict[str, Any]:
+    """Every argument at once, the scale shared or one for each query."""
+    return {
+        "y": torch.randn(M, D, dtype=dtype),
+        "decoded": torch.randn(N, D, dtype=dtype),
+        "beta": torch.full((M,), beta, dtype=dtype),
+        "scale": torch.rand(D if shared else (M, D), dtype=dtype) + 0.5,
+        "log_weight": torch.randn(N, dtype=dtype),
+        "latent_energy": torch.rand(N, dtype=dtype),
+    }
+
+
+def named(names: Iterable[str], values: Iterable[Tensor]) -> dict[str, Any]:
+    return dict(zip(names, values, strict=True))
+
+
+def check(backend: str, arguments: dict[str, Any]) -> None:
+    function = partial(free_energy, backend=backend)
+    grad = torch.randn_like(function(**arguments))
+    assert_gradients_accurate(gradients(function, arguments, grad), arguments, grad)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "per_query"])
+def test_every_temperature(backend: str, dtype: torch.dtype, beta: float, shared: bool) -> None:
+    check(backend, problem(dtype, beta, shared=shared))
+
+
+@pytest.mark.parametrize("D", [1, 3, 4, 7, 16, 64])
+def test_every_dimension(backend: str, dtype: torch.dtype, D: int) -> None:
+    check(backend, problem(dtype, 1.0, M=5, N=40, D=D))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-7, 0.1, 1.0, 1e4, math.inf])
+def test_no_scale_and_no_weights(backend: str, dtype: torch.dtype, beta: float) -> None:
+    every = problem(dtype, beta)
+    check(backend, {name: every[name] for name in ("y", "decoded", "beta")})
+
+
+def test_temperatures_mixed_in_one_call(backend: str, dtype: torch.dtype) -> None:
+    arguments = problem(dtype, 1.0, M=len(BETAS))
+    arguments["beta"] = torch.tensor(BETAS, dtype=dtype)
+    check(backend, arguments)
+    arguments["beta"] = torch.tensor(BETAS, dtype=dtype)[:, None]
+    check(backend, arguments)
+
+
+@pytest.mark.parametrize("beta", [0.1, 10.0, 1e4])
+def test_far_queries(backend: str, dtype: torch.dtype, beta: float) -> None:
+    arguments = problem(dtype, beta)
+    arguments["y"] = torch.nn.functional.normalize(arguments["y"], dim=-1) * 30
+    check(backend, arguments)
+
+
+@pytest.mark.parametrize("beta", [0.1, 10.0, 1e4])
+def test_data_far_from_the_origin(backend: str, dtype: torch.dtype, beta: float) -> None:
+    arguments = problem(dtype, beta)
+    arguments["y"] += 100
+    arguments["decoded"] += 100
+    del arguments["scale"]
+    check(backend, arguments)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 150.0, math.inf])
+def test_weights_of_a_wide_range(backend: str, dtype: torch.dtype, beta: float) -> None:
+    arguments = problem(dtype, beta)
+    arguments["log_weight"] *= 100
+    check(backend, arguments)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-3, 1.0, 1e4, math.inf])
+def test_dropped_latents_have_no_gradient(backend: str, dtype: torch.dtype, beta: float) -> None:
+    arguments = problem(dtype, beta)
+    dropped = [0, 50, 51, 122]
+    arguments["log_weight"][dropped] = -math.inf
+    check(backend, arguments)
+    grad = torch.ones(17, dtype=dtype)
+    found = gradients(partial(free_energy, backend=backend), arguments, grad)
+    for name in ("decoded", "log_weight", "latent_energy"):
+        assert (found[name][dropped] == 0).all()
+
+
+def test_a_query_on_a_latent(backend: str, dtype: torch.dtype) -> None:
+    for beta in (0.0, 1.0, 1e4, math.inf):
+        arguments = problem(dtype, beta)
+        del arguments["scale"]
+        arguments["y"] = arguments["decoded"][:17].clone()
+        check(backend, arguments)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 1e4, math.inf])
+def test_equal_latents_share_the_gradient(backend: str, dtype: torch.dtype, beta: float) -> None:
+    y = torch.randn(3, 2, dtype=dtype)
+    decoded = torch.randn(1, 2, dtype=dtype).repeat(40, 1)
+    grad = torch.ones(3, dtype=dtype)
+    arguments: dict[str, Any] = {
+        "y": y,
+        "decoded": decoded,
+        "latent_energy": torch.zeros(40, dtype=dtype),
+    }
+    function = partial(free_energy, beta=beta, backend=backend)
+    found = gradients(function, arguments, grad)
+    share = (-2 * (y - decoded[:1]).sum(0) / 40).expand(40, 2)
+    torch.testing.assert_close(found["decoded"], share)
+    torch.testing.assert_close(found["latent_energy"], torch.full((40,), 3 / 40, dtype=dtype))
+    torch.testing.assert_close(found["y"], 2 * (y - decoded[:1]))
+
+
+def test_at_infinity_the_minima_share_the_gradient(backend: str, dtype: torch.dtype) -> None:
+    y = torch.zeros(1, 1, dtype=dtype)
+    decoded = torch.tensor([[1.0], [2.0], [-1.0], [1.0]], dtype=dtype)
+    arguments: dict[str, Any] = {"y": y, "decoded": decoded}
+    grad = torch.ones(1, dtype=dtype)
+    found = gradients(partial(free_energy, beta=math.inf, backend=backend), arguments, grad)
+    third = torch.tensor([[2 / 3], [0], [-2 / 3], [2 / 3]], dtype=dtype)
+    torch.testing.assert_close(found["decoded"], third)
+    torch.testing.assert_close(found["y"], torch.full((1, 1), -2 / 3, dtype=dtype))
+
+
+def test_a_huge_grid(backend: str) -> None:
+    y, decoded = torch.randn(1, 2), torch.randn(300_000, 2)
+    arguments: dict[str, Any] = {"y": y, "decoded": decoded, "beta": torch.full((1,), 0.5)}
+    check(backend, arguments)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_gradients(backend: str, half: torch.dtype) -> None:
+    arguments: dict[str, Any] = {
+        name: x.to(half) for name, x in problem(torch.float32, 1.0).items()
+    }
+    arguments["beta"] = arguments["beta"].float()
+    check(backend, arguments)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(any_backend: str, beta: float, name: str) -> None:
+    arguments = problem(torch.float64, beta, M=3, N=5)
+    if name == "beta" and beta == 0.0:
+        arguments["beta"] += 1e-2  # a difference quotient would step below zero
+
+    def of_one(x: Tensor) -> Tensor:
+        return free_energy(**{**arguments, name: x}, backend=any_backend)
+
+    torch.autograd.gradcheck(of_one, (arguments[name].requires_grad_(),))
+
+
+def test_gradcheck_where_arguments_broadcast(any_backend: str) -> None:
+    tensors: dict[str, Any] = {
+        "y": torch.randn(2, 1, 3, 2),
+        "decoded": torch.randn(4, 5, 2),
+        "beta": torch.rand(2, 1, 1) + 0.5,
+        "scale": torch.rand(2) + 0.5,
+        "log_weight": torch.randn(2, 1, 5),
+        "latent_energy": torch.rand(5),
+    }
+    leaves = [x.double().requires_grad_() for x in tensors.values()]
+
+    def of_all(*values: Tensor) -> Tensor:
+        return free_energy(**named(tensors, values), backend=any_backend)
+
+    assert of_all(*leaves).shape == (2, 4, 3)
+    torch.autograd.gradcheck(of_all, leaves)
+
+
+def test_any_subset_of_gradients_equals_the_whole(backend: str) -> None:
+    arguments = problem(torch.float64, 2.0, M=7, N=30)
+    grad = torch.randn(7, dtype=torch.float64)
+    whole = gradients(partial(free_energy, backend=backend), arguments, grad)
+    for size in range(1, len(NAMES)):
+        for wanted in itertools.combinations(NAMES, size):
+            constants = {name: x for name, x in arguments.items() if name not in wanted}
+            function = partial(free_energy, backend=backend, **constants)
+            found = gradients(function, {name: arguments[name] for name in wanted}, grad)
+            for name in wanted:
+                torch.testing.assert_close(found[name], whole[name], rtol=1e-14, atol=1e-15)
+
+
+def test_nothing_is_tracked_without_gradients(backend: str) -> None:
+    arguments = problem(torch.float32, 1.0)
+    assert not free_energy(**arguments, backend=backend).requires_grad
+    arguments["y"].requires_grad_()
+    with torch.no_grad():
+        assert not free_energy(**arguments, backend=backend).requires_grad
+
+
+def test_a_second_derivative_is_refused_not_zero(backend: str) -> None:
+    for name in NAMES:
+        arguments = problem(torch.float64, 1.0, M=3, N=5)
+        arguments[name].requires_grad_()
+        value = free_energy(**arguments, backend=backend).square().sum()
+        (slope,) = torch.autograd.grad(value, arguments[name], create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivative"):
+            torch.autograd.grad(slope.sum(), arguments[name])
+
+
+def test_the_reference_differentiates_twice() -> None:
+    arguments = problem(torch.float64, 0.8, M=2, N=4)
+    leaves = tuple(x.requires_grad_() for x in arguments.values())
+
+    def of_all(*values: Tensor) -> Tensor:
+        return free_energy(**named(NAMES, values), backend="reference")
+
+    torch.autograd.gradgradcheck(of_all, leaves)

@@ -1,0 +1,79 @@
+"""Memory grows with queries plus latents: measured, in a process of its own for each backend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+
+from lebm_kernels import free_energy
+from lebm_kernels.backends import native
+
+MEASURE = """
+import resource, sys
+import torch
+from lebm_kernels import free_energy, posterior, sample_latent
+from lebm_kernels.backends import native
+
+backend, instruction_set, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+if backend == "native":
+    native.force_instruction_set(instruction_set)
+
+def run(M, N):
+    y = torch.randn(M, 2, requires_grad=True)
+    decoded = torch.randn(N, 2, requires_grad=True)
+    log_weight = torch.randn(N, requires_grad=True)
+    beta = torch.full((M,), 2.0, requires_grad=True)
+    arguments = dict(log_weight=log_weight, backend=backend)
+    free_energy(y, decoded, beta, **arguments).sum().backward()
+    posterior(y, decoded, beta, **arguments)
+    sample_latent(y[:100], decoded, beta[:100], num_samples=1, **arguments)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+run(200, 200)
+before = peak()
+run(size, size)
+run(10, 20 * size)
+run(20 * size, 10)
+print(peak() - before)
+"""
+
+# Queries and latents, such that one M x N matrix of float32 holds many times the bound, and the
+# slow take no longer than the fast.
+SIZE = {"chunked": 5_000, "native": 16_000}
+BOUND_MIB = 48
+
+
+def test_peak_of_forward_and_backward(backend: str) -> None:
+    size = SIZE[backend]
+    assert size**2 * 4 / 2**20 > 1.9 * BOUND_MIB
+    isa = native.instruction_set() if backend == "native" else ""
+    command = [sys.executable, "-c", MEASURE, backend, isa, str(size)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < BOUND_MIB
+
+
+def test_the_measure_sees_a_matrix() -> None:
+    size = str(SIZE["chunked"] // 2)
+    command = [sys.executable, "-c", MEASURE, "reference", "", size]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(run.stdout) > BOUND_MIB
+
+
+def test_what_is_kept_for_the_backward_is_small(backend: str, dtype: torch.dtype) -> None:
+    y = torch.randn(300, 2, dtype=dtype, requires_grad=True)
+    decoded = torch.randn(400, 2, dtype=y.dtype, requires_grad=True)
+    kept: list[int] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        free_energy(y, decoded, 1.0, backend=backend)
+    assert 0 < sum(kept) < 20 * (300 + 400)

@@ -1,0 +1,128 @@
+"""Models: the practicum's known values, and free energies against the formula in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+
+from lebm_kernels.grids import LatentGrid, interval_grid, periodic_grid
+from lebm_kernels.models import Ellipse, Horn, LatentModel
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _formula(y, radii, z, beta: float, log_weight=None):
+    """F by numpy and scipy, from the radii [M, 2] or [2]."""
+    circle = np.stack([np.cos(z), np.sin(z)], axis=-1)
+    energy = ((y[:, None] - np.atleast_2d(radii)[:, None] * circle) ** 2).sum(-1)
+    if beta == math.inf:
+        return energy.min(1)
+    log_weight = np.zeros(len(z)) if log_weight is None else log_weight
+    return (logsumexp(log_weight) - logsumexp(log_weight - beta * energy, axis=1)) / beta
+
+
+@pytest.mark.parametrize(
+    ("beta", "known"),
+    [
+        (0.1, 1.095),
+        (10**-0.5, 1.042),
+        (1.0, 0.888),
+        (10**0.5, 0.584),
+        (10.0, 0.334),
+        (math.inf, 0.129),
+    ],
+)
+def test_free_energy_at_the_origin_is_the_practicums(beta: float, known: float) -> None:
+    model = Ellipse(radii=torch.tensor([-1.45266, 0.35856]))
+    assert model.free_energy(torch.zeros(1, 2), beta=beta).item() == pytest.approx(known, abs=5e-4)
+
+
+@pytest.mark.parametrize("beta", [0.3, 20.0, math.inf])
+def test_horn_scales_each_query_by_its_own_radii(beta: float) -> None:
+    model = Horn(generator=_generator(1)).double()
+    x = torch.rand(9, generator=_generator(2)).double()
+    y = torch.randn(9, 2, generator=_generator(3)).double() * 3
+    radii = model.scale(x).detach().numpy()
+    expected = _formula(y.numpy(), radii, periodic_grid(dtype=torch.float64).z.numpy(), beta)
+    value = model.free_energy(y, x, beta=beta)
+    # The buffers were rounded to float32 before the model became double.
+    np.testing.assert_allclose(value.detach().numpy(), expected, rtol=1e-5)
+
+
+def test_one_condition_serves_many_queries() -> None:
+    model = Horn(generator=_generator(1))
+    y = torch.randn(6, 2, generator=_generator(3))
+    one = model.free_energy(y, torch.tensor(0.4), beta=2.0)
+    torch.testing.assert_close(one, model.free_energy(y, torch.full((6,), 0.4), beta=2.0))
+
+
+def test_grid_weights_reach_the_free_energy() -> None:
+    grid = interval_grid(0.0, math.pi, 33)
+    assert grid.log_weight is not None
+    model = Ellipse(grid, radii=torch.tensor([2.0, 1.5]))
+    y = torch.randn(5, 2, generator=_generator(0))
+    expected = _formula(y.numpy(), [2.0, 1.5], grid.z.numpy(), 0.7, grid.log_weight.numpy())
+    value = model.free_energy(y, beta=0.7).detach().numpy()
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    assert np.abs(value - _formula(y.numpy(), [2.0, 1.5], grid.z.numpy(), 0.7)).max() > 1e-3
+
+
+def test_gradient_of_the_radii_is_the_formulas() -> None:
+    model = Ellipse(radii=torch.tensor([0.9, -1.7])).double()
+    y = torch.randn(5, 2, generator=_generator(0)).double()
+    model.free_energy(y, beta=3.0).sum().backward()
+    radii = model.decoder.radii.detach().clone().requires_grad_()
+    energy = (y[:, None] - radii * model.decoded).square().sum(-1)
+    (-torch.logsumexp(-3.0 * energy, 1) / 3.0).sum().backward()
+    torch.testing.assert_close(model.decoder.radii.grad, radii.grad)
+
+
+def test_cold_posterior_restores_the_nearest_point() -> None:
+    model = Ellipse(radii=torch.tensor([2.0, 1.5]))
+    found = model.posterior(model.manifold().detach() * 1.01)
+    assert torch.equal(found.index, torch.arange(48))
+
+
+def test_manifold_shapes_and_values() -> None:
+    horn = Horn(generator=_generator(0))
+    x = torch.rand(2, 3)
+    assert horn.manifold(x).shape == (2, 3, 48, 2)
+    torch.testing.assert_close(horn.manifold(x)[1, 2], horn.scale(x[1, 2]) * horn.decoded)
+    assert Ellipse().manifold().shape == (48, 2)
+
+
+def test_refined_copy_keeps_the_parameters_and_shares_nothing() -> None:
+    model = Ellipse(generator=_generator(0))
+    fine = model.on_grid(periodic_grid(480))
+    assert fine.manifold().shape == (480, 2)
+    assert model.manifold().shape == (48, 2)
+    torch.testing.assert_close(fine.manifold()[::10], model.manifold(), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        fine.decoder.radii.zero_()
+    assert model.decoder.radii.abs().min() > 0
+
+
+def test_state_holds_parameters_alone() -> None:
+    model = Ellipse(LatentGrid(torch.zeros(3), torch.zeros(3)))
+    assert list(model.state_dict()) == ["decoder.radii"]
+
+
+@pytest.mark.parametrize("call", ["free_energy", "posterior"])
+def test_missing_and_unwanted_conditions_are_named(call: str) -> None:
+    y = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match="x is missing: Horn"):
+        getattr(Horn(), call)(y)
+    with pytest.raises(ValueError, match=r"x was given, of shape \[3\]: Ellipse"):
+        getattr(Ellipse(), call)(y, torch.zeros(3))
+
+
+def test_backend_reaches_the_free_energy() -> None:
+    model: LatentModel = Ellipse()
+    with pytest.raises(ValueError, match="nonesuch"):
+        model.free_energy(torch.zeros(1, 2), backend="nonesuch")
