@@ -76,7 +76,7 @@ def free_energy(
         tracked and scale is not None and scale.requires_grad,
         tracked and beta.requires_grad,
     ]
-    value: Tensor = torch.ops.lebm_kernels.free_energy(*arguments, tol, name, slopes)[0]
+    value: Tensor = ops.free_energy(*arguments, tol, name, slopes)[0]
     return value
 
 
@@ -337,15 +337,20 @@ def _check_leading(
         ("latent_energy", None if latent_energy is None else (*latent_energy.shape[:-1], 1)),
     )
     for name, other in tails:
-        if other is None or len(other) == 0 or (len(other) == 1 and other[0] == 1):
-            continue
-        try:
-            shape = torch.broadcast_shapes(shape, other)
-        except RuntimeError:
-            raise ValueError(
-                f"{name} does not broadcast: its leading dimensions with the query dimension are "
-                f"{list(other)}, those before it {list(shape)} (y is {list(y.shape)})"
-            ) from None
+        if other is not None:
+            shape = _broadcast(name, shape, other)
+
+
+def _broadcast(name: str, shape: torch.Size, other: torch.Size) -> torch.Size:
+    if len(other) == 0 or (len(other) == 1 and other[0] == 1):
+        return shape
+    try:
+        return torch.broadcast_shapes(shape, other)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} does not broadcast: ahead of its own dimensions it has {list(other)}, "
+            f"and the arguments before it {list(shape)}"
+        ) from None
 
 
 def _widened(arguments: _Arguments) -> _Arguments:
@@ -365,7 +370,7 @@ def _widened(arguments: _Arguments) -> _Arguments:
 def _options(y: Tensor, tol: float | None, backend: str | None) -> str:
     if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < 1):
         raise ValueError(f"tol must be None or a number in [0, 1), got {tol!r}")
-    return choose(backend, y.device)
+    return choose(backend, y.device.type)
 
 
 def _checked_energy(
@@ -381,6 +386,7 @@ def _checked_energy(
         raise ValueError(f"energy must have at least one latent in dim {dim}, got none")
     energy = energy.movedim(dim, -1)
     beta = _temperature(beta, energy.dtype, energy)
+    shape = _broadcast("beta", energy.shape[:-1], beta.shape)
     if log_weight is not None:
         _tensor("log_weight", log_weight, "[..., N]", 1)
         if log_weight.dtype != energy.dtype:
@@ -390,4 +396,5 @@ def _checked_energy(
                 f"log_weight must be [..., N] with N = {energy.shape[-1]}, "
                 f"got shape {list(log_weight.shape)}"
             )
+        _broadcast("log_weight", shape, log_weight.shape[:-1])
     return energy, beta

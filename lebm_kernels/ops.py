@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends import ColumnWants, Problem, RowWants, module
+from lebm_kernels.backends import module
+from lebm_kernels.backends.contract import ColumnWants, Problem, RowWants
 
 _library = torch.library.Library("lebm_kernels", "DEF")
 
@@ -295,10 +296,7 @@ class _FirstOrderOnly(torch.autograd.Function):
         return _FirstOrderOnly.apply(grad), in_dims[0]
 
 
-_NO_SECOND_ORDER = (
-    "free_energy: second derivatives are only available with backend='reference' "
-    "applied through lebm_kernels.reference.free_energy"
-)
+_NO_SECOND_ORDER = "second derivatives of free_energy are only available with backend='reference'"
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
@@ -321,7 +319,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | Non
         for n, slope in zip((needs[0], needs[3], needs[2]), slopes, strict=True)
     ):
         # The forward did not know that this gradient would be wanted (a transform hid it).
-        _, *slopes, state = torch.ops.lebm_kernels.free_energy(
+        _, *slopes, state = free_energy(
             *arguments, ctx.tol, ctx.backend, [needs[0], needs[3], needs[2]]
         )
 
@@ -335,9 +333,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | Non
             grads[position] = row(arguments[position], slope)
     mask = [needs[1], needs[4], needs[5]]
     if any(mask):
-        columns = torch.ops.lebm_kernels.free_energy_backward(
-            grad, state, *arguments, ctx.tol, ctx.backend, mask
-        )
+        columns = _free_energy_columns(grad, state, *arguments, ctx.tol, ctx.backend, mask)
         for position, wanted, column in zip((1, 4, 5), mask, columns, strict=True):
             grads[position] = column if wanted else None
     if torch.is_grad_enabled():
@@ -377,7 +373,7 @@ def _out_dims(outputs: tuple[Tensor, ...], num_leading: int) -> tuple[int | None
 
 def _free_energy_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
     tensors = _line_up(args[:6], in_dims[:6], _RANKS)
-    outputs = torch.ops.lebm_kernels.free_energy(*tensors, *args[6:])
+    outputs = free_energy(*tensors, *args[6:])
     return outputs, _out_dims(outputs, outputs[0].dim())
 
 
@@ -400,11 +396,58 @@ def _free_energy_backward_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         for position, wanted in zip(latent_side, mask, strict=True)
     ]
     lined_up = _line_up(tuple(tensors), tuple(dims), (1, 2, *_RANKS))
-    outputs = torch.ops.lebm_kernels.free_energy_backward(*lined_up, *args[8:])
+    outputs = _free_energy_columns(*lined_up, *args[8:])
     outputs = tuple(
         x if shape is None else x.reshape(shape) for x, shape in zip(outputs, shapes, strict=True)
     )
     return outputs, tuple(None if shape is None else 0 for shape in shapes)
+
+
+class _FreeEnergy(torch.autograd.Function):
+    """The operator for torch.func: the class that register_autograd makes does not serve there."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return torch.ops.lebm_kernels.free_energy(*args)
+
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_differentiate)
+    vmap = staticmethod(_free_energy_vmap)
+
+
+class _FreeEnergyColumns(torch.autograd.Function):
+    """The backward operator for torch.func."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return torch.ops.lebm_kernels.free_energy_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    backward = staticmethod(_refuse)
+    vmap = staticmethod(_free_energy_backward_vmap)
+
+
+def _inside_transform() -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def free_energy(*args: Any) -> Any:
+    """The operator ``lebm_kernels::free_energy``, inside torch.func's transforms or outside."""
+    if _inside_transform():
+        return _FreeEnergy.apply(*args)
+    return torch.ops.lebm_kernels.free_energy(*args)
+
+
+def _free_energy_columns(*args: Any) -> Any:
+    if _inside_transform():
+        return _FreeEnergyColumns.apply(*args)
+    return torch.ops.lebm_kernels.free_energy_backward(*args)
 
 
 def _register(

@@ -48,6 +48,15 @@ def energies(
     return energy
 
 
+def _broadcast(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Several betas or weights at once are several copies of the energies."""
+    leading = [energy.shape[:-1], beta.shape]
+    if log_weight is not None:
+        leading.append(log_weight.shape[:-1])
+    shape = torch.broadcast_shapes(*leading)
+    return energy.expand((*shape, energy.shape[-1])), beta.expand(shape)
+
+
 def log_weights(log_weight: Tensor | None, energy: Tensor) -> Tensor:
     """The normalised log-weights log w, broadcastable to ``energy[..., N]``."""
     if log_weight is None:
@@ -99,9 +108,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
       Q = sum_n w c^2 (exp(-beta c) - 1 + beta c) / (beta c)^2, which follows from sum_n w c = 0
       and stays exact down to beta = 0, in its derivatives too.
     """
-    # Several betas at once are several copies of the energies.
-    shape = torch.broadcast_shapes(beta.shape, energy.shape[:-1])
-    beta, energy = beta.expand(shape), energy.expand((*shape, energy.shape[-1]))
+    energy, beta = _broadcast(energy, beta, log_weight)
     log_w = log_weights(log_weight, energy)
     kept = (log_w > -torch.inf).expand(energy.shape)
     weight = log_w.exp()
@@ -120,8 +127,16 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     coldest = (p * energy).sum(-1)
 
     beta_warm = torch.where(cold | hot, 1.0, finite).unsqueeze(-1)
-    exponent = log_w - beta_warm * (energy - least.unsqueeze(-1))
-    warm = least - torch.logsumexp(exponent, -1) / beta_warm.squeeze(-1)
+    cooled = -beta_warm * (energy - least.unsqueeze(-1))
+    # The logarithm of a sum near 1 would lose it: there, sum_n w (exp - 1) is taken.
+    deficit = (weight * torch.expm1(cooled)).sum(-1)
+    shallow = deficit > -0.5
+    log_sum = torch.where(
+        shallow,
+        torch.log1p(torch.where(shallow, deficit, 0.0)),
+        torch.logsumexp(log_w + cooled, -1),
+    )
+    warm = least - log_sum / beta_warm.squeeze(-1)
 
     beta_hot = torch.where(hot, finite, 0.0)
     centred_hot = torch.where(hot.unsqueeze(-1), centred, 0.0)
@@ -129,11 +144,13 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     q = (weight * centred_hot.square() * remainder).sum(-1)
     hottest = mean - beta_hot * q * _log1p_ratio(beta_hot.square() * q)
 
-    return torch.where(cold, coldest, torch.where(hot, hottest, warm))
+    value = torch.where(cold, coldest, torch.where(hot, hottest, warm))
+    return torch.where(beta >= 0, value, torch.nan)
 
 
 def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """softargmin_beta[E] = w exp(-beta E) / sum (same) over the last dimension; sums to one."""
+    energy, beta = _broadcast(energy, beta, log_weight)
     log_w = log_weights(log_weight, energy)
     least = torch.where(log_w > -torch.inf, energy, torch.inf).amin(-1, keepdim=True)
     beta = beta.unsqueeze(-1)
@@ -144,6 +161,7 @@ def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -
         torch.where(excess > 0, -torch.inf, 0.0),
         -torch.where(beta == torch.inf, 0.0, beta) * excess,
     )
+    cooled = torch.where(beta >= 0, cooled, torch.nan)
     return torch.softmax(torch.where(log_w > -torch.inf, log_w + cooled, -torch.inf), -1)
 
 
@@ -171,6 +189,7 @@ def posterior(
     """The expectations under p that :class:`Posterior` names."""
     energy = energies(y, decoded, scale, latent_energy)
     log_weight = _beside_queries(log_weight)
+    energy, beta = _broadcast(energy, beta, log_weight)
     p = softargmin(energy, beta, log_weight)
     log_w = log_weights(log_weight, energy)
     kept = (log_w > -torch.inf).expand(energy.shape)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends import Problem, RowWants, chunked, module
+from lebm_kernels.backends import chunked, module
+from lebm_kernels.backends.contract import Problem, RowWants
 
 
 def sample(

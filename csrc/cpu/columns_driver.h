@@ -45,7 +45,7 @@ LEBM_INLINE Treatment treatment(double beta, double L, bool wants_l) {
   if (beta == __builtin_inf()) return kFrozen;
   if (!wants_l) return kFinite;
   if (L == 0) return kFlat;  // kHot, or all energies equal, where both say the same
-  return L > -0.2876820724517809 ? kShallow : kFinite;
+  return L > kSmallL ? kShallow : kFinite;
 }
 
 // Sorts the queries by treatment and fills task.queries, y and s. Returns sum G / beta over those
@@ -79,7 +79,11 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
     }
     const double beta = *p.beta.at(b, m), G = grad[m];
     const double bits = (state[3 * m + 1] + __builtin_log(grid.total)) * kLog2E;
-    const double whole = __builtin_rint(bits), rest = __builtin_exp2(whole - bits);
+    double whole = __builtin_rint(bits), rest = __builtin_exp2(whole - bits);
+    if (beta == __builtin_inf() && grid.weighted) {
+      whole = __builtin_rint(bits - state[3 * m + 2]);
+      rest = __builtin_exp2(-state[3 * m + 2]);
+    }
     ColumnQuery<T>& q = memory.queries[at];
     q = {T(state[3 * m]), T(beta * kLog2E), T(whole), T(G * rest), T(state[3 * m + 2]), T(0)};
     switch (memory.how[m]) {

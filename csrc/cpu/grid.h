@@ -26,7 +26,8 @@ struct Grid {
   int64_t N, D, block, num_blocks;
   T *g, *v, *r, *log2_w, *w, *centre, *low, *high;  // low, high: [num_blocks][D], bounding boxes
   double* block_weight;                             // [num_blocks]
-  T *box_low, *box_high;                            // [D], of the whole grid
+  T* extent;              // [num_blocks], squared half diagonal of the bounding box
+  T *box_low, *box_high;  // [D], of the whole grid
   double r_low, r_high;
   double total;  // sum_n (w / largest w)
   bool weighted;
@@ -47,7 +48,7 @@ LEBM_INLINE int64_t block_size(int64_t D) {
 template <typename T>
 static size_t grid_bytes(int64_t N, int64_t D) {
   const int64_t block = block_size(D), blocks = (N + block - 1) / block;
-  return sizeof(T) * (size_t)(blocks * block * (2 * D + 3) + blocks * 3 * D + 2 * D) +
+  return sizeof(T) * (size_t)(blocks * block * (2 * D + 3) + blocks * (3 * D + 1) + 2 * D) +
          sizeof(double) * (size_t)blocks;
 }
 
@@ -74,6 +75,7 @@ static Grid<T> lay_out(void* memory, int64_t N, int64_t D) {
   grid.centre = take(grid.num_blocks * D);
   grid.low = take(grid.num_blocks * D);
   grid.high = take(grid.num_blocks * D);
+  grid.extent = take(grid.num_blocks);
   grid.box_low = take(D);
   grid.box_high = take(D);
   return grid;
@@ -131,10 +133,13 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
       if (present && x > grid.high[i * D + d]) grid.high[i * D + d] = x;
     }
   }
+  grid.extent[i] = 0;
   for (int64_t d = 0; d < D; ++d) {
     const bool empty = grid.low[i * D + d] > grid.high[i * D + d];
     const T centre = empty ? T(0) : T(0.5) * grid.low[i * D + d] + T(0.5) * grid.high[i * D + d];
     grid.centre[i * D + d] = centre;
+    const T half = empty ? T(0) : grid.high[i * D + d] - centre;
+    grid.extent[i] += half * half;
     for (int64_t j = 0; j < block; ++j) v[d * block + j] = g[d * block + j] - centre;
   }
   grid.block_weight[i] = weight;

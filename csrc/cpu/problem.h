@@ -28,7 +28,9 @@ struct Problem {
   View<T> y, decoded, beta, scale, log_weight, latent_energy;
 };
 
-// Contiguous outputs; null where not wanted. state is [B, M, 3]: m, L and F - m, see rows.h.
+// Contiguous outputs; null where not wanted. state is [B, M, 3]: m, L and F - m, see rows.h. At
+// beta = inf, where F - m is 0, the third is the normaliser log2 sum_n w / (largest w) over the
+// minima up to an integer, which L lost to rounding if the weights are of very different sizes.
 template <typename T>
 struct RowOutputs {
   T* free_energy;

@@ -16,9 +16,8 @@
 
 enum Mode : unsigned char { kSkip, kNormal, kSmall, kHot, kCold, kSlope };
 
-// kSmall is right below this normalised sum: there, L is at least as large as 0.28 and a relative
-// error of the sum is one of F - m.
-constexpr double kSmallSum = 0.75;
+// kSmall is wanted where L exceeds this: below, a relative error of the sum is one of F - m.
+constexpr double kSmallL = -1.0;
 
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.6931471805599453094;
 
@@ -148,7 +147,7 @@ template <typename T, Mode kMode, bool kWeighted, bool kExcess, typename Moments
 static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const Query<T>& q, T m,
                                       T offset, const T* energy, Moments&& moments) {
   const Vec<T> least_ = broadcast(m), rate = broadcast(-q.rate), offset_ = broadcast(offset);
-  const Vec<T> zero = broadcast(T(0)), one = broadcast(T(1));
+  const Vec<T> zero = broadcast(T(0));
   Vec<T> sum_ = zero, mass = zero, excess_ = zero;
   for (int64_t j = 0; j < size; j += kLanes<T>) {
     const Vec<T> e = load(energy + j);
@@ -166,9 +165,6 @@ static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const
     } else if constexpr (kMode == kHot) {
       p = load(block.w + j);
       sum_ = fnma(p, excess, sum_);
-    } else if constexpr (kMode == kCold) {
-      const Vec<T> w = kWeighted ? exp2_of<T>(sub(load(block.log2_w + j), offset_)) : one;
-      p = select_equal(e, least_, w, zero);
     } else {
       const Vec<T> a = sub(excess, broadcast(q.gap));
       const Vec<T> x = mul(mul(a, rate), broadcast(T(kLn2)));
@@ -208,6 +204,33 @@ LEBM_INLINE void add_moments(int64_t d, double first, double second, double mass
   if (v.stretch) v.stretch[d] += centre * (u * mass - s * first) + u * first - s * second;
 }
 
+// Moments about the block's centre cost least. They are wrong by a rounding of the block's size,
+// which would show where the query lies nearer to a latent than that: there, differences y - s g
+// are summed instead. (The posterior mean itself is of the grid's size, not of a difference's.)
+template <typename T>
+LEBM_INLINE bool is_near(const Grid<T>& grid, const Block<T>& block, T smallest, const Vectors& v) {
+  return !v.mean && smallest < grid.extent[block.first / grid.block];
+}
+
+// At beta = inf: the minima of a block, with their weights. There are few, so no vectors.
+template <typename T>
+static void add_minima(const Grid<T>& grid, const Block<T>& block, const Query<T>& q, T m, T offset,
+                       const T* energy, Sums& a, Vectors& v) {
+  for (int64_t j = 0; j < grid.block; ++j) {
+    if (energy[j] != m) continue;
+    const double w = grid.weighted ? __builtin_exp2(double(block.log2_w[j]) - offset) : 1.0;
+    a.sum += w;
+    a.mass += w;
+    for (int64_t d = 0; d < grid.D; ++d) {
+      const double g = block.g[d * grid.block + j];
+      const double difference = q.y[d] - q.s[d] * g;
+      if (v.residual) v.residual[d] += w * difference;
+      if (v.stretch) v.stretch[d] += w * difference * g;
+      if (v.mean) v.mean[d] += w * g;
+    }
+  }
+}
+
 // Adds a block to a query's sums. `energy` holds its energies, of which `smallest` is the least;
 // at general D it is overwritten with p.
 template <typename T, int kD, Level kLevel>
@@ -232,49 +255,68 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
   }
   const T offset = anchored ? T(a.offset) : T(0);
 
+  if (q.mode == kCold) {
+    // Only the minima count: a block without one is done.
+    if (smallest == m) add_minima<T>(grid, block, q, m, offset, energy, a, v);
+    a.seen += grid.block_weight[block.first / size];
+    return;
+  }
+
+  const bool near = kD > 0 && kLevel >= kMean && is_near(grid, block, smallest, v);
   Vec<T> first[kD ? kD : 1], second[kD ? kD : 1];
   for (int d = 0; d < kD; ++d) first[d] = second[d] = broadcast(T(0));
-  auto moments = [&](int64_t j, Vec<T> p) LEBM_INLINE_LAMBDA {
+  auto moments = [&](int64_t j, Vec<T> p, auto differences) LEBM_INLINE_LAMBDA {
     if constexpr (kD > 0 && kLevel >= kMean) {
       for (int d = 0; d < kD; ++d) {
-        const Vec<T> g = load(block.v + d * size + j);
-        if constexpr (kLevel == kAllMoments) {
-          const Vec<T> pg = mul(p, g);
-          first[d] = add(first[d], pg);
-          second[d] = fma(pg, g, second[d]);
+        if constexpr (differences.value) {
+          const Vec<T> g = load(block.g + d * size + j);
+          const Vec<T> pull = mul(p, fnma(broadcast(q.s[d]), g, broadcast(q.y[d])));
+          first[d] = add(first[d], pull);
+          if constexpr (kLevel == kAllMoments) second[d] = fma(pull, g, second[d]);
         } else {
-          first[d] = fma(p, g, first[d]);
+          const Vec<T> g = load(block.v + d * size + j);
+          if constexpr (kLevel == kAllMoments) {
+            const Vec<T> pg = mul(p, g);
+            first[d] = add(first[d], pg);
+            second[d] = fma(pg, g, second[d]);
+          } else {
+            first[d] = fma(p, g, first[d]);
+          }
         }
       }
     } else if constexpr (kD == 0 && kLevel >= kMean) {
       store(energy + j, p);
     }
   };
+  auto about_centre = [&](int64_t j, Vec<T> p) LEBM_INLINE_LAMBDA { moments(j, p, No{}); };
+  auto of_differences = [&](int64_t j, Vec<T> p) LEBM_INLINE_LAMBDA { moments(j, p, Yes{}); };
   constexpr bool kExcess = kLevel == kAllMoments;
-  switch (q.mode) {
-    case kNormal:
-      sums = grid.weighted
-                 ? sweep<T, kNormal, true, kExcess>(block, size, q, m, offset, energy, moments)
-                 : sweep<T, kNormal, false, kExcess>(block, size, q, m, offset, energy, moments);
-      break;
-    case kSmall:
-      sums = sweep<T, kSmall, true, false>(block, size, q, m, offset, energy, moments);
-      break;
-    case kHot:
-      sums = sweep<T, kHot, true, false>(block, size, q, m, offset, energy, moments);
-      break;
-    case kCold:
-      sums = grid.weighted
-                 ? sweep<T, kCold, true, false>(block, size, q, m, offset, energy, moments)
-                 : sweep<T, kCold, false, false>(block, size, q, m, offset, energy, moments);
-      break;
-    case kSlope:
-      if constexpr (kLevel == kSumOnly) {
-        sums = sweep<T, kSlope, true, false>(block, size, q, m, offset, energy, moments);
-      }
-      break;
-    default:
-      break;
+  auto sweep_with = [&](auto&& gather) LEBM_INLINE_LAMBDA {
+    switch (q.mode) {
+      case kNormal:
+        sums = grid.weighted
+                   ? sweep<T, kNormal, true, kExcess>(block, size, q, m, offset, energy, gather)
+                   : sweep<T, kNormal, false, kExcess>(block, size, q, m, offset, energy, gather);
+        break;
+      case kSmall:
+        sums = sweep<T, kSmall, true, false>(block, size, q, m, offset, energy, gather);
+        break;
+      case kHot:
+        sums = sweep<T, kHot, true, false>(block, size, q, m, offset, energy, gather);
+        break;
+      case kSlope:
+        if constexpr (kLevel == kSumOnly) {
+          sums = sweep<T, kSlope, true, false>(block, size, q, m, offset, energy, gather);
+        }
+        break;
+      default:
+        break;
+    }
+  };
+  if constexpr (kD > 0 && kLevel >= kMean) {
+    near ? sweep_with(of_differences) : sweep_with(about_centre);
+  } else {
+    sweep_with(about_centre);
   }
   a.sum += sums.sum;
   a.mass += sums.mass;
@@ -282,33 +324,50 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
   a.seen += grid.block_weight[block.first / size];
   if constexpr (kD > 0 && kLevel >= kMean) {
     for (int d = 0; d < kD; ++d) {
-      add_moments(d, double(sum(first[d])), double(sum(second[d])), sums.mass, block.centre[d],
-                  double(q.y[d]), double(q.s[d]), v);
+      if (near) {
+        if (v.residual) v.residual[d] += sum(first[d]);
+        if (v.stretch) v.stretch[d] += sum(second[d]);
+      } else {
+        add_moments(d, sum(first[d]), sum(second[d]), sums.mass, block.centre[d], q.y[d], q.s[d],
+                    v);
+      }
     }
   }
 }
 
-// Moments at general D of four queries, whose p of a block lie in `p`, 4 rows of `size`.
-template <typename T, Level kLevel>
+// Moments at general D of four queries, whose p of a block lie in `p`, 4 rows of `size`; about the
+// block's centre or of differences, see add_block.
+template <typename T, Level kLevel, bool kDifferences>
 static void moments_of_four(const Grid<T>& grid, const Block<T>& block, const Query<T>* queries,
                             int count, const T* p, const BlockSums<T>* sums, Vectors* vectors) {
   const int64_t size = grid.block;
+  const T* latents = kDifferences ? block.g : block.v;
   for (int64_t d = 0; d < grid.D; ++d) {
-    Vec<T> first[4], second[4];
-    for (int q = 0; q < 4; ++q) first[q] = second[q] = broadcast(T(0));
+    Vec<T> first[4], second[4], y[4], s[4];
+    for (int q = 0; q < 4; ++q) {
+      first[q] = second[q] = broadcast(T(0));
+      y[q] = broadcast(queries[q < count ? q : 0].y[d]);
+      s[q] = broadcast(queries[q < count ? q : 0].s[d]);
+    }
     for (int64_t j = 0; j < size; j += kLanes<T>) {
-      const Vec<T> g = load(block.v + d * size + j);
+      const Vec<T> g = load(latents + d * size + j);
       for (int q = 0; q < 4; ++q) {
-        const Vec<T> pg = mul(load(p + q * size + j), g);
-        first[q] = add(first[q], pg);
-        if constexpr (kLevel == kAllMoments) second[q] = fma(pg, g, second[q]);
+        const Vec<T> factor = kDifferences ? fnma(s[q], g, y[q]) : g;
+        const Vec<T> moment = mul(load(p + q * size + j), factor);
+        first[q] = add(first[q], moment);
+        if constexpr (kLevel == kAllMoments) second[q] = fma(moment, g, second[q]);
       }
     }
     for (int q = 0; q < count; ++q) {
-      // A query that summed nothing yet (all its energies overflow) left energies in p.
+      // A query that summed nothing here left energies in p.
       if (sums[q].mass == T(0)) continue;
-      add_moments(d, sum(first[q]), sum(second[q]), sums[q].mass, block.centre[d], queries[q].y[d],
-                  queries[q].s[d], vectors[q]);
+      if (!kDifferences) {
+        add_moments(d, sum(first[q]), sum(second[q]), sums[q].mass, block.centre[d],
+                    queries[q].y[d], queries[q].s[d], vectors[q]);
+        continue;
+      }
+      if (vectors[q].residual) vectors[q].residual[d] += sum(first[q]);
+      if (vectors[q].stretch) vectors[q].stretch[d] += sum(second[q]);
     }
   }
 }
@@ -339,7 +398,12 @@ static void sweep_tile(const Grid<T>& grid, int64_t first_block, int64_t last_bl
                                   sums[q + k], vectors[q + k], of_block[k]);
         }
         if constexpr (kLevel >= kMean) {
-          moments_of_four<T, kLevel>(grid, block, queries + q, some, energy, of_block, vectors + q);
+          bool near = false;
+          for (int k = 0; k < some; ++k) near |= is_near(grid, block, smallest[k], vectors[q + k]);
+          near ? moments_of_four<T, kLevel, true>(grid, block, queries + q, some, energy, of_block,
+                                                  vectors + q)
+               : moments_of_four<T, kLevel, false>(grid, block, queries + q, some, energy, of_block,
+                                                   vectors + q);
         }
       }
     }

@@ -44,7 +44,8 @@ static Mode first_mode(const Grid<T>& grid, const Query<T>& q) {
   const double range = q.beta * energy_range(grid, q.y, q.s);
   // Below rounding, the second-order term -beta Var/2 cannot be seen, and products may underflow.
   if (range < (sizeof(T) == 4 ? 1e-8 : 1e-17)) return kHot;
-  return range < 0.5 ? kSmall : kNormal;
+  // Up to here kSmall serves at once what kNormal would often have to hand on to it.
+  return range < 8 ? kSmall : kNormal;
 }
 
 // Writes a query's results from its sums; sets the mode of its next sweep.
@@ -88,7 +89,7 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
       gap = -L / q.beta;
       break;
     case kSmall:
-      L = __builtin_log1p(total);
+      L = total > -0.5 ? __builtin_log1p(total) : __builtin_log(a.mass / pass.grid->total);
       gap = -L / q.beta;
       break;
     case kHot:
@@ -103,8 +104,13 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
   state[0] = a.least;
   state[1] = L;
   state[2] = gap;
+  if (q.mode == kCold && pass.grid->weighted) {
+    // See problem.h. Where one latent has the minimum, this makes its p exactly 1.
+    const double bits = __builtin_log2(a.sum);
+    state[2] = bits + (a.offset - __builtin_rint(a.offset));
+  }
   mode = kSkip;
-  if (q.mode == kNormal && L > -0.2876820724517809 /* log kSmallSum */) mode = kSmall;
+  if (q.mode == kNormal && L > kSmallL) mode = kSmall;
   if ((q.mode == kSmall || q.mode == kHot) && out.slope_beta) mode = kSlope;
   if (!pass.first) return;
   if (out.index) out.index[at] = a.index;

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
 from lebm_kernels.reference import power_series
 
 # Dimensions summed at once: a sum of partial sums rounds less than one long sum.
@@ -193,6 +193,9 @@ class _Normaliser:
         warm = -self.log_normaliser / torch.where(hot, 1.0, beta)
         self.gap = torch.where(hot, mean_excess, torch.where(beta == torch.inf, 0.0, warm))
         self.gap = torch.where(self.least.isinf(), 0.0, self.gap)
+        # Not a temperature, or weights that are not numbers.
+        invalid = ~(beta >= 0) | self.log_normaliser.isnan()
+        self.gap = torch.where(invalid, torch.nan, self.gap)
 
     def free_energy(self) -> Tensor:
         return (self.least.double() + self.gap).to(self.least.dtype)
@@ -206,7 +209,7 @@ def _surprise(tile: Problem, excess: Tensor, state: Tensor) -> tuple[Tensor, Ten
 
 
 def rows(problem: Problem, want: RowWants) -> Rows:
-    """See :mod:`lebm_kernels.backends`."""
+    """See :mod:`lebm_kernels.backends.contract`."""
     problem = normalised(problem)
     num_grids, num_queries, num_dims = problem.y.shape
     scalar, vector = (num_grids, num_queries), (num_grids, num_queries, num_dims)
@@ -255,7 +258,9 @@ def _slopes(normaliser: _Normaliser, state: Tensor, out: Rows, where: tuple[slic
         if out.slope_beta is not None:
             weight = log_w.exp()
             near = weight * gap.square() * _phi(torch.where(tau.abs() <= 0.5, tau, 0.0))
-            far = (p * (torch.where(p > 0, tau, 0.0) - 1) + weight) / tile.beta[:, :, None].square()
+            far = p * (torch.where(p > 0, tau, 0.0) - 1) + weight
+            # A dropped latent has weight 0 and would divide it by beta = 0.
+            far = torch.where(weight > 0, far / tile.beta[:, :, None].square(), 0.0)
             relative += torch.where(tau.abs() <= 0.5, near, far).sum(-1)
     if out.slope_y is not None:
         out.slope_y[where] = (2 * residual).to(out.slope_y.dtype)
@@ -268,7 +273,7 @@ def _slopes(normaliser: _Normaliser, state: Tensor, out: Rows, where: tuple[slic
 
 
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
-    """See :mod:`lebm_kernels.backends`."""
+    """See :mod:`lebm_kernels.backends.contract`."""
     problem = normalised(problem)
     num_grids, num_latents, num_dims = problem.decoded.shape
     decoded = grad.new_zeros((num_grids, num_latents, num_dims), dtype=torch.float64)
@@ -291,7 +296,7 @@ def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) ->
             if want.log_weight:
                 pulled = grad[grid, query, None] * log_w.exp()
                 near = pulled * gap * _psi(torch.where(tau.abs() <= 0.5, tau, 0.0))
-                far = (pulled - share) / tile.beta[:, :, None]
+                far = torch.where(pulled != 0, (pulled - share) / tile.beta[:, :, None], 0.0)
                 log_weight[grid, latent] += torch.where(tau.abs() <= 0.5, near, far).sum(1)
     return Columns(
         decoded=decoded.to(grad.dtype) if want.decoded else None,

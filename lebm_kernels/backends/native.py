@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
 
 _PACKAGE = Path(__file__).parent.parent
 _LIBRARY = _PACKAGE / "_native.abi3.so"
@@ -50,8 +50,18 @@ def instruction_sets() -> list[str]:
     return torch.ops.lebm_kernels_native.instruction_sets().split(",")[1:]
 
 
+def _require() -> None:
+    if (failure := _load_failure()) is not None:
+        raise RuntimeError(f"backend 'native' is missing: {failure}")
+
+
 def instruction_set() -> str:
-    """The instruction set in use: the best, or the one LEBM_KERNELS_ISA names."""
+    """The instruction set in use: the best, or the one LEBM_KERNELS_ISA names.
+
+    Raises:
+        RuntimeError: the extension is missing, or LEBM_KERNELS_ISA names none that can run.
+    """
+    _require()
     return torch.ops.lebm_kernels_native.instruction_sets().partition(",")[0]
 
 
@@ -59,13 +69,14 @@ def force_instruction_set(name: str | None) -> None:
     """Use the named instruction set from now on; None returns to the default.
 
     Raises:
-        RuntimeError: the processor cannot run it.
+        RuntimeError: the processor cannot run it, or the extension is missing.
     """
+    _require()
     torch.ops.lebm_kernels_native.force_instruction_set(name or "")
 
 
 def rows(problem: Problem, want: RowWants) -> Rows:
-    """See :mod:`lebm_kernels.backends`."""
+    """See :mod:`lebm_kernels.backends.contract`."""
     outputs = torch.ops.lebm_kernels_native.rows(*problem[:-1], *want)
     free_energy, state, *optional = outputs
     return Rows(
@@ -74,6 +85,6 @@ def rows(problem: Problem, want: RowWants) -> Rows:
 
 
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
-    """See :mod:`lebm_kernels.backends`."""
+    """See :mod:`lebm_kernels.backends.contract`."""
     outputs = torch.ops.lebm_kernels_native.columns(grad, state, *problem[:-1], *want)
     return Columns(*(x if w else None for x, w in zip(outputs, want, strict=True)))

@@ -1,0 +1,94 @@
+"""What crosses between the operators and a backend.
+
+A backend is a module with functions over one canonical :class:`Problem`:
+
+``unavailable(device)``
+    None where it can run on tensors of that device type, otherwise the reason as a sentence.
+``describe()``
+    How it runs here, in one line; called only where it can run.
+``rows(problem, want)``
+    One pass over the pairs, queries outside: the free energy and whatever ``want`` asks beside it.
+``columns(problem, grad, state, want)``
+    One pass over the pairs, latents outside: the gradients of the latent-side arguments.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """The arguments in canonical form: three-dimensional, broadcast, float32 or float64.
+
+    Broadcast dimensions have stride 0, so nothing here is larger than what the caller passed.
+
+    Attributes:
+        y: ``[B, M, D]``.
+        decoded: ``[B, N, D]``.
+        beta: ``[B, M]``.
+        scale: ``[B, M, D]`` or None.
+        log_weight: ``[B, N]`` or None; not normalised.
+        latent_energy: ``[B, N]`` or None.
+        tol: share of the sum that may be pruned; None for less than can be seen.
+    """
+
+    y: Tensor
+    decoded: Tensor
+    beta: Tensor
+    scale: Tensor | None
+    log_weight: Tensor | None
+    latent_energy: Tensor | None
+    tol: float | None
+
+
+class RowWants(NamedTuple):
+    """What a row pass computes beside the free energy; the rest stays None."""
+
+    slope_y: bool = False
+    slope_scale: bool = False
+    slope_beta: bool = False
+    mean: bool = False
+    index: bool = False  # type: ignore[assignment]
+
+
+class Rows(NamedTuple):
+    """What a row pass returns.
+
+    Attributes:
+        free_energy: F, ``[B, M]``, the problem's dtype.
+        state: ``[B, M, 3]``, float64: the reference energy m; the log-normaliser
+            L = log sum_n w exp(-beta (E - m)) with normalised w; and F - m, which is -L/beta and
+            its limit at beta = 0 (at inf a backend may keep there what it needs). Then
+            p = w exp(-beta (E - m) - L), rebuilt where F, rounded, could not.
+        slope_y: dF/dy, ``[B, M, D]``.
+        slope_scale: dF/dscale, ``[B, M, D]``.
+        slope_beta: dF/dbeta, ``[B, M]``; 0 at beta = inf, -Var_w(E)/2 at beta = 0.
+        mean: sum_n p g, ``[B, M, D]``.
+        index: argmin_n E, the first of equals, ``[B, M]``, int64.
+    """
+
+    free_energy: Tensor
+    state: Tensor
+    slope_y: Tensor | None = None
+    slope_scale: Tensor | None = None
+    slope_beta: Tensor | None = None
+    mean: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]
+
+
+class ColumnWants(NamedTuple):
+    """Which latent-side gradients a column pass computes; the rest stays None."""
+
+    decoded: bool = False
+    log_weight: bool = False
+    latent_energy: bool = False
+
+
+class Columns(NamedTuple):
+    """What a column pass returns, in the problem's dtype: ``[B, N, D]``, ``[B, N]``, ``[B, N]``."""
+
+    decoded: Tensor | None = None
+    log_weight: Tensor | None = None
+    latent_energy: Tensor | None = None
