@@ -221,8 +221,10 @@ def softargmin(
         >>> softargmin(torch.tensor([1.0, 2.0, 1.0]), float("inf"), dim=0)
         tensor([0.5000, 0.0000, 0.5000])
     """
-    energy, beta = _checked_energy(energy, beta, dim, log_weight)
-    return reference.softargmin(energy, beta, log_weight).movedim(-1, dim)
+    last, beta = _checked_energy(energy, beta, dim, log_weight)
+    # Counted from the end, where several betas at once leave it.
+    place = dim if dim < 0 else dim - energy.dim()
+    return reference.softargmin(last, beta, log_weight).movedim(-1, place)
 
 
 def softargmax(
@@ -236,8 +238,7 @@ def softargmax(
         >>> softargmax(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
         tensor([0., 1.])
     """
-    energy, beta = _checked_energy(energy, beta, dim, log_weight)
-    return reference.softargmin(-energy, beta, log_weight).movedim(-1, dim)
+    return softargmin(-energy, beta, dim, log_weight)
 
 
 def _tensor(name: str, x: object, shape: str, min_dims: int) -> Tensor:
@@ -329,27 +330,24 @@ def _check_leading(
 ) -> None:
     """Name the first argument whose leading dimensions don't broadcast with those before it."""
     shape = y.shape[:-1]
-    tails = (
-        ("scale", None if scale is None else scale.shape[:-1]),
-        ("beta", beta.shape),
-        ("decoded", (*decoded.shape[:-2], 1)),
-        ("log_weight", None if log_weight is None else (*log_weight.shape[:-1], 1)),
-        ("latent_energy", None if latent_energy is None else (*latent_energy.shape[:-1], 1)),
-    )
-    for name, other in tails:
-        if other is not None:
-            shape = _broadcast(name, shape, other)
+    for name, x, own in (("scale", scale, 1), ("beta", beta, 0)):
+        if x is not None:
+            shape = _broadcast(name, x, shape, x.shape[: x.dim() - own])
+    latents = (("decoded", decoded, 2), ("log_weight", log_weight, 1))
+    for name, x, own in (*latents, ("latent_energy", latent_energy, 1)):
+        if x is not None:
+            shape = _broadcast(name, x, shape, (*x.shape[: x.dim() - own], 1))
 
 
-def _broadcast(name: str, shape: torch.Size, other: torch.Size) -> torch.Size:
-    if len(other) == 0 or (len(other) == 1 and other[0] == 1):
+def _broadcast(name: str, x: Tensor, shape: torch.Size, leading: tuple[int, ...]) -> torch.Size:
+    if len(leading) == 0 or (len(leading) == 1 and leading[0] == 1):
         return shape
     try:
-        return torch.broadcast_shapes(shape, other)
+        return torch.broadcast_shapes(shape, leading)
     except RuntimeError:
         raise ValueError(
-            f"{name} does not broadcast: ahead of its own dimensions it has {list(other)}, "
-            f"and the arguments before it {list(shape)}"
+            f"{name} {list(x.shape)} does not broadcast: ahead of its own dimensions it has "
+            f"{list(leading)}, and the arguments before it {list(shape)}"
         ) from None
 
 
@@ -386,7 +384,7 @@ def _checked_energy(
         raise ValueError(f"energy must have at least one latent in dim {dim}, got none")
     energy = energy.movedim(dim, -1)
     beta = _temperature(beta, energy.dtype, energy)
-    shape = _broadcast("beta", energy.shape[:-1], beta.shape)
+    shape = _broadcast("beta", beta, energy.shape[:-1], beta.shape)
     if log_weight is not None:
         _tensor("log_weight", log_weight, "[..., N]", 1)
         if log_weight.dtype != energy.dtype:
@@ -396,5 +394,5 @@ def _checked_energy(
                 f"log_weight must be [..., N] with N = {energy.shape[-1]}, "
                 f"got shape {list(log_weight.shape)}"
             )
-        _broadcast("log_weight", shape, log_weight.shape[:-1])
+        _broadcast("log_weight", log_weight, shape, log_weight.shape[:-1])
     return energy, beta

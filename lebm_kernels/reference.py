@@ -127,7 +127,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     coldest = (p * energy).sum(-1)
 
     beta_warm = torch.where(cold | hot, 1.0, finite).unsqueeze(-1)
-    cooled = -beta_warm * (energy - least.unsqueeze(-1))
+    cooled = torch.where(kept, -beta_warm * (energy - least.unsqueeze(-1)), 0.0)
     # The logarithm of a sum near 1 would lose it: there, sum_n w (exp - 1) is taken.
     deficit = (weight * torch.expm1(cooled)).sum(-1)
     shallow = deficit > -0.5
@@ -145,7 +145,8 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     hottest = mean - beta_hot * q * _log1p_ratio(beta_hot.square() * q)
 
     value = torch.where(cold, coldest, torch.where(hot, hottest, warm))
-    return torch.where(beta >= 0, value, torch.nan)
+    # A factor, not a choice: what is no temperature has no derivative either.
+    return value * torch.where(beta >= 0, 1.0, torch.nan)
 
 
 def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> Tensor:

@@ -260,7 +260,7 @@ def _slopes(normaliser: _Normaliser, state: Tensor, out: Rows, where: tuple[slic
             near = weight * gap.square() * _phi(torch.where(tau.abs() <= 0.5, tau, 0.0))
             far = p * (torch.where(p > 0, tau, 0.0) - 1) + weight
             # A dropped latent has weight 0 and would divide it by beta = 0.
-            far = torch.where(weight > 0, far / tile.beta[:, :, None].square(), 0.0)
+            far = torch.where(log_w > -torch.inf, far / tile.beta[:, :, None].square(), 0.0)
             relative += torch.where(tau.abs() <= 0.5, near, far).sum(-1)
     if out.slope_y is not None:
         out.slope_y[where] = (2 * residual).to(out.slope_y.dtype)
@@ -296,7 +296,8 @@ def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) ->
             if want.log_weight:
                 pulled = grad[grid, query, None] * log_w.exp()
                 near = pulled * gap * _psi(torch.where(tau.abs() <= 0.5, tau, 0.0))
-                far = torch.where(pulled != 0, (pulled - share) / tile.beta[:, :, None], 0.0)
+                far = (pulled - share) / tile.beta[:, :, None]
+                far = torch.where(log_w > -torch.inf, far, 0.0)
                 log_weight[grid, latent] += torch.where(tau.abs() <= 0.5, near, far).sum(1)
     return Columns(
         decoded=decoded.to(grad.dtype) if want.decoded else None,
