@@ -83,8 +83,6 @@ def backends() -> BackendTable:
     return BackendTable(statuses)
 
 
-# A constant for the compiler: what can run does not change while it traces.
-@torch.compiler.assume_constant_result
 def choose(backend: str | None, device: str) -> str:
     """The backend to run on that device type: the named one, or the first that can.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,8 +14,7 @@ _LIBRARY = _PACKAGE / "_native.abi3.so"
 _BUILD_REPORT = _PACKAGE / "_native_build.txt"
 
 
-@cache
-def _load_failure() -> str | None:
+def _load() -> str | None:
     """Load the library; the reason if it cannot be."""
     if not _LIBRARY.exists():
         if _BUILD_REPORT.exists():
@@ -30,12 +28,15 @@ def _load_failure() -> str | None:
     return None
 
 
+# Once, at import: torch.compile traces the choice of a backend, and cannot trace this.
+_FAILURE = _load()
+
+
 def unavailable(device: str) -> str | None:
     """Why it cannot run on tensors of that device type, or None."""
-    failure = _load_failure()
-    if failure is None and device != "cpu":
+    if _FAILURE is None and device != "cpu":
         return f"the extension has no kernels for {device}"
-    return failure
+    return _FAILURE
 
 
 def describe() -> str:
@@ -45,14 +46,14 @@ def describe() -> str:
 
 def instruction_sets() -> list[str]:
     """The instruction sets that this processor can run, best first; empty if not built."""
-    if _load_failure() is not None:
+    if _FAILURE is not None:
         return []
     return torch.ops.lebm_kernels_native.instruction_sets().split(",")[1:]
 
 
 def _require() -> None:
-    if (failure := _load_failure()) is not None:
-        raise RuntimeError(f"backend 'native' is missing: {failure}")
+    if _FAILURE is not None:
+        raise RuntimeError(f"backend 'native' is missing: {_FAILURE}")
 
 
 def instruction_set() -> str:
