@@ -4,7 +4,7 @@
 //   rows:    F, state and, where wanted, slopes, mean and index (else empty)
 //   columns: the latent-side gradients, where wanted (else empty)
 //
-// Arguments are canonical (see lebm_kernels/backends/__init__.py): checked, broadcast, [B, M, D].
+// Arguments are canonical (see lebm_kernels/backends/contract.py): checked, broadcast, [B, M, D].
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -39,12 +39,11 @@ template <typename T>
 lebm::Problem<T> problem(const Tensor& y, const Tensor& decoded, const Tensor& beta,
                          const std::optional<Tensor>& scale,
                          const std::optional<Tensor>& log_weight,
-                         const std::optional<Tensor>& latent_energy) {
-  return {y.size(0),           y.size(1),
-          decoded.size(1),     y.size(2),
-          view<T>(y),          view<T>(decoded),
-          view<T>(beta),       view<T>(scale),
-          view<T>(log_weight), view<T>(latent_energy)};
+                         const std::optional<Tensor>& latent_energy,
+                         const std::optional<double>& tol) {
+  return {y.size(0),          y.size(1),           decoded.size(1),       y.size(2),
+          tol.value_or(-1.0), view<T>(y),          view<T>(decoded),      view<T>(beta),
+          view<T>(scale),     view<T>(log_weight), view<T>(latent_energy)};
 }
 
 void run_on_pool(int64_t count, lebm::Parallel::Body body, void* context) {
@@ -85,8 +84,8 @@ void run_rows(const lebm::Problem<T>& p, Seven& out) {
 
 Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
            const std::optional<Tensor>& scale, const std::optional<Tensor>& log_weight,
-           const std::optional<Tensor>& latent_energy, bool slope_y, bool slope_scale,
-           bool slope_beta, bool mean, bool index) {
+           const std::optional<Tensor>& latent_energy, std::optional<double> tol, bool slope_y,
+           bool slope_scale, bool slope_beta, bool mean, bool index) {
   const int64_t B = y.size(0), M = y.size(1), D = y.size(2);
   Seven out = {output(true, {B, M}, y),
                output(true, {B, M, 3}, y, ScalarType::Double),
@@ -97,9 +96,9 @@ Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
                output(index, {B, M}, y, ScalarType::Long)};
   if (B == 0 || M == 0) return out;
   if (y.scalar_type() == ScalarType::Double) {
-    run_rows(problem<double>(y, decoded, beta, scale, log_weight, latent_energy), out);
+    run_rows(problem<double>(y, decoded, beta, scale, log_weight, latent_energy, tol), out);
   } else {
-    run_rows(problem<float>(y, decoded, beta, scale, log_weight, latent_energy), out);
+    run_rows(problem<float>(y, decoded, beta, scale, log_weight, latent_energy, tol), out);
   }
   return out;
 }
@@ -123,7 +122,8 @@ void run_columns(const lebm::Problem<T>& p, const Tensor& grad, const Tensor& st
 Three columns(const Tensor& grad_any, const Tensor& state_any, const Tensor& y,
               const Tensor& decoded, const Tensor& beta, const std::optional<Tensor>& scale,
               const std::optional<Tensor>& log_weight, const std::optional<Tensor>& latent_energy,
-              bool want_decoded, bool want_log_weight, bool want_latent_energy) {
+              std::optional<double> tol, bool want_decoded, bool want_log_weight,
+              bool want_latent_energy) {
   const Tensor grad = torch::stable::contiguous(grad_any);
   const Tensor state = torch::stable::contiguous(state_any);
   const int64_t B = decoded.size(0), N = decoded.size(1), D = decoded.size(2);
@@ -131,11 +131,11 @@ Three columns(const Tensor& grad_any, const Tensor& state_any, const Tensor& y,
                output(want_latent_energy, {B, N}, y)};
   if (B == 0) return out;
   if (y.scalar_type() == ScalarType::Double) {
-    run_columns(problem<double>(y, decoded, beta, scale, log_weight, latent_energy), grad, state,
-                out);
+    run_columns(problem<double>(y, decoded, beta, scale, log_weight, latent_energy, tol), grad,
+                state, out);
   } else {
-    run_columns(problem<float>(y, decoded, beta, scale, log_weight, latent_energy), grad, state,
-                out);
+    run_columns(problem<float>(y, decoded, beta, scale, log_weight, latent_energy, tol), grad,
+                state, out);
   }
   return out;
 }
@@ -155,11 +155,13 @@ void force_instruction_set(std::string name) { lebm::force_kernels(name); }
 STABLE_TORCH_LIBRARY(lebm_kernels_native, m) {
   m.def(
       "rows(Tensor y, Tensor decoded, Tensor beta, Tensor? scale, Tensor? log_weight, "
-      "Tensor? latent_energy, bool slope_y, bool slope_scale, bool slope_beta, bool mean, "
+      "Tensor? latent_energy, float? tol, bool slope_y, bool slope_scale, bool slope_beta, bool "
+      "mean, "
       "bool index) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "columns(Tensor grad, Tensor state, Tensor y, Tensor decoded, Tensor beta, Tensor? scale, "
-      "Tensor? log_weight, Tensor? latent_energy, bool decoded_grad, bool log_weight_grad, "
+      "Tensor? log_weight, Tensor? latent_energy, float? tol, bool decoded_grad, bool "
+      "log_weight_grad, "
       "bool latent_energy_grad) -> (Tensor, Tensor, Tensor)");
   m.def("instruction_sets() -> str");
   m.def("force_instruction_set(str name) -> ()");

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -119,8 +120,10 @@ def _folder(path: Path) -> Path:
     """Make the output folder before the work whose results it is to hold."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
-        reason = f"cannot make the folder {path}: {error.strerror}"
+        reason = f"cannot write to the folder {path}: {error.strerror}"
         raise typer.BadParameter(reason, param_hint="'--output'") from error
     return path
 
@@ -319,7 +322,10 @@ def _section(run: _Trained) -> float | None:
 def _manifold(run: _Trained) -> Figure:
     from lebm_kernels.figures import manifold_figure
 
-    return manifold_figure(run.untrained, run.trained, run.data)
+    figure = manifold_figure(run.untrained, run.trained, run.data)
+    if run.result.config.beta != math.inf:
+        figure.suptitle(f"{figure.get_suptitle()}, trained warm (β = {run.result.config.beta:g})")
+    return figure
 
 
 def _maps(run: _Trained) -> Figure:

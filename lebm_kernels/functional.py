@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lebm_kernels import ops, reference, sampling
 from lebm_kernels.backends import choose
@@ -66,9 +67,10 @@ def free_energy(
         tensor([4.])
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
-    name = _options(y, tol, backend)
+    name = _options(arguments[0], tol, backend)
     if name == "reference":
         return reference.free_energy(*_widened(arguments))
+    _refuse_forward_mode(arguments)
     y, decoded, beta, scale, log_weight, latent_energy = arguments
     tracked = torch.is_grad_enabled()
     slopes = [
@@ -107,7 +109,7 @@ def posterior(
         tensor([[0.5000, 0.5000]])
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
-    name = _options(y, tol, backend)
+    name = _options(arguments[0], tol, backend)
     with torch.no_grad():
         if name == "reference":
             return reference.posterior(*_widened(arguments))
@@ -141,10 +143,13 @@ def sample_latent(
         log_weight: see :func:`free_energy`.
         latent_energy: see :func:`free_energy`.
         tol: see :func:`free_energy`.
-        backend: which backend normalises the posterior.
+        backend: see :func:`free_energy`; every backend but ``reference`` draws tile by tile.
 
     Returns:
         Indices of latents, ``[..., M, num_samples]``, int64.
+
+    Raises:
+        ValueError: also where the posterior of a query is not a number.
 
     Example:
         >>> y, decoded = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -152,14 +157,14 @@ def sample_latent(
         tensor([[0, 0, 0]])
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
-    name = _options(y, tol, backend)
+    name = _options(arguments[0], tol, backend)
     if not isinstance(num_samples, int) or num_samples < 0:
         raise ValueError(f"num_samples must be an integer >= 0, got {num_samples!r}")
     with torch.no_grad():
         if name == "reference":
             return reference.sample_latent(*_widened(arguments), num_samples, generator)
         layout, problem = ops.canonical(*arguments, tol)
-        index = sampling.sample(problem, name, num_samples, generator)
+        index = sampling.sample(problem, num_samples, generator)
         return index.reshape((*layout.shape, num_samples))
 
 
@@ -255,8 +260,10 @@ def _temperature(beta: float | Tensor, dtype: torch.dtype, like: Tensor) -> Tens
     if not isinstance(beta, Tensor):
         if isinstance(beta, bool) or not isinstance(beta, (int, float)):
             raise TypeError(f"beta must be a number or a tensor, got {type(beta).__name__}")
-        if math.isnan(beta) or beta < 0:
+        if not beta >= 0:  # NaN included
             raise ValueError(f"beta must lie in [0, inf], got {beta}")
+        if beta > torch.finfo(dtype).max:
+            beta = math.inf
         return torch.full((), beta, dtype=dtype, device=like.device)
     if beta.dtype not in (dtype, like.dtype):
         raise TypeError(f"beta must be {dtype}, like the free energy, got {beta.dtype}")
@@ -273,10 +280,12 @@ def _checked(
     log_weight: Tensor | None,
     latent_energy: Tensor | None,
 ) -> _Arguments:
-    _tensor("y", y, "[..., M, D]", 2)
+    cast = _autocast(y, decoded, scale, log_weight, latent_energy)
+    scale, log_weight, latent_energy = cast[2:]
+    y = _tensor("y", cast[0], "[..., M, D]", 2)
     if y.dtype not in _DTYPES:
         raise TypeError(f"y must be float16, bfloat16, float32 or float64, got {y.dtype}")
-    _tensor("decoded", decoded, "[..., N, D]", 2)
+    decoded = _tensor("decoded", cast[1], "[..., N, D]", 2)
     num_latents, num_dims = decoded.shape[-2:]
     if num_dims != y.shape[-1]:
         raise ValueError(
@@ -349,6 +358,26 @@ def _broadcast(name: str, x: Tensor, shape: torch.Size, leading: tuple[int, ...]
             f"{name} {list(x.shape)} does not broadcast: ahead of its own dimensions it has "
             f"{list(leading)}, and the arguments before it {list(shape)}"
         ) from None
+
+
+def _refuse_forward_mode(arguments: _Arguments) -> None:
+    """PyTorch would drop the tangents of an operator like this one without a word."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in arguments):
+        raise RuntimeError(
+            "forward-mode derivatives of free_energy are only available with backend='reference'"
+        )
+
+
+def _autocast(*arguments: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast, what may be cast becomes float32, as for :func:`torch.cdist`."""
+    y = arguments[0]
+    if not isinstance(y, Tensor) or not torch.is_autocast_enabled(y.device.type):
+        return arguments
+    return tuple(
+        x.float() if isinstance(x, Tensor) and x.dtype in _DTYPES[:3] else x for x in arguments
+    )
 
 
 def _widened(arguments: _Arguments) -> _Arguments:

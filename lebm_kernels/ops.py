@@ -177,7 +177,8 @@ def _posterior(
     assert rows.slope_beta is not None
     assert rows.mean is not None
     assert rows.index is not None
-    cold = problem.beta == torch.inf
+    # Where beta^2 overflows, the posterior is that at beta = inf.
+    cold = problem.beta.square() == torch.inf
     finite = torch.where(cold, 0.0, problem.beta)
     # dF/dbeta = (<E> - F)/beta = -KL/beta^2; when cold, KL is -log of the minima's weight.
     entropy = torch.where(
@@ -277,10 +278,13 @@ def _free_energy_backward_fake(
 
 
 class _FirstOrderOnly(torch.autograd.Function):
-    """The identity, whose derivative is an error instead of a silent zero."""
+    """A gradient as it is, whose derivative is an error instead of a silent zero.
+
+    It also takes what the gradient depends on, so that there is a derivative to refuse.
+    """
 
     @staticmethod
-    def forward(grad: Tensor) -> Tensor:
+    def forward(grad: Tensor, *sources: Tensor | None) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
@@ -292,8 +296,8 @@ class _FirstOrderOnly(torch.autograd.Function):
         raise RuntimeError(_NO_SECOND_ORDER)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, grad: Tensor) -> Any:
-        return _FirstOrderOnly.apply(grad), in_dims[0]
+    def vmap(info: Any, in_dims: Any, grad: Tensor, *sources: Tensor | None) -> Any:
+        return _FirstOrderOnly.apply(grad, *sources), in_dims[0]
 
 
 _NO_SECOND_ORDER = "second derivatives of free_energy are only available with backend='reference'"
@@ -337,7 +341,8 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | Non
         for position, wanted, column in zip((1, 4, 5), mask, columns, strict=True):
             grads[position] = column if wanted else None
     if torch.is_grad_enabled():
-        grads = [None if g is None else _FirstOrderOnly.apply(g) for g in grads]
+        sources = (grad, *arguments)
+        grads = [None if g is None else _FirstOrderOnly.apply(g, *sources) for g in grads]
     return (*grads, None, None, None)
 
 

@@ -112,22 +112,24 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     log_w = log_weights(log_weight, energy)
     kept = (log_w > -torch.inf).expand(energy.shape)
     weight = log_w.exp()
-    # A dropped latent must not reach a product: 0 * inf is a NaN.
-    energy = torch.where(kept, energy, 0.0)
+    # A latent that is dropped or infinite must not reach a product: 0 * inf is a NaN.
     least = torch.where(kept, energy, torch.inf).amin(-1).detach()
+    reached = kept & (energy != torch.inf)
+    energy = torch.where(reached, energy, 0.0)
 
     cold = beta == torch.inf
     finite = torch.where(beta == torch.inf, 0.0, beta)
     mean = (weight * energy).sum(-1)
     centred = energy - mean.unsqueeze(-1)
     spread = torch.where(kept, centred, 0.0).abs().amax(-1)
-    hot = ~cold & (finite * spread <= 0.5)
+    hot = ~cold & (finite * spread <= 0.5) & (reached | ~kept).all(-1)
 
     p = softargmin(energy.detach(), torch.full_like(least, torch.inf), log_weight)
     coldest = (p * energy).sum(-1)
 
     beta_warm = torch.where(cold | hot, 1.0, finite).unsqueeze(-1)
-    cooled = torch.where(kept, -beta_warm * (energy - least.unsqueeze(-1)), 0.0)
+    cooled = torch.where(reached, -beta_warm * (energy - least.unsqueeze(-1)), -torch.inf)
+    cooled = torch.where(kept, cooled, 0.0)
     # The logarithm of a sum near 1 would lose it: there, sum_n w (exp - 1) is taken.
     deficit = (weight * torch.expm1(cooled)).sum(-1)
     shallow = deficit > -0.5
@@ -139,7 +141,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     warm = least - log_sum / beta_warm.squeeze(-1)
 
     beta_hot = torch.where(hot, finite, 0.0)
-    centred_hot = torch.where(hot.unsqueeze(-1), centred, 0.0)
+    centred_hot = torch.where(hot.unsqueeze(-1) & kept, centred, 0.0)
     remainder = _exp_remainder(-beta_hot.unsqueeze(-1) * centred_hot)
     q = (weight * centred_hot.square() * remainder).sum(-1)
     hottest = mean - beta_hot * q * _log1p_ratio(beta_hot.square() * q)
@@ -159,7 +161,7 @@ def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -
     # 0 * inf at beta = inf is decided by hand: exp(-inf) off the minimum, exp(0) on it.
     cooled = torch.where(
         beta == torch.inf,
-        torch.where(excess > 0, -torch.inf, 0.0),
+        torch.where(excess > 0, -torch.inf, excess),
         -torch.where(beta == torch.inf, 0.0, beta) * excess,
     )
     cooled = torch.where(beta >= 0, cooled, torch.nan)
@@ -199,7 +201,7 @@ def posterior(
     return Posterior(
         free_energy=softmin(energy, beta, log_weight),
         mean=(p.unsqueeze(-1) * decoded.unsqueeze(-3)).sum(-2),
-        energy=(p * torch.where(kept, energy, 0.0)).sum(-1),
+        energy=(p * torch.where(p > 0, energy, torch.where(p.isnan(), p, 0.0))).sum(-1),
         relative_entropy=(p * ratio).sum(-1),
         index=torch.where(kept, energy, torch.inf).argmin(-1),
     )

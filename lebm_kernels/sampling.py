@@ -7,20 +7,24 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends import chunked, module
+from lebm_kernels.backends import chunked
 from lebm_kernels.backends.contract import Problem, RowWants
 
 
-def sample(
-    problem: Problem, backend: str, num_samples: int, generator: torch.Generator | None
-) -> Tensor:
+def sample(problem: Problem, num_samples: int, generator: torch.Generator | None) -> Tensor:
     """Indices of latents ``[B, M, num_samples]`` drawn from p; memory is that of one tile.
 
     A uniform u in (0, total) falls in the first latent whose cumulative mass exceeds it. The
-    normaliser comes from the named backend; the total is summed again with the cumulative sums'
-    own rounding, so that every u falls in a latent of positive mass.
+    total is summed with the cumulative sums' own rounding, so that every u falls in a latent of
+    positive mass. The normaliser is that of the same arithmetic: at beta = inf, another backend's
+    minimum may differ in the last bit and leave no latent at all.
+
+    Raises:
+        ValueError: the posterior of a query is not a number.
     """
-    state = module(backend).rows(problem, RowWants()).state
+    state = chunked.rows(problem, RowWants()).state
+    if state.isnan().any():
+        raise ValueError("y must have a posterior to draw from: that of a query is not a number")
     problem = chunked.normalised(problem)
     num_grids, num_queries = problem.beta.shape
     index = torch.empty(

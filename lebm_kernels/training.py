@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -89,7 +90,8 @@ class TrainConfig:
             self.optimizer,
             "the name of a class of torch.optim",
         )
-        _require(_is_count(self.seed, 0), "seed", self.seed, "an integer of at least 0")
+        known = _is_count(self.seed, 0) and self.seed < 2**63
+        _require(known, "seed", self.seed, "an integer of at least 0 and below 2^63")
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,10 @@ class _Run:
         """Take up the state of a checkpoint of the same run."""
         if not path.exists():
             raise FileNotFoundError(f"checkpoint {path} does not exist: nothing to resume from")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise ValueError(f"checkpoint {path} cannot be read: it is damaged or none") from error
         if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"checkpoint {path} is not one of format {CHECKPOINT_FORMAT}")
         mine = asdict(self.config)

@@ -17,8 +17,10 @@ import lebm_kernels
 from lebm_kernels import reference
 from lebm_kernels.backends import BackendStatus, native
 
-# What must run in every test, where it can run at all: adding a backend adds its name here.
-KERNELS = ("chunked", "native")
+KERNELS = tuple(
+    row.name for row in lebm_kernels.backends() if "cpu" in row.devices and row.name != "reference"
+)
+"""What must run in every test: the tests' tensors are on the CPU."""
 
 BETAS = (0.0, 1e-12, 1e-7, 1e-3, 0.1, 1.0, 30.0, 1e4, 1e12, float("inf"))
 """From hot to cold."""
@@ -32,8 +34,6 @@ def status(name: str) -> BackendStatus:
 def _kernel_parameters() -> list[tuple[str, str | None]]:
     parameters: list[tuple[str, str | None]] = []
     for name in KERNELS:
-        if not status(name).available:
-            continue
         sets = native.instruction_sets() if name == "native" else [None]
         parameters += [(name, instruction_set) for instruction_set in sets]
     return parameters
@@ -52,7 +52,7 @@ def _selected(name: str, instruction_set: str | None) -> Iterator[str]:
 
 
 def pytest_configure() -> None:
-    """One thread, so that tests take as long on a busy machine; test_threads.py sets its own."""
+    """One thread, so that a busy machine takes no longer; test_determinism.py sets its own."""
     torch.set_num_threads(1)
 
 
@@ -60,9 +60,9 @@ def pytest_report_header() -> list[str]:
     """Say what is tested and, of what is not, why."""
     tested = ", ".join("-".join(filter(None, parameter)) for parameter in _kernel_parameters())
     lines = [f"lebm_kernels backends tested: {tested}"]
-    for name in KERNELS:
-        if not status(name).available:
-            lines.append(f"lebm_kernels backend NOT tested: {name}: {status(name).reason}")
+    for row in lebm_kernels.backends():
+        if "cpu" not in row.devices:
+            lines.append(f"lebm_kernels backend NOT tested: {row.name}: {row.reason}")
     return lines
 
 

@@ -46,6 +46,7 @@ CASES: list[tuple[str, dict[str, Any], Error, str]] = [
     ("beta", {"beta": True}, TypeError, "bool"),
     ("beta", {"beta": -1.0}, ValueError, "-1.0"),
     ("beta", {"beta": -math.inf}, ValueError, "-inf"),
+    ("beta", {"beta": -(10**400)}, ValueError, "-1000"),
     ("beta", {"beta": math.nan}, ValueError, "nan"),
     ("beta", {"beta": torch.tensor(1.0, dtype=torch.float64)}, TypeError, "float64"),
     ("beta", {"beta": torch.tensor(1)}, TypeError, "int64"),

@@ -34,6 +34,14 @@ def test_one_latent_is_its_energy(any_backend: str, beta: float) -> None:
     torch.testing.assert_close(got, f64([1 + 9 + 0.25, 1 + 4 + 0.25]))
 
 
+@pytest.mark.parametrize("beta", [0.0, *FINITE, 1e12, math.inf])
+def test_one_latent_and_a_dropped_one(any_backend: str, beta: float) -> None:
+    log_weight = f64([0.0, -math.inf])
+    y, decoded = f64([[10.0]]), f64([[0.0], [1.0]])
+    got = free_energy(y, decoded, beta, log_weight=log_weight, backend=any_backend)
+    torch.testing.assert_close(got, f64([100.0]), rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize("beta", FINITE)
 @pytest.mark.parametrize("weight", [0.5, 0.9])
 def test_two_latents(any_backend: str, beta: float, weight: float) -> None:

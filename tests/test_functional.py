@@ -60,6 +60,37 @@ def test_log_weights(beta: float) -> None:
     assert (softargmin(energy, beta, 1, dropped)[:, 1] == 0).all()
 
 
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("far", [5.0, -5.0, 1e3, 1e15])
+def test_what_is_dropped_is_not_seen(beta: float, far: float) -> None:
+    energy = torch.tensor([100.0, far, 100.2, far]).double().requires_grad_()
+    log_weight = torch.tensor([0.3, -math.inf, -1.0, -math.inf]).double()
+    for function in (softmin, softmax):
+        found = function(energy, beta, 0, log_weight)
+        wanted = function(energy[::2], beta, 0, log_weight[::2])
+        torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)
+        slopes = [torch.autograd.grad(x, energy)[0] for x in (found, wanted)]
+        torch.testing.assert_close(slopes[0], slopes[1])
+
+
+def test_dropped_energies_have_known_values() -> None:
+    def of(energy: list[float], log_weight: list[float]) -> float:
+        wide = [torch.tensor(x, dtype=torch.float64) for x in (energy, log_weight)]
+        return softmin(wide[0], 1.0, 0, wide[1]).item()
+
+    assert of([100.0, 5.0], [0.0, -math.inf]) == 100
+    wanted = 100 - logsumexp([0.0, -0.2], b=[0.5, 0.5])
+    assert of([100.0, 100.2, 0.0], [0.0, 0.0, -math.inf]) == pytest.approx(wanted, rel=1e-14)
+
+
+def test_numbers_too_large_for_the_dtype_are_infinite() -> None:
+    energy = torch.tensor([[1.0, 3.0, 1.0, 7.0]])
+    for beta in (1e39, 10**400):
+        assert softmin(energy, beta, 1).tolist() == [1.0]
+        assert softmax(energy, beta, 1).tolist() == [7.0]
+        assert softargmin(energy, beta, 1).tolist() == [[0.5, 0.0, 0.5, 0.0]]
+
+
 def test_softmax_mirrors_softmin() -> None:
     energy, log_weight = torch.randn(4, 9).double(), torch.randn(9).double()
     for beta in BETAS:

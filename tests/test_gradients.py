@@ -8,12 +8,18 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import BETAS, assert_gradients_accurate, gradients
+from conftest import BETAS, assert_accurate, assert_gradients_accurate, gradients
+from oracle import exact, to_array
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lebm_kernels import free_energy
+
+# What PyTorch says of itself when it first loads forward mode.
+FORWARD = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 NAMES = ("y", "decoded", "beta", "scale", "log_weight", "latent_energy")
 
@@ -100,6 +106,97 @@ def test_dropped_latents_have_no_gradient(backend: str, dtype: torch.dtype, beta
     found = gradients(partial(free_energy, backend=backend), arguments, grad)
     for name in ("decoded", "log_weight", "latent_energy"):
         assert (found[name][dropped] == 0).all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-3, 1.0, 30.0])
+def test_gradcheck_with_a_dropped_latent_far_away(any_backend: str, beta: float) -> None:
+    arguments = problem(torch.float64, beta, M=3, N=5)
+    arguments["log_weight"][[0, 3]] = -math.inf
+    arguments["decoded"][0] = 10.0
+    arguments["decoded"][3] = -1e3
+    del arguments["beta"]
+    leaves = [x.requires_grad_() for x in arguments.values()]
+
+    def of_all(*values: Tensor) -> Tensor:
+        return free_energy(**named(arguments, values), beta=beta, backend=any_backend)
+
+    torch.autograd.gradcheck(of_all, leaves)
+
+
+@pytest.mark.parametrize("M", [1, 9])
+@pytest.mark.parametrize("beta", [0.5, 1.0, math.inf])
+def test_blocks_of_weights_too_small_for_the_dtype(
+    backend: str, dtype: torch.dtype, beta: float, M: int
+) -> None:
+    # The first thousand latents decide, though exp of their log-weights is zero.
+    decoded = torch.full((1536, 1), 100.0, dtype=dtype)
+    decoded[:512, 0] = math.sqrt(5) + torch.linspace(0, 0.1, 512, dtype=dtype)
+    decoded[512:1024] = 1.0
+    log_weight = torch.zeros(1536, dtype=dtype)
+    log_weight[:1024] = -200.0 if dtype == torch.float32 else -900.0
+    arguments: dict[str, Any] = {
+        "y": torch.zeros(M, 1, dtype=dtype),
+        "decoded": decoded,
+        "beta": torch.full((M,), beta, dtype=dtype),
+        "log_weight": log_weight,
+    }
+    function, grad = partial(free_energy, backend=backend), torch.randn(M, dtype=dtype)
+    for extra in (
+        {},
+        {"latent_energy": torch.zeros(1536, dtype=dtype), "scale": arguments["y"] + 1},
+    ):
+        arguments |= extra
+        assert_accurate(function(**arguments), **arguments)
+        truth = exact(**arguments, grad=grad)
+        # A log-weight of -200, rounded, moves p by 200 eps / 2.
+        blur = 4 * torch.finfo(dtype).eps * float(log_weight.abs().max())
+        for name, found in gradients(function, arguments, grad).items():
+            error = np.abs(to_array(found) - truth.gradients[name])
+            size = truth.gradient_magnitudes[name]
+            assert (error <= blur * (size + 1e-6 * size.max())).all(), name
+
+
+@pytest.mark.parametrize("beta", [1e-3, 0.5, 30.0])
+def test_log_weights_beside_an_infinite_latent_energy(
+    backend: str, dtype: torch.dtype, beta: float
+) -> None:
+    arguments = problem(dtype, beta)
+    del arguments["scale"]
+    arguments["latent_energy"][[2, 77]] = math.inf
+    grad = torch.randn(17, dtype=dtype)
+    found = gradients(partial(free_energy, backend=backend), arguments, grad)
+    wide = {name: x.double() for name, x in arguments.items()}
+    energy = (wide["y"][:, None] - wide["decoded"]).square().sum(-1) + wide["latent_energy"]
+    p = (wide["log_weight"] - wide["beta"][:, None] * energy).softmax(-1)
+    w = wide["log_weight"].softmax(-1)
+    eps = torch.finfo(dtype).eps
+    bound: dict[str, Any] = {"rtol": 1e3 * eps, "atol": 1e3 * eps / beta}
+    wanted = grad.double() @ ((w - p) / wide["beta"][:, None])
+    torch.testing.assert_close(found["log_weight"].double(), wanted, **bound)
+    bound["atol"] = 1e4 * eps
+    torch.testing.assert_close(found["latent_energy"].double(), grad.double() @ p, **bound)
+    assert (found["decoded"][[2, 77]] == 0).all()
+
+
+@pytest.mark.parametrize("D", [2, 7])
+def test_the_largest_finite_beta_is_as_cold_as_infinity(
+    any_backend: str, dtype: torch.dtype, D: int
+) -> None:
+    largest = 3e38 if dtype == torch.float32 else 1.5e308
+    arguments = problem(dtype, math.inf, D=D)
+    energy = arguments["scale"][:, None] * arguments["decoded"]
+    energy = (arguments["y"][:, None] - energy).square().sum(-1) + arguments["latent_energy"]
+    function, grad = partial(free_energy, backend=any_backend), torch.randn(17, dtype=dtype)
+    coldest = gradients(function, arguments, grad)
+    arguments["beta"].fill_(largest)
+    torch.testing.assert_close(function(**arguments), energy.amin(-1))
+    for name, found in gradients(function, arguments, grad).items():
+        torch.testing.assert_close(found, coldest[name])
+    del arguments["beta"]
+    numbers = [1e39, 10**400] if dtype == torch.float32 else [10**400]
+    for beta in numbers:
+        wanted = function(**arguments, beta=math.inf)
+        assert torch.equal(function(**arguments, beta=beta), wanted)
 
 
 def test_a_query_on_a_latent(backend: str, dtype: torch.dtype) -> None:
@@ -206,21 +303,112 @@ def test_nothing_is_tracked_without_gradients(backend: str) -> None:
         assert not free_energy(**arguments, backend=backend).requires_grad
 
 
-def test_a_second_derivative_is_refused_not_zero(backend: str) -> None:
-    for name in NAMES:
-        arguments = problem(torch.float64, 1.0, M=3, N=5)
-        arguments[name].requires_grad_()
-        value = free_energy(**arguments, backend=backend).square().sum()
-        (slope,) = torch.autograd.grad(value, arguments[name], create_graph=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_derivative_is_refused_not_zero(backend: str, name: str) -> None:
+    arguments = problem(torch.float64, 1.0, M=3, N=5)
+
+    def linear(x: Tensor) -> Tensor:
+        return free_energy(**{**arguments, name: x}, backend=backend).sum()
+
+    def curved(x: Tensor) -> Tensor:
+        return free_energy(**{**arguments, name: x}, backend=backend).square().sum()
+
+    for loss in (linear, curved):
         with pytest.raises(RuntimeError, match="second derivative"):
-            torch.autograd.grad(slope.sum(), arguments[name])
+            torch.autograd.functional.hessian(loss, arguments[name])
+
+        def slopes(x: Tensor, loss: Any = loss) -> Tensor:
+            return torch.func.grad(loss)(x).sum()
+
+        with pytest.raises(RuntimeError, match="second derivative"):
+            torch.func.grad(slopes)(arguments[name])
 
 
-def test_the_reference_differentiates_twice() -> None:
-    arguments = problem(torch.float64, 0.8, M=2, N=4)
+@pytest.mark.parametrize("outer", NAMES)
+@pytest.mark.parametrize("inner", NAMES)
+def test_a_mixed_second_derivative_is_refused(backend: str, inner: str, outer: str) -> None:
+    # Of a sum, whose incoming gradient is a constant.
+    arguments = problem(torch.float64, 1.0, M=3, N=5)
+    arguments[inner].requires_grad_()
+    arguments[outer].requires_grad_()
+    value = free_energy(**arguments, backend=backend).sum()
+    (slope,) = torch.autograd.grad(value, arguments[inner], create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(slope.sum(), arguments[outer])
+
+
+@pytest.mark.parametrize("names", [("y",), ("decoded",), ("y", "decoded")])
+def test_a_gradient_penalty_is_refused(backend: str, names: tuple[str, ...]) -> None:
+    decoder = torch.nn.Linear(1, 2)
+    tensors = {"y": torch.randn(3, 2, requires_grad=True), "decoded": decoder(torch.randn(5, 1))}
+    value = free_energy(**tensors, beta=1.0, backend=backend).mean()
+    slopes = torch.autograd.grad(value, [tensors[name] for name in names], create_graph=True)
+    penalty = torch.stack([slope.square().sum() for slope in slopes]).sum()
+    with pytest.raises(RuntimeError, match="second derivative"):
+        (value + penalty).backward()
+
+
+def test_a_first_derivative_with_a_graph_is_right(backend: str) -> None:
+    arguments = problem(torch.float64, 1.0, M=3, N=5)
+    leaves = {name: x.requires_grad_() for name, x in arguments.items()}
+    value = free_energy(**leaves, backend=backend)
+    found = torch.autograd.grad(value.sum(), list(leaves.values()), create_graph=True)
+    wanted = gradients(
+        partial(free_energy, backend="reference"), arguments, torch.ones(3, dtype=torch.float64)
+    )
+    for name, slope in zip(NAMES, found, strict=True):
+        torch.testing.assert_close(slope, wanted[name])
+
+
+@FORWARD
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_mode_is_refused_not_zero(backend: str, name: str, requires_grad: bool) -> None:
+    arguments = problem(torch.float64, 1.0, M=3, N=5)
+    primal = arguments[name].requires_grad_(requires_grad)
+    with forward_ad.dual_level():
+        free_energy(**arguments, backend=backend)  # no tangent, no objection
+        dual = forward_ad.make_dual(primal, torch.ones_like(primal))
+        with pytest.raises(RuntimeError, match="reference"):
+            free_energy(**{**arguments, name: dual}, backend=backend)
+
+
+@FORWARD
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_mode_of_torch_func_is_refused(backend: str, name: str) -> None:
+    arguments = problem(torch.float64, 1.0, M=3, N=5)
+
+    def of_one(x: Tensor) -> Tensor:
+        return free_energy(**{**arguments, name: x}, backend=backend)
+
+    x = arguments[name]
+    with pytest.raises(RuntimeError, match="reference"):
+        torch.func.jvp(of_one, (x,), (torch.ones_like(x),))
+    with pytest.raises(RuntimeError, match="reference"):
+        torch.func.jacfwd(of_one)(x)
+    with pytest.raises(RuntimeError):  # PyTorch's own words, of the backward
+        torch.func.hessian(lambda x: of_one(x).sum())(x)
+
+
+@FORWARD
+@pytest.mark.parametrize("beta", [1e-3, 0.8])
+def test_the_reference_differentiates_twice_and_forward(beta: float) -> None:
+    arguments = problem(torch.float64, beta, M=2, N=4)
     leaves = tuple(x.requires_grad_() for x in arguments.values())
+    if beta < 1e-2:
+        leaves[2].requires_grad_(False)  # a difference quotient loses all digits
 
     def of_all(*values: Tensor) -> Tensor:
         return free_energy(**named(NAMES, values), backend="reference")
 
-    torch.autograd.gradgradcheck(of_all, leaves)
+    torch.autograd.gradcheck(of_all, leaves, check_forward_ad=True)
+    torch.autograd.gradgradcheck(of_all, leaves, check_fwd_over_rev=True, fast_mode=True)
+
+    def of_query(y: Tensor) -> Tensor:
+        return free_energy(**{**arguments, "y": y}, backend="reference").sum()
+
+    y = arguments["y"].detach()
+    wanted = torch.func.jacfwd(torch.func.jacrev(of_query))(y)
+    found = torch.autograd.functional.hessian(of_query, y)
+    torch.testing.assert_close(found, wanted)
+    assert found.abs().max() > 0.1

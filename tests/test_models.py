@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.special import logsumexp
 
+from lebm_kernels import free_energy
 from lebm_kernels.grids import LatentGrid, interval_grid, periodic_grid
 from lebm_kernels.models import Ellipse, Horn, LatentModel
 
@@ -53,6 +54,23 @@ def test_horn_scales_each_query_by_its_own_radii(beta: float) -> None:
     value = model.free_energy(y, x, beta=beta)
     # The buffers were rounded to float32 before the model became double.
     np.testing.assert_allclose(value.detach().numpy(), expected, rtol=1e-5)
+
+
+def test_horn_under_autocast() -> None:
+    model = Horn(generator=_generator(1))
+    x = torch.rand(9, generator=_generator(2))
+    y = torch.randn(9, 2, generator=_generator(3))
+    expected = model.free_energy(y, x, beta=2.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scale = model.scale(x)
+        value = model.free_energy(y, x, beta=2.0)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(
+        value, free_energy(y, model.decoded, 2.0, scale=scale.float(), log_weight=model.log_weight)
+    )
+    torch.testing.assert_close(value, expected, rtol=0.05, atol=0.05)
+    value.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_one_condition_serves_many_queries() -> None:

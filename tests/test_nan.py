@@ -1,4 +1,4 @@
-"""A bad number stays in its row."""
+"""A bad number, and an energy too large for the dtype, stay in their rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import gradients
+from conftest import assert_accurate, gradients
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
@@ -83,3 +83,65 @@ def test_no_latent_left_is_no_free_energy(any_backend: str) -> None:
     arguments = problem(torch.float32)
     arguments["log_weight"] = torch.full((123,), -math.inf)
     assert free_energy(**arguments, backend=any_backend).isnan().all()
+
+
+# What squared is beyond the dtype: every energy of its query is infinite.
+BEYOND = {torch.float32: 1e20, torch.float64: 1e160}
+SPOILT_ROWS = {2: math.nan, 7: math.nan, 11: math.nan, 13: math.inf, 16: math.inf}
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+@pytest.mark.parametrize("D", [1, 2, 6])
+@pytest.mark.parametrize("N", [5, 1500])
+def test_energies_beyond_the_dtype(
+    backend: str, dtype: torch.dtype, N: int, D: int, scaled: bool
+) -> None:
+    good: dict[str, Any] = {
+        "y": torch.randn(17, D, dtype=dtype),
+        "decoded": torch.randn(N, D, dtype=dtype),
+    }
+    if scaled:
+        good["scale"] = torch.rand(17, D, dtype=dtype) + 0.5
+    if N > 1000:
+        # Whole blocks at the start, of which no query sees anything.
+        good["decoded"][:600] = BEYOND[dtype] ** 1.5
+    spoilt = {name: x.clone() for name, x in good.items()}
+    spoilt["y"][2, 0] = math.inf
+    spoilt["y"][7, D - 1] = -math.inf
+    spoilt["scale" if scaled else "y"][11, 0] = math.inf
+    spoilt["y"][13] = BEYOND[dtype]
+    spoilt["y"][16, D - 1] = -BEYOND[dtype]
+    others = torch.tensor([row not in SPOILT_ROWS for row in range(17)])
+    mixed = torch.tensor([1e-7, 0.1, 3.0, 1e4, math.inf], dtype=dtype).repeat(4)[:17]
+    for beta in (*(torch.full_like(mixed, b) for b in (1e-7, 1.0, 1e4, math.inf)), mixed):
+        arguments, few = {**spoilt, "beta": beta}, {**good, "beta": beta}
+        for name in arguments.keys() - {"decoded"}:
+            few[name] = few[name][others]
+        value = free_energy(**arguments, backend=backend)
+        assert_accurate(value[others], **few)
+        found = posterior(**arguments, backend=backend)
+        for a, b in zip(found, posterior(**few, backend=backend), strict=True):
+            torch.testing.assert_close(a[others], b)
+        assert torch.equal(found.free_energy.isnan(), value.isnan())
+        assert ((found.index >= 0) & (found.index < N)).all()
+        for row, wanted in SPOILT_ROWS.items():
+            assert value[row].isnan() if math.isnan(wanted) else value[row] == wanted
+        slopes = gradients(partial(free_energy, backend=backend), arguments, torch.ones_like(beta))
+        wanted_slopes = gradients(
+            partial(free_energy, backend=backend), few, torch.ones_like(few["beta"])
+        )
+        for name in few.keys() - {"decoded"}:
+            torch.testing.assert_close(slopes[name][others], wanted_slopes[name])
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-7, 1.0, 1e4, math.inf])
+@pytest.mark.parametrize("share", [1.0, 0.75], ids=["each square", "their sum"])
+def test_a_grid_out_of_reach_has_an_infinite_free_energy(
+    backend: str, dtype: torch.dtype, beta: float, share: float
+) -> None:
+    far = math.sqrt(torch.finfo(dtype).max) * 1.05 * share
+    decoded = torch.full((5, 2), far, dtype=dtype)
+    value = free_energy(torch.randn(3, 2, dtype=dtype), decoded, beta, backend=backend)
+    assert (value == math.inf).all()
+    huge = torch.full((3, 2), BEYOND[dtype], dtype=dtype)
+    assert (free_energy(huge, decoded / far, beta, backend=backend) == math.inf).all()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from lebm_kernels import free_energy, posterior
+from lebm_kernels import free_energy, posterior, sample_latent
 
 OPS = torch.ops.lebm_kernels
 
@@ -115,6 +115,22 @@ def test_compile_with_a_number_for_beta_and_without_gradients(backend: str) -> N
         torch.testing.assert_close(
             compiled(y, decoded, 2.5), function(y, decoded, 2.5, backend=backend)
         )
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_compile_with_several_numbers_for_beta(backend: str, compiler: str) -> None:
+    torch._dynamo.reset()
+    y, decoded = torch.randn(7, 2, requires_grad=True), torch.randn(11, 2)
+
+    def function(beta: float) -> Tensor:
+        return 2 * free_energy(y, decoded, beta, backend=backend)
+
+    compiled = torch.compile(function, fullgraph=True, backend=compiler)
+    for beta in (0.5, 1.0, 2.5):
+        found, wanted = compiled(beta), function(beta)
+        torch.testing.assert_close(found, wanted)
+        slopes = [torch.autograd.grad(x.sum(), y)[0] for x in (found, wanted)]
+        torch.testing.assert_close(slopes[0], slopes[1])
 
 
 def named(names: Iterable[str], values: Iterable[Tensor]) -> dict[str, Any]:
@@ -227,6 +243,45 @@ def test_autocast_leaves_float32_alone(backend: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = free_energy(y, decoded, 2.0, backend=backend)
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_takes_what_a_layer_made(any_backend: str, dtype: torch.dtype) -> None:
+    given = {name: x.float() for name, x in arguments(scale=(7, 2)).items()}
+    half = {name: given[name].to(dtype).requires_grad_() for name in ("scale", "decoded")}
+    wide = {name: x.detach().float().requires_grad_() for name, x in half.items()}
+    wanted = free_energy(**{**given, **wide}, backend=any_backend)
+    with torch.autocast("cpu", dtype=dtype):
+        found = free_energy(**{**given, **half}, backend=any_backend)
+        restored = posterior(**{**given, **half}, backend=any_backend)
+        index = sample_latent(**{**given, **half}, num_samples=3, backend=any_backend)
+    assert found.dtype == restored.mean.dtype == torch.float32
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        restored, posterior(**{**given, **wide}, backend=any_backend), rtol=1e-5, atol=1e-5
+    )
+    assert index.shape == (7, 3)
+    found.sum().backward()
+    wanted.sum().backward()
+    for name in half:
+        slope, expected = half[name].grad, wide[name].grad
+        assert slope is not None
+        assert expected is not None
+        torch.testing.assert_close(slope, expected.to(dtype))
+
+
+def test_autocast_does_not_reach_into_a_backend(any_backend: str) -> None:
+    given = {name: x.float().requires_grad_() for name, x in arguments().items()}
+    wanted = posterior(**given, backend=any_backend)
+    slopes = torch.autograd.grad(
+        free_energy(**given, backend=any_backend).sum(), list(given.values())
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = posterior(**given, backend=any_backend)
+        value = free_energy(**given, backend=any_backend)
+        again = torch.autograd.grad(value.sum(), list(given.values()))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(again, slopes, rtol=1e-5, atol=1e-5)
 
 
 def test_the_state_and_slopes_carry_no_gradient(backend: str) -> None:

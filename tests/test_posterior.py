@@ -11,7 +11,7 @@ import torch
 from conftest import BETAS, assert_accurate
 from oracle import exact, to_array
 
-from lebm_kernels import posterior
+from lebm_kernels import free_energy, posterior
 
 
 @pytest.mark.parametrize("D", [1, 2, 7])
@@ -53,6 +53,69 @@ def test_relative_entropy_of_a_hot_posterior_does_not_cancel(
     truth = exact(y, decoded, 1e-6)
     found = posterior(y, decoded, 1e-6, backend=backend).relative_entropy
     np.testing.assert_allclose(found.double().numpy(), truth.relative_entropy, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("beta", [3.0, 10.0, 30.0])
+def test_weights_of_a_wide_range(backend: str, dtype: torch.dtype, beta: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    y, decoded = torch.randn(200, 2, dtype=dtype), torch.randn(129, 2, dtype=dtype)
+    options: dict[str, Any] = {
+        "scale": torch.randn(2, dtype=dtype),
+        "log_weight": 30 * torch.randn(129, dtype=dtype),
+    }
+    truth = exact(y, decoded, beta, **options)
+    found = posterior(y, decoded, beta, backend=backend, **options)
+    temperature = torch.full((200,), beta, dtype=dtype, requires_grad=True)
+    value = free_energy(y, decoded, temperature, backend=backend, **options)
+    (slope,) = torch.autograd.grad(value.sum(), temperature)
+    close = 1e-4 if dtype == torch.float32 else 1e-12
+    size = 1 + truth.relative_entropy
+    for name, got, wanted, bound in (
+        ("KL", found.relative_entropy, truth.relative_entropy, size),
+        ("slope", slope, -truth.relative_entropy / beta**2, size / beta**2),
+        ("energy", found.energy, truth.energy, 1 + truth.energy),
+    ):
+        excess = (np.abs(to_array(got) - wanted) / bound).max() / close
+        assert excess <= 1, f"{name}: {float(excess):.3g} times what is allowed"
+
+
+@pytest.mark.parametrize("beta", [1e-3, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("infinite", [False, True], ids=["far", "forbidden"])
+@pytest.mark.parametrize("D", [2, 6])
+def test_a_latent_out_of_reach(
+    any_backend: str, dtype: torch.dtype, D: int, infinite: bool, beta: float
+) -> None:
+    # It has none of the posterior, but its share 1/101 of the weights.
+    y, decoded = torch.randn(17, D, dtype=dtype), torch.randn(101, D, dtype=dtype)
+    latent_energy = torch.zeros(101, dtype=dtype)
+    if infinite:
+        latent_energy[2] = math.inf
+    else:
+        decoded[2] = 1e10
+    rest = torch.arange(101) != 2
+    truth = exact(y, decoded[rest], beta)
+    entropy = truth.relative_entropy + math.log(101 / 100)
+    value = truth.free_energy + math.log(101 / 100) / beta
+    wanted = {
+        "free_energy": value,
+        "mean": truth.mean,
+        "energy": truth.energy,
+        "relative_entropy": entropy,
+    }
+    options: dict[str, Any] = {"latent_energy": latent_energy, "backend": any_backend}
+    found = posterior(y, decoded, beta, **options)
+    temperature = torch.full((17,), beta, dtype=dtype, requires_grad=True)
+    free_energy(y, decoded, temperature, **options).sum().backward()
+    close: dict[str, Any] = {"rtol": 1e-9}
+    if dtype == torch.float32:
+        close = {"rtol": 2e-4, "atol": 2e-5}
+    for name, x in wanted.items():
+        np.testing.assert_allclose(getattr(found, name).double(), x.astype(float), **close)
+    assert temperature.grad is not None
+    slope = (-entropy / beta**2).astype(float)
+    np.testing.assert_allclose(temperature.grad.double(), slope, **{**close, "atol": 0})
+    assert torch.equal(found.index, torch.from_numpy(rest.nonzero()[:, 0].numpy()[truth.index]))
 
 
 def test_relative_entropy_is_never_negative(backend: str, dtype: torch.dtype) -> None:

@@ -81,6 +81,25 @@ def test_cold_draws_are_minima(any_backend: str) -> None:
     assert index.unique().tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("D", [2, 3, 7, 64])
+@pytest.mark.parametrize("beta", [1e8, math.inf])
+def test_cold_draws_are_of_least_energy(any_backend: str, beta: float, D: int) -> None:
+    # The backends need not round an energy alike; what is drawn must be a minimum all the same.
+    y, decoded = torch.randn(200, D), torch.randn(1000, D)
+    index = draw(y, decoded, beta, 20, backend=any_backend)
+    energy = (y.double()[:, None] - decoded.double()).square().sum(-1)
+    least = energy.amin(-1, keepdim=True)
+    assert (energy.gather(-1, index) <= least + 1e-5 * (1 + least)).all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, math.inf])
+def test_a_query_without_a_posterior_is_refused(any_backend: str, beta: float) -> None:
+    y, decoded = torch.randn(5, 2), torch.randn(50, 2)
+    y[3, 1] = math.nan
+    with pytest.raises((RuntimeError, ValueError)):
+        draw(y, decoded, beta, 7, backend=any_backend)
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 1e4, math.inf])
 def test_dropped_latents_are_never_drawn(any_backend: str, beta: float) -> None:
     y, decoded = torch.randn(5, 2), torch.randn(50, 2)

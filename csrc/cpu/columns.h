@@ -33,6 +33,7 @@ struct ColumnTask {
   const T *y, *s;       // [M][D], in the order of `queries`
   const int64_t* ends;  // [kTreatments + 1]
   bool wants_l, has_scale;
+  double unseen;  // log2 of the share of a sum that may be left out
 };
 
 // A latent block's sums: for each latent D of grad_g, then grad_r's and two of grad_l's.
@@ -64,6 +65,13 @@ LEBM_INLINE Vec<T> share_of(const ColumnQuery<T>& q, Vec<T> e, Vec<T> log2_w, Ve
     if (kWantsL) l = fma(kHow == kFlat ? a : minus, broadcast(q.pull), l);
     return mul(mul(w, add(minus, broadcast(T(1)))), broadcast(q.share));
   }
+}
+
+// Adds what a chunk of queries brought, but for grad_l.
+template <typename T>
+static void add_chunk(int64_t D, int64_t size, const ColumnSums<T>& sums) {
+  for (int64_t i = 0; i < D * size; ++i) sums.g_all[i] += sums.g[i];
+  for (int64_t i = 0; i < size; ++i) sums.r_all[i] += sums.r[i];
 }
 
 template <typename T, int kD, Treatment kHow, bool kWeighted, bool kWantsL, bool kHasScale>
@@ -140,9 +148,7 @@ static void chunk_against_block(const ColumnTask<T>& task, const Block<T>& block
       }
     }
   }
-  const int64_t D = kD ? kD : task.grid->D;
-  for (int64_t i = 0; i < D * size; ++i) sums.g_all[i] += sums.g[i];
-  for (int64_t i = 0; i < size; ++i) sums.r_all[i] += sums.r[i];
+  add_chunk(kD ? kD : task.grid->D, size, sums);
   double* l_all = kHow == kFinite ? sums.l_all : sums.l_small;
   for (int64_t i = 0; kWantsL && i < size; ++i) l_all[i] += sums.l[i];
 }
@@ -165,50 +171,5 @@ static void treat(const ColumnTask<T>& task, const Block<T>& block, int64_t firs
     task.wants_l ? with_scale(Yes{}, Yes{}) : with_scale(Yes{}, No{});
   } else {
     with_scale(No{}, No{});  // without log-weights there is no grad_l
-  }
-}
-
-template <typename T, int kD>
-static void queries_against_block(const ColumnTask<T>& task, const Block<T>& block,
-                                  int64_t first_query, int64_t last_query, T* scratch,
-                                  const ColumnSums<T>& sums) {
-  for (int how = 0; how < kTreatments; ++how) {
-    const int64_t start = task.ends[how] > first_query ? task.ends[how] : first_query;
-    const int64_t stop = task.ends[how + 1] < last_query ? task.ends[how + 1] : last_query;
-    for (int64_t q = start; q < stop; q += kChunk) {
-      const int64_t end = q + kChunk < stop ? q + kChunk : stop;
-      switch (how) {
-        case kFinite:
-          treat<T, kD, kFinite>(task, block, q, end, scratch, sums);
-          break;
-        case kShallow:
-          treat<T, kD, kShallow>(task, block, q, end, scratch, sums);
-          break;
-        case kFlat:
-          treat<T, kD, kFlat>(task, block, q, end, scratch, sums);
-          break;
-        default:
-          treat<T, kD, kFrozen>(task, block, q, end, scratch, sums);
-          break;
-      }
-    }
-  }
-}
-
-template <typename T>
-static void queries_against_any(const ColumnTask<T>& task, const Block<T>& block,
-                                int64_t first_query, int64_t last_query, T* scratch,
-                                const ColumnSums<T>& sums) {
-  switch (task.grid->D) {
-    case 1:
-      return queries_against_block<T, 1>(task, block, first_query, last_query, scratch, sums);
-    case 2:
-      return queries_against_block<T, 2>(task, block, first_query, last_query, scratch, sums);
-    case 3:
-      return queries_against_block<T, 3>(task, block, first_query, last_query, scratch, sums);
-    case 4:
-      return queries_against_block<T, 4>(task, block, first_query, last_query, scratch, sums);
-    default:
-      return queries_against_block<T, 0>(task, block, first_query, last_query, scratch, sums);
   }
 }

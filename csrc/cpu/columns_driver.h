@@ -1,6 +1,73 @@
 // The column pass over a whole problem. Included inside an instruction set's namespace, after
 // columns.h.
 
+struct NoChunk {};
+
+template <typename T, int kD>
+struct ChunkOf {
+  using type = CentredChunk<T, kD>;
+};
+
+template <typename T>
+struct ChunkOf<T, 0> {
+  using type = NoChunk;
+};
+
+template <typename T, int kD>
+using Chunk = typename ChunkOf<T, kD>::type;
+
+template <typename T, int kD>
+static void queries_against_block(const ColumnTask<T>& task, const Block<T>& block,
+                                  int64_t first_query, int64_t last_query, T* scratch,
+                                  const ColumnSums<T>& sums) {
+  Chunk<T, kD> centred;
+  for (int how = 0; how < kTreatments; ++how) {
+    const int64_t start = task.ends[how] > first_query ? task.ends[how] : first_query;
+    const int64_t stop = task.ends[how + 1] < last_query ? task.ends[how + 1] : last_query;
+    for (int64_t q = start; q < stop; q += kChunk) {
+      const int64_t end = q + kChunk < stop ? q + kChunk : stop;
+      switch (how) {
+        case kFinite:
+          if constexpr (kD > 0) {
+            if (!task.grid->weighted) {
+              finite_queries_centred(task, block, q, end, centred, scratch, sums);
+              break;
+            }
+          }
+          treat<T, kD, kFinite>(task, block, q, end, scratch, sums);
+          break;
+        case kShallow:
+          treat<T, kD, kShallow>(task, block, q, end, scratch, sums);
+          break;
+        case kFlat:
+          treat<T, kD, kFlat>(task, block, q, end, scratch, sums);
+          break;
+        default:
+          treat<T, kD, kFrozen>(task, block, q, end, scratch, sums);
+          break;
+      }
+    }
+  }
+}
+
+template <typename T>
+static void queries_against_any(const ColumnTask<T>& task, const Block<T>& block,
+                                int64_t first_query, int64_t last_query, T* scratch,
+                                const ColumnSums<T>& sums) {
+  switch (task.grid->D) {
+    case 1:
+      return queries_against_block<T, 1>(task, block, first_query, last_query, scratch, sums);
+    case 2:
+      return queries_against_block<T, 2>(task, block, first_query, last_query, scratch, sums);
+    case 3:
+      return queries_against_block<T, 3>(task, block, first_query, last_query, scratch, sums);
+    case 4:
+      return queries_against_block<T, 4>(task, block, first_query, last_query, scratch, sums);
+    default:
+      return queries_against_block<T, 0>(task, block, first_query, last_query, scratch, sums);
+  }
+}
+
 template <typename T>
 struct ColumnMemory {
   ColumnQuery<T>* queries;
@@ -8,7 +75,7 @@ struct ColumnMemory {
   int64_t* order;
   unsigned char* how;
   BlockFlags* flags;
-  void* packed;
+  void *packed, *order_of_latents;
 
   static size_t bytes(int64_t M, int64_t N, int64_t D) { return carve(nullptr, M, N, D, nullptr); }
   ColumnMemory(void* memory, int64_t M, int64_t N, int64_t D) {
@@ -25,9 +92,10 @@ struct ColumnMemory {
                             sizeof(int64_t) * rows,
                             rows,
                             sizeof(BlockFlags) * blocks,
-                            grid_bytes<T>(N, D)};
-    size_t at[8] = {0};
-    for (int i = 0; i < 7; ++i) at[i + 1] = at[i] + padded(sizes[i]);
+                            grid_bytes<T>(N, D),
+                            order_bytes(N)};
+    size_t at[9] = {0};
+    for (int i = 0; i < 8; ++i) at[i + 1] = at[i] + padded(sizes[i]);
     if (out) {
       out->queries = reinterpret_cast<ColumnQuery<T>*>(memory + at[0]);
       out->y = reinterpret_cast<T*>(memory + at[1]);
@@ -36,13 +104,15 @@ struct ColumnMemory {
       out->how = reinterpret_cast<unsigned char*>(memory + at[4]);
       out->flags = reinterpret_cast<BlockFlags*>(memory + at[5]);
       out->packed = memory + at[6];
+      out->order_of_latents = memory + at[7];
     }
-    return at[7];
+    return at[8];
   }
 };
 
-LEBM_INLINE Treatment treatment(double beta, double L, bool wants_l) {
-  if (beta == __builtin_inf()) return kFrozen;
+template <typename T>
+static Treatment treatment(double beta, double L, bool wants_l) {
+  if (is_cold<T>(beta)) return kFrozen;
   if (!wants_l) return kFinite;
   if (L == 0) return kFlat;  // kHot, or all energies equal, where both say the same
   return L > kSmallL ? kShallow : kFinite;
@@ -62,7 +132,7 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
     if (grad[m] == 0) continue;
     poisoned |= !is_finite(state[3 * m]) || !is_finite(state[3 * m + 1]);
     const double beta = *p.beta.at(b, m);
-    memory.how[m] = treatment(beta, state[3 * m + 1], task.wants_l);
+    memory.how[m] = treatment<T>(beta, state[3 * m + 1], task.wants_l);
     ++count[memory.how[m]];
   }
   ends[0] = 0;
@@ -80,7 +150,7 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
     const double beta = *p.beta.at(b, m), G = grad[m];
     const double bits = (state[3 * m + 1] + __builtin_log(grid.total)) * kLog2E;
     double whole = __builtin_rint(bits), rest = __builtin_exp2(whole - bits);
-    if (beta == __builtin_inf() && grid.weighted) {
+    if (is_cold<T>(beta) && grid.weighted) {
       whole = __builtin_rint(bits - state[3 * m + 2]);
       rest = __builtin_exp2(-state[3 * m + 2]);
     }
@@ -138,7 +208,8 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
   const Block<T> block = grid.at(i);
   const double total = grid.total;
   for (int64_t j = 0; j < grid.block && block.first + j < p.N; ++j) {
-    const int64_t at = b * p.N + block.first + j;
+    const int64_t n = grid.order ? grid.order[block.first + j] : block.first + j;
+    const int64_t at = b * p.N + n;
     const T nan = T(__builtin_nan(""));
     const bool absent = block.r[j] == kAbsent<T>;
     for (int64_t d = 0; out.grad_decoded && d < p.D; ++d)
@@ -147,11 +218,12 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
                                                 : T(-2 * sums.g_all[d * grid.block + j]);
     if (out.grad_latent_energy)
       out.grad_latent_energy[at] = poisoned ? nan : absent ? T(0) : T(sums.r_all[j]);
-    if (out.grad_log_weight)
-      out.grad_log_weight[at] =
-          poisoned ? nan
-                   : T((absent ? 0 : sums.l_all[j]) +
-                       block.w[j] / total * ((absent ? 0 : sums.l_small[j]) + pulled));
+    if (out.grad_log_weight) {
+      // A dropped latent has no weight; one of infinite energy has, and p = 0.
+      const double of_weight =
+          block.w[j] == 0 ? 0 : block.w[j] / total * (sums.l_small[j] + pulled);
+      out.grad_log_weight[at] = poisoned ? nan : T((absent ? 0 : sums.l_all[j]) + of_weight);
+    }
   }
 }
 
@@ -159,7 +231,8 @@ template <typename T>
 static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
                             void* scratch, const Parallel& parallel) {
   ColumnMemory<T> memory(scratch, p.M, p.N, p.D);
-  const Grid<T> grid = pack(p, b, memory.packed, memory.flags, parallel);
+  const Grid<T> grid = pack(p, b, memory.packed, memory.flags,
+                            sorts(p) ? memory.order_of_latents : nullptr, parallel);
   int64_t ends[kTreatments + 1];
   ColumnTask<T> task{&grid,
                      memory.queries,
@@ -167,7 +240,8 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
                      memory.s,
                      ends,
                      arguments.grad_log_weight != nullptr,
-                     p.scale.data != nullptr};
+                     p.scale.data != nullptr,
+                     p.tol < 0 ? kUnseen<T> : __builtin_log2(p.tol)};
   bool poisoned = grid.has_nan;
   const double pulled = sort_queries(p, arguments, b, grid, memory, task, ends, poisoned);
   const int64_t used = ends[kTreatments], blocks = grid.num_blocks;

@@ -8,10 +8,18 @@ struct No {
   static constexpr bool value = false;
 };
 
+template <typename E, E kValue>
+struct Constant {
+  static constexpr E value = kValue;
+};
+
 template <typename T>
 static void fill(T* x, int64_t count, T value) {
   for (int64_t i = 0; x && i < count; ++i) x[i] = value;
 }
+
+LEBM_INLINE float root_of(float x) { return __builtin_sqrtf(x); }
+LEBM_INLINE double root_of(double x) { return __builtin_sqrt(x); }
 
 LEBM_INLINE size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 

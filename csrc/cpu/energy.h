@@ -17,7 +17,7 @@ LEBM_INLINE Vec<T> energy_of(const Block<T>& block, int64_t stride, int64_t j, c
 // Fills out[block]; returns the least.
 template <typename T, int kD>
 static LEBM_INLINE T energies(const Block<T>& block, int64_t size, const T* y, const T* s, T* out) {
-  Vec<T> smallest = broadcast(Exponent<T>::huge);
+  Vec<T> smallest = broadcast(Exponent<T>::infinity);
   for (int64_t j = 0; j < size; j += kLanes<T>) {
     Vec<T> e = energy_of<T, kD>(block, size, j, y, s);
     store(out + j, e);
@@ -34,7 +34,7 @@ template <typename T>
 static void energies_of_four(const Block<T>& block, int64_t size, int64_t D, const T* y, const T* s,
                              T* out, T* smallest) {
   Vec<T> low[4];
-  for (int q = 0; q < 4; ++q) low[q] = broadcast(Exponent<T>::huge);
+  for (int q = 0; q < 4; ++q) low[q] = broadcast(Exponent<T>::infinity);
   for (int64_t j = 0; j < size; j += kLanes<T>) {
     Vec<T> total[4];
     for (int q = 0; q < 4; ++q) total[q] = load(block.r + j);

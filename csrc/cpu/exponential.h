@@ -15,9 +15,10 @@ template <>
 struct Exponent<float> {
   using Vec = VecF;
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23
+  static constexpr float epsilon = 1.1920929e-7f;
   static constexpr float lowest = -125.0f;
-  static constexpr float far = 1e20f;  // far 2^lowest is nothing
-  static constexpr float huge = 3.402823466e38f;
+  static constexpr float far = 1e4f;  // far 2^lowest is nothing, even to a sum of 2^-60
+  static constexpr float infinity = __builtin_inff();
   static LEBM_INLINE Vec poly(Vec f) {
     Vec q = broadcast(1.326472712341653e-3f);
     q = fma(q, f, broadcast(9.671512644820635e-3f));
@@ -25,15 +26,24 @@ struct Exponent<float> {
     q = fma(q, f, broadcast(0.24022242085262388f));
     return fma(q, f, broadcast(0.6931469775989929f));
   }
+  static LEBM_INLINE Vec long_poly(Vec f) {
+    Vec q = broadcast(1.535336190805480e-4f);
+    q = fma(q, f, broadcast(1.339887441406562e-3f));
+    q = fma(q, f, broadcast(9.61843735766943e-3f));
+    q = fma(q, f, broadcast(5.550332471126018e-2f));
+    q = fma(q, f, broadcast(0.24022647913628908f));
+    return fma(q, f, broadcast(0.6931472028550665f));
+  }
 };
 
 template <>
 struct Exponent<double> {
   using Vec = VecD;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double epsilon = 2.220446049250313e-16;
   static constexpr double lowest = -1021.0;
-  static constexpr double far = 1e200;
-  static constexpr double huge = 1.7976931348623157e308;
+  static constexpr double far = 1e4;
+  static constexpr double infinity = __builtin_inf();
   static LEBM_INLINE Vec poly(Vec f) {
     Vec q = broadcast(2.572932417736230421e-11);
     q = fma(q, f, broadcast(4.455817908336064493e-10));
@@ -48,6 +58,7 @@ struct Exponent<double> {
     q = fma(q, f, broadcast(0.2402265069591007123));
     return fma(q, f, broadcast(0.6931471805599453093));
   }
+  static LEBM_INLINE Vec long_poly(Vec f) { return poly(f); }
 };
 
 template <typename T>
@@ -56,30 +67,28 @@ using Vec = typename Exponent<T>::Vec;
 template <typename T>
 constexpr int kLanes = sizeof(Vec<T>) / sizeof(T);
 
-template <typename T>
+// kFloor false: the caller knows that x stays in range.
+template <typename T, bool kFloor = true>
 LEBM_INLINE Vec<T> exp2_of(Vec<T> x) {
-  x = max(x, broadcast(Exponent<T>::lowest));
+  if constexpr (kFloor) x = max(x, broadcast(Exponent<T>::lowest));
   Vec<T> t = add(x, broadcast(Exponent<T>::magic));
   Vec<T> f = sub(x, sub(t, broadcast(Exponent<T>::magic)));
   return scale_by_power(fma(Exponent<T>::poly(f), f, broadcast(T(1))), t);
 }
 
-// 2^x - 1
-template <typename T>
+// 2^x - 1. Its relative error at small x is that of q at 0, hence the longer polynomial in float.
+template <typename T, bool kFloor = true>
 LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x) {
-  x = max(x, broadcast(Exponent<T>::lowest));
+  if constexpr (kFloor) x = max(x, broadcast(Exponent<T>::lowest));
   Vec<T> t = add(x, broadcast(Exponent<T>::magic));
   Vec<T> f = sub(x, sub(t, broadcast(Exponent<T>::magic)));
   Vec<T> power = scale_by_power(broadcast(T(1)), t);
-  return fma(power, mul(Exponent<T>::poly(f), f), sub(power, broadcast(T(1))));
+  return fma(power, mul(Exponent<T>::long_poly(f), f), sub(power, broadcast(T(1))));
 }
 
-// Phi(x) = (e^x (x - 1) + 1) / x^2, by its power series where |x| <= 1 (19 terms: below 1e-17).
+// Phi(x) = (e^x (x - 1) + 1) / x^2 for |x| < 1, by its power series (19 terms: below 1e-17).
 template <typename T>
-LEBM_INLINE Vec<T> phi_of(Vec<T> x) {
-  const Vec<T> one = broadcast(T(1));
-  Vec<T> square = mul(x, x);
-  Vec<T> inside = select_less(square, one, x, broadcast(T(0)));
+LEBM_INLINE Vec<T> phi_near(Vec<T> x) {
   // sum_{k >= 2} (k - 1) / k! x^(k - 2)
   static constexpr double coefficient[] = {1.0 / 2,
                                            1.0 / 3,
@@ -102,8 +111,6 @@ LEBM_INLINE Vec<T> phi_of(Vec<T> x) {
                                            19.0 / 2432902008176640000.0};
   constexpr int terms = sizeof(T) == 4 ? 11 : 19;
   Vec<T> series = broadcast(T(coefficient[terms - 1]));
-  for (int k = terms - 2; k >= 0; --k) series = fma(series, inside, broadcast(T(coefficient[k])));
-  Vec<T> power = exp2_of<T>(mul(x, broadcast(T(1.4426950408889634074))));
-  Vec<T> direct = div(fma(power, sub(x, one), one), max(square, one));
-  return select_less(square, one, series, direct);
+  for (int k = terms - 2; k >= 0; --k) series = fma(series, x, broadcast(T(coefficient[k])));
+  return series;
 }

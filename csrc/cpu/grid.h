@@ -1,7 +1,7 @@
 // The latents of one grid, packed for the kernels. Included inside an instruction set's namespace.
 //
 // Latents lie in blocks of `block`, dimension by dimension, so that a vector holds consecutive
-// latents. v = g - centre, the centre being that of the block's bounding box: moments summed in v
+// latents. v = g - centre, the centre being the mean of the block's latents: moments summed in v
 // don't cancel when the data lie far from the origin. A latent that must not count (padding, or a
 // log-weight of -inf) has g = 0, weight 0 and an energy of kAbsent, which real ones stay below.
 
@@ -26,7 +26,11 @@ struct Grid {
   int64_t N, D, block, num_blocks;
   T *g, *v, *r, *log2_w, *w, *centre, *low, *high;  // low, high: [num_blocks][D], bounding boxes
   double* block_weight;                             // [num_blocks]
+  T* half;                // [num_blocks][D], half the sides of the bounding box
   T* extent;              // [num_blocks], squared half diagonal of the bounding box
+  T *r_floor, *r_top;     // [num_blocks], of the latents that count; empty: r_floor > r_top
+  bool* whole;            // [num_blocks], whether all its latents count
+  int64_t* order;         // [num_blocks][block], which latent lies there; null: as given
   T *box_low, *box_high;  // [D], of the whole grid
   double r_low, r_high;
   double total;  // sum_n (w / largest w)
@@ -40,16 +44,18 @@ struct Grid {
   }
 };
 
+constexpr int64_t kMostLatents = 512;
+
 // 512 latents at low D; fewer where a block would outgrow the caches.
 LEBM_INLINE int64_t block_size(int64_t D) {
-  return D <= 8 ? 512 : D <= 64 ? 256 : D <= 256 ? 128 : 64;
+  return D <= 8 ? kMostLatents : D <= 64 ? 256 : D <= 256 ? 128 : 64;
 }
 
 template <typename T>
 static size_t grid_bytes(int64_t N, int64_t D) {
   const int64_t block = block_size(D), blocks = (N + block - 1) / block;
-  return sizeof(T) * (size_t)(blocks * block * (2 * D + 3) + blocks * (3 * D + 1) + 2 * D) +
-         sizeof(double) * (size_t)blocks;
+  return sizeof(T) * (size_t)(blocks * block * (2 * D + 3) + blocks * (4 * D + 3) + 2 * D) +
+         (sizeof(double) + 1) * (size_t)blocks;
 }
 
 template <typename T>
@@ -75,9 +81,13 @@ static Grid<T> lay_out(void* memory, int64_t N, int64_t D) {
   grid.centre = take(grid.num_blocks * D);
   grid.low = take(grid.num_blocks * D);
   grid.high = take(grid.num_blocks * D);
+  grid.half = take(grid.num_blocks * D);
   grid.extent = take(grid.num_blocks);
+  grid.r_floor = take(grid.num_blocks);
+  grid.r_top = take(grid.num_blocks);
   grid.box_low = take(D);
   grid.box_high = take(D);
+  grid.whole = reinterpret_cast<bool*>(next);
   return grid;
 }
 
@@ -99,8 +109,9 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
     grid.low[i * D + d] = kAbsent<T>;
     grid.high[i * D + d] = -kAbsent<T>;
   }
+  grid.whole[i] = true;
   for (int64_t j = 0; j < block; ++j) {
-    const int64_t n = first + j;
+    const int64_t n = grid.order && first + j < p.N ? grid.order[first + j] : first + j;
     const double l = n >= p.N        ? -__builtin_inf()
                      : grid.weighted ? double(*p.log_weight.at(b, n)) - largest
                                      : 0.0;
@@ -122,6 +133,7 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
     }
     if (!present) {
       r[j] = kAbsent<T>;
+      grid.whole[i] = false;
     } else {
       flags.r_low = r[j] < flags.r_low ? r[j] : flags.r_low;
       flags.r_high = r[j] > flags.r_high ? r[j] : flags.r_high;
@@ -136,30 +148,76 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
   grid.extent[i] = 0;
   for (int64_t d = 0; d < D; ++d) {
     const bool empty = grid.low[i * D + d] > grid.high[i * D + d];
-    const T centre = empty ? T(0) : T(0.5) * grid.low[i * D + d] + T(0.5) * grid.high[i * D + d];
+    // The mean, not the middle of the box: one latent far away must not make the others' v large.
+    double mean = 0, count = 0;
+    for (int64_t j = 0; j < block && !empty; ++j) {
+      if (r[j] == kAbsent<T>) continue;
+      mean += double(g[d * block + j]) - double(grid.low[i * D + d]);
+      count += 1;
+    }
+    const T centre = empty ? T(0) : T(double(grid.low[i * D + d]) + mean / count);
     grid.centre[i * D + d] = centre;
-    const T half = empty ? T(0) : grid.high[i * D + d] - centre;
+    const T above = grid.high[i * D + d] - centre, below = centre - grid.low[i * D + d];
+    const T half = empty ? T(0) : above > below ? above : below;
+    grid.half[i * D + d] = half;
     grid.extent[i] += half * half;
     for (int64_t j = 0; j < block; ++j) v[d * block + j] = g[d * block + j] - centre;
   }
   grid.block_weight[i] = weight;
+  grid.r_floor[i] = flags.r_low <= flags.r_high ? T(flags.r_low) : T(1);
+  grid.r_top[i] = flags.r_low <= flags.r_high ? T(flags.r_high) : T(0);
   return flags;
 }
 
-// Packs grid b. `flags` is scratch, one a block.
+// Whether the blocks are much larger than they would be, were neighbours in space neighbours in
+// memory: a grid's box cut in num_blocks cubes has sides num_blocks^(1/D) times smaller.
 template <typename T>
-static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* flags,
-                    const Parallel& parallel) {
-  Grid<T> grid = lay_out<T>(memory, p.N, p.D);
-  grid.weighted = p.log_weight.data != nullptr;
-  double largest = grid.weighted ? -__builtin_inf() : 0.0;
-  for (int64_t n = 0; grid.weighted && n < p.N; ++n) {
-    const double l = *p.log_weight.at(b, n);
-    if (l > largest) largest = l;
+static bool is_loose(const Grid<T>& grid) {
+  double mean = 0, box = 0;
+  for (int64_t i = 0; i < grid.num_blocks; ++i) mean += grid.extent[i] / double(grid.num_blocks);
+  for (int64_t d = 0; d < grid.D; ++d) {
+    const double side = 0.5 * (double(grid.box_high[d]) - double(grid.box_low[d]));
+    box += side * side;
   }
+  return mean > 4 * box * __builtin_pow(double(grid.num_blocks), -2.0 / double(grid.D));
+}
+
+// Sorting pays where the latents meet many queries.
+template <typename T>
+static bool sorts(const Problem<T>& p) {
+  return p.D <= 3 && p.M >= 256 && p.N > 2 * kMostLatents && p.N < int64_t(1) << 32 &&
+         !p.log_weight.data;
+}
+
+static size_t order_bytes(int64_t N) {
+  return padded(size_t(N) * sizeof(int64_t)) + padded(size_t(N) * sizeof(Place));
+}
+
+// The order in which blocks are compact (see order.h), within `memory`.
+template <typename T>
+static int64_t* sort_latents(const Problem<T>& p, int64_t b, void* memory) {
+  auto* order = static_cast<int64_t*>(memory);
+  auto* places =
+      reinterpret_cast<Place*>(static_cast<char*>(memory) + padded(size_t(p.N) * sizeof(int64_t)));
+  for (int64_t n = 0; n < p.N; ++n) {
+    places[n].index = uint32_t(n);
+    for (int64_t d = 0; d < p.D; ++d) {
+      const double x = p.decoded.at(b, n)[d * p.decoded.stride[2]];
+      // What is not a number belongs to a latent that does not count.
+      places[n].x[d] = is_finite(x) ? float(x) : 0.0f;
+    }
+  }
+  order_in_blocks(places, p.N, int(p.D), kMostLatents);
+  for (int64_t n = 0; n < p.N; ++n) order[n] = places[n].index;
+  return order;
+}
+
+template <typename T>
+static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFlags* flags,
+                        const Parallel& parallel, Grid<T>& grid) {
   for_each(parallel, grid.num_blocks,
            [&](int64_t i) { flags[i] = pack_block(p, b, largest, grid, i); });
-  double total = 0;
+  grid.total = 0;
   grid.r_low = __builtin_inf();
   grid.r_high = -__builtin_inf();
   for (int64_t d = 0; d < p.D; ++d) {
@@ -168,8 +226,9 @@ static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* fl
   }
   // No weight left, or an infinite one: nothing can be normalised.
   grid.has_nan = !is_finite(largest);
+  grid.has_infinite = false;
   for (int64_t i = 0; i < grid.num_blocks; ++i) {
-    total += grid.block_weight[i];
+    grid.total += grid.block_weight[i];
     grid.has_nan |= flags[i].has_nan;
     grid.has_infinite |= flags[i].has_infinite;
     grid.r_low = flags[i].r_low < grid.r_low ? flags[i].r_low : grid.r_low;
@@ -180,6 +239,24 @@ static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* fl
       grid.box_high[d] = high > grid.box_high[d] ? high : grid.box_high[d];
     }
   }
-  grid.total = total;
+}
+
+// Packs grid b. `flags` is scratch, one a block; `order` scratch for sort_latents, or null where
+// the latents must stay as given.
+template <typename T>
+static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* flags, void* order,
+                    const Parallel& parallel) {
+  Grid<T> grid = lay_out<T>(memory, p.N, p.D);
+  grid.weighted = p.log_weight.data != nullptr;
+  double largest = grid.weighted ? -__builtin_inf() : 0.0;
+  for (int64_t n = 0; grid.weighted && n < p.N; ++n) {
+    const double l = *p.log_weight.at(b, n);
+    if (l > largest) largest = l;
+  }
+  pack_blocks(p, b, largest, flags, parallel, grid);
+  if (order && !grid.has_nan && is_loose(grid)) {
+    grid.order = sort_latents(p, b, order);
+    pack_blocks(p, b, largest, flags, parallel, grid);
+  }
   return grid;
 }

@@ -5,6 +5,8 @@
 #include "grid.h"
 #include "energy.h"
 #include "rows.h"
+#include "centred.h"
 #include "rows_driver.h"
 #include "columns.h"
+#include "centred_columns.h"
 #include "columns_driver.h"

@@ -29,6 +29,9 @@ LEBM_INLINE VecD min(VecD a, VecD b) { return _mm256_min_pd(a, b); }
 LEBM_INLINE VecF max(VecF a, VecF b) { return _mm256_max_ps(a, b); }
 LEBM_INLINE VecD max(VecD a, VecD b) { return _mm256_max_pd(a, b); }
 
+LEBM_INLINE VecF root(VecF a) { return _mm256_sqrt_ps(a); }
+LEBM_INLINE VecD root(VecD a) { return _mm256_sqrt_pd(a); }
+
 // yes where a == b (a < b), no elsewhere
 LEBM_INLINE VecF select_equal(VecF a, VecF b, VecF yes, VecF no) {
   return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));

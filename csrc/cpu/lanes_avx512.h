@@ -27,6 +27,9 @@ LEBM_INLINE VecD min(VecD a, VecD b) { return _mm512_min_pd(a, b); }
 LEBM_INLINE VecF max(VecF a, VecF b) { return _mm512_max_ps(a, b); }
 LEBM_INLINE VecD max(VecD a, VecD b) { return _mm512_max_pd(a, b); }
 
+LEBM_INLINE VecF root(VecF a) { return _mm512_sqrt_ps(a); }
+LEBM_INLINE VecD root(VecD a) { return _mm512_sqrt_pd(a); }
+
 LEBM_INLINE VecF select_equal(VecF a, VecF b, VecF yes, VecF no) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), no, yes);
 }

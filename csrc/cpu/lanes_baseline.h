@@ -3,8 +3,8 @@
 
 typedef float VecF __attribute__((vector_size(16)));
 typedef double VecD __attribute__((vector_size(16)));
-typedef int32_t VecI32 __attribute__((vector_size(16)));
-typedef int64_t VecI64 __attribute__((vector_size(16)));
+typedef uint32_t VecU32 __attribute__((vector_size(16)));
+typedef uint64_t VecU64 __attribute__((vector_size(16)));
 
 LEBM_INLINE VecF load(const float* p) {
   VecF a;
@@ -38,13 +38,19 @@ LEBM_INLINE VecD min(VecD a, VecD b) { return a < b ? a : b; }
 LEBM_INLINE VecF max(VecF a, VecF b) { return a > b ? a : b; }
 LEBM_INLINE VecD max(VecD a, VecD b) { return a > b ? a : b; }
 
+LEBM_INLINE VecF root(VecF a) {
+  return VecF{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]),
+              __builtin_sqrtf(a[3])};
+}
+LEBM_INLINE VecD root(VecD a) { return VecD{__builtin_sqrt(a[0]), __builtin_sqrt(a[1])}; }
+
 LEBM_INLINE VecF select_equal(VecF a, VecF b, VecF yes, VecF no) { return a == b ? yes : no; }
 LEBM_INLINE VecD select_equal(VecD a, VecD b, VecD yes, VecD no) { return a == b ? yes : no; }
 LEBM_INLINE VecF select_less(VecF a, VecF b, VecF yes, VecF no) { return a < b ? yes : no; }
 LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) { return a < b ? yes : no; }
 
-LEBM_INLINE VecF scale_by_power(VecF a, VecF t) { return (VecF)((VecI32)a + ((VecI32)t << 23)); }
-LEBM_INLINE VecD scale_by_power(VecD a, VecD t) { return (VecD)((VecI64)a + ((VecI64)t << 52)); }
+LEBM_INLINE VecF scale_by_power(VecF a, VecF t) { return (VecF)((VecU32)a + ((VecU32)t << 23)); }
+LEBM_INLINE VecD scale_by_power(VecD a, VecD t) { return (VecD)((VecU64)a + ((VecU64)t << 52)); }
 
 LEBM_INLINE float sum(VecF a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 LEBM_INLINE double sum(VecD a) { return a[0] + a[1]; }

@@ -25,6 +25,7 @@ struct View {
 template <typename T>
 struct Problem {
   int64_t B, M, N, D;
+  double tol;  // share of the sum that may be left out; negative: less than can be seen
   View<T> y, decoded, beta, scale, log_weight, latent_energy;
 };
 

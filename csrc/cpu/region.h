@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "order.h"
 #include "problem.h"
 
 #define LEBM_INLINE inline __attribute__((always_inline))

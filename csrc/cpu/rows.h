@@ -14,6 +14,8 @@
 //     dF/dbeta = -sum_n w (E - F)^2 Phi(-beta (E - F)),   Phi(x) = (e^x (x - 1) + 1) / x^2,
 // which is -KL(p|w)/beta^2 without its cancellation; elsewhere KL = -beta <E - m> - L serves.
 
+constexpr int64_t kTile = 32;
+
 enum Mode : unsigned char { kSkip, kNormal, kSmall, kHot, kCold, kSlope };
 
 // kSmall is wanted where L exceeds this: below, a relative error of the sum is one of F - m.
@@ -21,14 +23,21 @@ constexpr double kSmallL = -1.0;
 
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.6931471805599453094;
 
+// Whether exponents cannot be told from those at beta = inf, because their unit overflows.
+template <typename T>
+LEBM_INLINE bool is_cold(double beta) {
+  return !is_finite(T(beta * kLog2E));
+}
+
 // What is summed beside the sum itself: nothing; p v; p v, p v^2 and p log2 p.
 enum Level { kSumOnly, kMean, kAllMoments };
 
 template <typename T>
 struct Query {
   Mode mode;
-  T rate;  // beta log2 e
-  T gap;   // F - m, for kSlope
+  T rate;     // beta log2 e
+  T gap;      // F - m, for kSlope
+  T inverse;  // 1 / beta, for kSlope; 0 at beta = 0
   double beta;
   const T *y, *s;
 };
@@ -74,7 +83,8 @@ static void lower_least(const Query<T>& q, bool weighted, Sums& a, Vectors& v, i
                         double m) {
   const double drop = a.least - m;
   a.least = m;
-  if (!(drop > 0) || a.seen == 0) return;
+  // Weights may underflow where p does not: a block may have brought mass without weight.
+  if (!(drop > 0) || (a.seen == 0 && a.mass == 0)) return;
   const double shift = double(q.rate) * drop;
   switch (q.mode) {
     case kNormal:
@@ -119,7 +129,7 @@ static void raise_offset(Sums& a, Vectors& v, int64_t D, double offset) {
 template <typename T>
 static void merge(const Query<T>& q, bool weighted, Sums& a, Vectors& va, Sums& b, Vectors& vb,
                   int64_t D) {
-  if (b.least < a.least) a.index = b.index;
+  if (b.least < a.least || (b.least == a.least && b.index < a.index)) a.index = b.index;
   lower_least(q, weighted, a, va, D, b.least < a.least ? b.least : a.least);
   lower_least(q, weighted, b, vb, D, a.least);
   raise_offset(a, va, D, b.offset);
@@ -166,12 +176,17 @@ static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const
       p = load(block.w + j);
       sum_ = fnma(p, excess, sum_);
     } else {
-      const Vec<T> a = sub(excess, broadcast(q.gap));
-      const Vec<T> x = mul(mul(a, rate), broadcast(T(kLn2)));
-      const Vec<T> weight = load(block.w + j);
+      // w a^2 Phi(x) with x = -beta a; where |x| >= 1, the same as w (e^x (x - 1) + 1) / beta^2,
+      // whose factors don't overflow for a latent far away.
+      const Vec<T> one = broadcast(T(1)), a = sub(excess, broadcast(q.gap));
+      const Vec<T> bits = max(mul(a, rate), broadcast(-Exponent<T>::far));
+      const Vec<T> x = mul(bits, broadcast(T(kLn2))), square = mul(x, x);
+      const Vec<T> weight = load(block.w + j), inverse = broadcast(q.inverse);
+      const Vec<T> near = mul(mul(mul(a, weight), a), phi_near<T>(x));
+      const Vec<T> far = mul(mul(fma(exp2_of<T>(bits), sub(x, one), one), inverse), inverse);
+      p = select_less(square, one, near, mul(weight, far));
       // An absent latent's square may overflow; its weight must win.
-      const Vec<T> term = mul(mul(mul(a, weight), a), phi_of<T>(x));
-      p = select_less(zero, weight, term, zero);
+      p = select_less(zero, weight, p, zero);
     }
     mass = add(mass, p);
     moments(j, p);
@@ -204,29 +219,58 @@ LEBM_INLINE void add_moments(int64_t d, double first, double second, double mass
   if (v.stretch) v.stretch[d] += centre * (u * mass - s * first) + u * first - s * second;
 }
 
+// The first, as the latents were given, of those before `bound` whose energy is `smallest`.
+template <typename T>
+static int64_t first_minimum(const Grid<T>& grid, const Block<T>& block, const T* energy,
+                             T smallest, int64_t bound) {
+  int64_t index = bound;
+  for (int64_t j = 0; j < grid.block; ++j) {
+    if (energy[j] != smallest) continue;
+    const int64_t n = grid.order ? grid.order[block.first + j] : block.first + j;
+    if (n < index) index = n;
+    if (!grid.order) break;
+  }
+  return index;
+}
+
 // Moments about the block's centre cost least. They are wrong by a rounding of the block's size,
 // which would show where the query lies nearer to a latent than that: there, differences y - s g
-// are summed instead. (The posterior mean itself is of the grid's size, not of a difference's.)
+// are summed instead. The posterior mean is of the latents' size, and summed as it stands.
 template <typename T>
 LEBM_INLINE bool is_near(const Grid<T>& grid, const Block<T>& block, T smallest, const Vectors& v) {
   return !v.mean && smallest < grid.extent[block.first / grid.block];
 }
 
-// At beta = inf: the minima of a block, with their weights. There are few, so no vectors.
+// At beta = inf: the minima of a block, with their weights. There are few, so no vectors; but if
+// they are many, sums of sixteen are added up, which rounds less than one long sum.
 template <typename T>
 static void add_minima(const Grid<T>& grid, const Block<T>& block, const Query<T>& q, T m, T offset,
                        const T* energy, Sums& a, Vectors& v) {
-  for (int64_t j = 0; j < grid.block; ++j) {
-    if (energy[j] != m) continue;
-    const double w = grid.weighted ? __builtin_exp2(double(block.log2_w[j]) - offset) : 1.0;
-    a.sum += w;
-    a.mass += w;
-    for (int64_t d = 0; d < grid.D; ++d) {
-      const double g = block.g[d * grid.block + j];
-      const double difference = q.y[d] - q.s[d] * g;
-      if (v.residual) v.residual[d] += w * difference;
-      if (v.stretch) v.stretch[d] += w * difference * g;
-      if (v.mean) v.mean[d] += w * g;
+  const int64_t D = grid.D, size = grid.block;
+  auto weight = [&](int64_t j) {
+    return energy[j] != m  ? 0.0
+           : grid.weighted ? __builtin_exp2(double(block.log2_w[j]) - offset)
+                           : 1.0;
+  };
+  for (int64_t start = 0; start < size; start += 16) {
+    double mass = 0;
+    for (int64_t j = start; j < start + 16; ++j) mass += weight(j);
+    if (mass == 0) continue;
+    a.sum += mass;
+    a.mass += mass;
+    for (int64_t d = 0; d < D; ++d) {
+      double residual = 0, stretch = 0, mean = 0;
+      for (int64_t j = start; j < start + 16; ++j) {
+        const double w = weight(j);
+        if (w == 0) continue;
+        const double g = block.g[d * size + j], difference = q.y[d] - q.s[d] * g;
+        residual += w * difference;
+        stretch += w * difference * g;
+        mean += w * g;
+      }
+      if (v.residual) v.residual[d] += residual;
+      if (v.stretch) v.stretch[d] += stretch;
+      if (v.mean) v.mean[d] += mean;
     }
   }
 }
@@ -238,11 +282,12 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
                       T* energy, Sums& a, Vectors& v, BlockSums<T>& sums) {
   const int64_t D = kD ? kD : grid.D, size = grid.block;
   sums = {0, 0, 0};
-  if (smallest < T(a.least)) {
+  // kSlope needs the m that F - m was found with.
+  if (smallest < T(a.least) && q.mode != kSlope) {
     lower_least(q, grid.weighted, a, v, D, smallest);
-    a.index = 0;
-    while (energy[a.index] != smallest) ++a.index;
-    a.index += block.first;
+    a.index = first_minimum(grid, block, energy, smallest, grid.N);
+  } else if (grid.order && smallest == T(a.least)) {
+    a.index = first_minimum(grid, block, energy, smallest, a.index);
   }
   const T m = T(a.least);
   if (!(m < kAbsent<T>)) return;  // nothing finite yet
@@ -263,6 +308,7 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
   }
 
   const bool near = kD > 0 && kLevel >= kMean && is_near(grid, block, smallest, v);
+  const T* latents = v.mean ? block.g : block.v;
   Vec<T> first[kD ? kD : 1], second[kD ? kD : 1];
   for (int d = 0; d < kD; ++d) first[d] = second[d] = broadcast(T(0));
   auto moments = [&](int64_t j, Vec<T> p, auto differences) LEBM_INLINE_LAMBDA {
@@ -274,7 +320,7 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
           first[d] = add(first[d], pull);
           if constexpr (kLevel == kAllMoments) second[d] = fma(pull, g, second[d]);
         } else {
-          const Vec<T> g = load(block.v + d * size + j);
+          const Vec<T> g = load(latents + d * size + j);
           if constexpr (kLevel == kAllMoments) {
             const Vec<T> pg = mul(p, g);
             first[d] = add(first[d], pg);
@@ -328,8 +374,8 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
         if (v.residual) v.residual[d] += sum(first[d]);
         if (v.stretch) v.stretch[d] += sum(second[d]);
       } else {
-        add_moments(d, sum(first[d]), sum(second[d]), sums.mass, block.centre[d], q.y[d], q.s[d],
-                    v);
+        add_moments(d, sum(first[d]), sum(second[d]), sums.mass, v.mean ? T(0) : block.centre[d],
+                    q.y[d], q.s[d], v);
       }
     }
   }
@@ -341,7 +387,8 @@ template <typename T, Level kLevel, bool kDifferences>
 static void moments_of_four(const Grid<T>& grid, const Block<T>& block, const Query<T>* queries,
                             int count, const T* p, const BlockSums<T>* sums, Vectors* vectors) {
   const int64_t size = grid.block;
-  const T* latents = kDifferences ? block.g : block.v;
+  const bool as_given = kDifferences || vectors[0].mean;
+  const T* latents = as_given ? block.g : block.v;
   for (int64_t d = 0; d < grid.D; ++d) {
     Vec<T> first[4], second[4], y[4], s[4];
     for (int q = 0; q < 4; ++q) {
@@ -362,8 +409,9 @@ static void moments_of_four(const Grid<T>& grid, const Block<T>& block, const Qu
       // A query that summed nothing here left energies in p.
       if (sums[q].mass == T(0)) continue;
       if (!kDifferences) {
-        add_moments(d, sum(first[q]), sum(second[q]), sums[q].mass, block.centre[d],
-                    queries[q].y[d], queries[q].s[d], vectors[q]);
+        add_moments(d, sum(first[q]), sum(second[q]), sums[q].mass,
+                    as_given ? T(0) : block.centre[d], queries[q].y[d], queries[q].s[d],
+                    vectors[q]);
         continue;
       }
       if (vectors[q].residual) vectors[q].residual[d] += sum(first[q]);

@@ -1,8 +1,6 @@
 // The row pass over a whole problem: packing, modes, threads, and what is made of the sums.
 // Included inside an instruction set's namespace, after rows.h.
 
-constexpr int64_t kTile = 32;
-
 // Everything that a pass over some queries of one grid needs.
 template <typename T>
 struct Pass {
@@ -14,7 +12,8 @@ struct Pass {
   const int64_t* query;  // [count] queries to sweep, or null for all
   int64_t count;
   Level level;
-  bool first;  // the first sweep, which finds m and the moments
+  double unseen;  // log2 of the share of the sum that may be left out
+  bool first;     // the first sweep, which finds m and the moments
 
   int64_t query_at(int64_t i) const { return query ? query[i] : i; }
 };
@@ -38,7 +37,7 @@ static Mode first_mode(const Grid<T>& grid, const Query<T>& q) {
   if (grid.has_nan || !(q.beta >= 0)) return kSkip;
   for (int64_t d = 0; d < grid.D; ++d)
     if (!is_finite(q.y[d]) || !is_finite(q.s[d])) return kSkip;
-  if (q.beta == __builtin_inf()) return kCold;
+  if (is_cold<T>(q.beta)) return kCold;
   if (q.beta == 0) return kHot;
   if (grid.has_infinite) return kNormal;
   const double range = q.beta * energy_range(grid, q.y, q.s);
@@ -110,7 +109,9 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
     state[2] = bits + (a.offset - __builtin_rint(a.offset));
   }
   mode = kSkip;
-  if (q.mode == kNormal && L > kSmallL) mode = kSmall;
+  // A sum's rounding is one of F by 1 / beta, which shows only in an F that is not larger.
+  const double size = q.beta * (a.least + gap);
+  if (q.mode == kNormal && L > kSmallL && size < 1 && size > -1) mode = kSmall;
   if ((q.mode == kSmall || q.mode == kHot) && out.slope_beta) mode = kSlope;
   if (!pass.first) return;
   if (out.index) out.index[at] = a.index;
@@ -171,6 +172,7 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
     q.mode = pass.first ? first_mode(*pass.grid, q) : Mode(pass.mode[m]);
     const double* state = pass.out->state + 3 * (pass.b * p.M + m);
     q.gap = pass.first ? T(0) : T(state[2]);
+    q.inverse = q.beta == 0 ? T(0) : T(1 / q.beta);
     double* moments = tile.moments + 3 * i * D;
     const bool sum_only = pass.level == kSumOnly;
     tile.vectors[i] = {sum_only || !pass.out->slope_y ? nullptr : moments,
@@ -184,6 +186,18 @@ template <typename T, int kD>
 static void sweep_level(const Pass<T>& pass, int64_t first_block, int64_t last_block, int64_t count,
                         Tile<T>& tile) {
   const Grid<T>& grid = *pass.grid;
+  if constexpr (kD > 0) {
+    if (!grid.weighted) {
+      auto sweep_at = [&](auto level) {
+        sweep_tile_centred<T, kD, level.value>(grid, first_block, last_block, pass.unseen,
+                                               pass.first && pass.out->index, tile.queries, count,
+                                               tile.energy, tile.sums, tile.vectors);
+      };
+      return pass.level == kSumOnly ? sweep_at(Constant<Level, kSumOnly>{})
+             : pass.level == kMean  ? sweep_at(Constant<Level, kMean>{})
+                                    : sweep_at(Constant<Level, kAllMoments>{});
+    }
+  }
   if (pass.level == kSumOnly) {
     sweep_tile<T, kD, kSumOnly>(grid, first_block, last_block, tile.queries, count, tile.energy,
                                 tile.sums, tile.vectors);
@@ -282,11 +296,13 @@ static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t 
   auto* flags = static_cast<BlockFlags*>(memory);
   auto* query = reinterpret_cast<int64_t*>(flags + blocks);
   void* packed = query + p.M;
-  auto* mode = static_cast<unsigned char*>(packed) + (grid_bytes<T>(p.N, p.D) + 63) / 64 * 64;
-  const Grid<T> grid = pack(p, b, packed, flags, parallel);
+  auto* mode = static_cast<unsigned char*>(packed) + padded(grid_bytes<T>(p.N, p.D));
+  void* order = mode + padded(size_t(p.M));
+  const Grid<T> grid = pack(p, b, packed, flags, sorts(p) ? order : nullptr, parallel);
   const bool moments = out.slope_y || out.mean;
   const Level level = out.slope_scale || out.slope_beta ? kAllMoments : moments ? kMean : kSumOnly;
-  Pass<T> pass{&p, &out, &grid, b, mode, nullptr, p.M, level, true};
+  const double unseen = p.tol < 0 ? kUnseen<T> : __builtin_log2(p.tol);
+  Pass<T> pass{&p, &out, &grid, b, mode, nullptr, p.M, level, unseen, true};
   run(pass, parallel);
   pass.first = false;
   pass.level = kSumOnly;
@@ -304,7 +320,8 @@ template <typename T>
 static void rows(const Problem<T>& p, const RowOutputs<T>& out, const Parallel& parallel) {
   const int64_t blocks = (p.N + block_size(p.D) - 1) / block_size(p.D);
   const size_t bytes = size_t(blocks) * sizeof(BlockFlags) + size_t(p.M) * sizeof(int64_t) +
-                       (grid_bytes<T>(p.N, p.D) + 63) / 64 * 64 + size_t(p.M);
+                       padded(grid_bytes<T>(p.N, p.D)) + padded(size_t(p.M)) +
+                       (sorts(p) ? order_bytes(p.N) : 0);
   each_grid(p.B, bytes, parallel, [&](int64_t b, void* memory, const Parallel& inner) {
     rows_of_grid(p, out, b, memory, inner);
   });

@@ -175,7 +175,7 @@ class _Normaliser:
         deficit, mean_excess = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
         largest = torch.zeros_like(self.least)
         for _, tile, energy, log_w in self.tiles():
-            excess = energy - self.least[:, :, None]
+            excess = torch.where(energy == torch.inf, energy, energy - self.least[:, :, None])
             t = cooled(tile, excess)
             log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w - t, -1).double())
             weight = log_w.exp()
@@ -193,19 +193,31 @@ class _Normaliser:
         warm = -self.log_normaliser / torch.where(hot, 1.0, beta)
         self.gap = torch.where(hot, mean_excess, torch.where(beta == torch.inf, 0.0, warm))
         self.gap = torch.where(self.least.isinf(), 0.0, self.gap)
-        # Not a temperature, or weights that are not numbers.
-        invalid = ~(beta >= 0) | self.log_normaliser.isnan()
+        # No temperature, weights that are not numbers, or a query that is none.
+        tile = narrowed(self.problem, self.grid, self.query, slice(0, 1))
+        invalid = ~(beta >= 0) | self.log_normaliser.isnan() | ~tile.y.isfinite().all(-1)
+        if tile.scale is not None:
+            invalid |= ~tile.scale.isfinite().all(-1)
         self.gap = torch.where(invalid, torch.nan, self.gap)
 
     def free_energy(self) -> Tensor:
         return (self.least.double() + self.gap).to(self.least.dtype)
 
 
-def _surprise(tile: Problem, excess: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Tau = log(p/w) and E - F of a tile, from the state of its queries."""
-    log_normaliser = state[:, :, None, 1].to(excess.dtype)
-    gap = state[:, :, None, 2].to(excess.dtype)
-    return -cooled(tile, excess) - log_normaliser, _present(excess) - gap
+def _shares(
+    tile: Problem, excess: Tensor, log_w: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """P, tau = log(p/w) and E - F of a tile, from the state of its queries.
+
+    L may be in the hundreds where weights are tiny: its integer part meets log w before rounding.
+    """
+    log_normaliser = state[:, :, None, 1]
+    whole = log_normaliser.round()
+    rest = (log_normaliser - whole).to(excess.dtype)
+    cooling = cooled(tile, excess)
+    p = (log_w - cooling - whole.to(excess.dtype) - rest).exp()
+    tau = -cooling - log_normaliser.to(excess.dtype)
+    return p, tau, _present(excess) - state[:, :, None, 2].to(excess.dtype)
 
 
 def rows(problem: Problem, want: RowWants) -> Rows:
@@ -243,18 +255,21 @@ def _slopes(normaliser: _Normaliser, state: Tensor, out: Rows, where: tuple[slic
         (*beta.shape, normaliser.problem.y.shape[-1]), dtype=torch.float64, device=beta.device
     )
     stretch, mean = torch.zeros_like(residual), torch.zeros_like(residual)
+    # 1, but for what the rounding of L makes of it.
+    mass = torch.zeros_like(residual[..., :1])
     relative = torch.zeros_like(residual[..., 0])
     for _, tile, energy, log_w in normaliser.tiles():
-        tau, gap = _surprise(tile, energy - normaliser.least[:, :, None], state)
-        p = (log_w + tau).exp()
+        p, tau, gap = _shares(tile, energy - normaliser.least[:, :, None], log_w, state)
+        mass += p.sum(-1, keepdim=True)
         for d in range(residual.shape[-1]) if out.slope_y is not None else ():
             difference = tile.y[:, :, None, d] - _prediction(tile, d)
             residual[..., d] += (p * difference).sum(-1)
         for d in range(residual.shape[-1]) if out.slope_scale is not None else ():
             difference = tile.y[:, :, None, d] - _prediction(tile, d)
             stretch[..., d] += (p * difference * tile.decoded[:, None, :, d]).sum(-1)
-        if out.mean is not None:
-            mean += torch.matmul(p, tile.decoded)
+        # No matmul: autocast and TF32 would reach into it.
+        for d in range(residual.shape[-1]) if out.mean is not None else ():
+            mean[..., d] += (p * tile.decoded[:, None, :, d]).sum(-1)
         if out.slope_beta is not None:
             weight = log_w.exp()
             near = weight * gap.square() * _phi(torch.where(tau.abs() <= 0.5, tau, 0.0))
@@ -263,11 +278,11 @@ def _slopes(normaliser: _Normaliser, state: Tensor, out: Rows, where: tuple[slic
             far = torch.where(log_w > -torch.inf, far / tile.beta[:, :, None].square(), 0.0)
             relative += torch.where(tau.abs() <= 0.5, near, far).sum(-1)
     if out.slope_y is not None:
-        out.slope_y[where] = (2 * residual).to(out.slope_y.dtype)
+        out.slope_y[where] = (2 * residual / mass).to(out.slope_y.dtype)
     if out.slope_scale is not None:
-        out.slope_scale[where] = (-2 * stretch).to(out.slope_scale.dtype)
+        out.slope_scale[where] = (-2 * stretch / mass).to(out.slope_scale.dtype)
     if out.mean is not None:
-        out.mean[where] = mean.to(out.mean.dtype)
+        out.mean[where] = (mean / mass).to(out.mean.dtype)
     if out.slope_beta is not None:
         out.slope_beta[where] = torch.where(beta == torch.inf, 0.0, -relative).to(beta.dtype)
 
@@ -284,8 +299,8 @@ def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) ->
             tile = narrowed(problem, grid, query, latent)
             log_w = log_weights(tile, num_latents)
             excess = energies(tile) - state[grid, query, None, 0].to(grad.dtype)
-            tau, gap = _surprise(tile, excess, state[grid, query])
-            share = grad[grid, query, None] * (log_w + tau).exp()
+            p, tau, gap = _shares(tile, excess, log_w, state[grid, query])
+            share = grad[grid, query, None] * p
             if want.latent_energy:
                 latent_energy[grid, latent] += share.sum(1)
             for d in range(num_dims) if want.decoded else ():

@@ -22,7 +22,8 @@ from torch import Tensor
 class Problem(NamedTuple):
     """The arguments in canonical form: three-dimensional, broadcast, float32 or float64.
 
-    Broadcast dimensions have stride 0, so nothing here is larger than what the caller passed.
+    Broadcast dimensions have stride 0 where they can; where a beta or a scale brings leading
+    dimensions to queries without, the queries are repeated, and as large as F times D.
 
     Attributes:
         y: ``[B, M, D]``.

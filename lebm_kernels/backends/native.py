@@ -22,9 +22,10 @@ def _load() -> str | None:
         return "the extension was not built (reinstall the package where a C++ compiler is)"
     try:
         torch.ops.load_library(str(_LIBRARY))
-        torch.ops.lebm_kernels_native.instruction_sets()
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         return f"the extension does not load: {str(error).partition(chr(10))[0]}"
+    # Raises where LEBM_KERNELS_ISA is wrong: a slip there must not change the backend.
+    torch.ops.lebm_kernels_native.instruction_sets()
     return None
 
 
@@ -78,7 +79,7 @@ def force_instruction_set(name: str | None) -> None:
 
 def rows(problem: Problem, want: RowWants) -> Rows:
     """See :mod:`lebm_kernels.backends.contract`."""
-    outputs = torch.ops.lebm_kernels_native.rows(*problem[:-1], *want)
+    outputs = torch.ops.lebm_kernels_native.rows(*problem, *want)
     free_energy, state, *optional = outputs
     return Rows(
         free_energy, state, *(x if w else None for x, w in zip(optional, want, strict=True))
@@ -87,5 +88,5 @@ def rows(problem: Problem, want: RowWants) -> Rows:
 
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
     """See :mod:`lebm_kernels.backends.contract`."""
-    outputs = torch.ops.lebm_kernels_native.columns(grad, state, *problem[:-1], *want)
+    outputs = torch.ops.lebm_kernels_native.columns(grad, state, *problem, *want)
     return Columns(*(x if w else None for x, w in zip(outputs, want, strict=True)))
