@@ -17,8 +17,6 @@ LEBM_INLINE VecF sub(VecF a, VecF b) { return _mm256_sub_ps(a, b); }
 LEBM_INLINE VecD sub(VecD a, VecD b) { return _mm256_sub_pd(a, b); }
 LEBM_INLINE VecF mul(VecF a, VecF b) { return _mm256_mul_ps(a, b); }
 LEBM_INLINE VecD mul(VecD a, VecD b) { return _mm256_mul_pd(a, b); }
-LEBM_INLINE VecF div(VecF a, VecF b) { return _mm256_div_ps(a, b); }
-LEBM_INLINE VecD div(VecD a, VecD b) { return _mm256_div_pd(a, b); }
 // a b + c, and c - a b
 LEBM_INLINE VecF fma(VecF a, VecF b, VecF c) { return _mm256_fmadd_ps(a, b, c); }
 LEBM_INLINE VecD fma(VecD a, VecD b, VecD c) { return _mm256_fmadd_pd(a, b, c); }

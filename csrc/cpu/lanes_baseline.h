@@ -27,8 +27,6 @@ LEBM_INLINE VecF sub(VecF a, VecF b) { return a - b; }
 LEBM_INLINE VecD sub(VecD a, VecD b) { return a - b; }
 LEBM_INLINE VecF mul(VecF a, VecF b) { return a * b; }
 LEBM_INLINE VecD mul(VecD a, VecD b) { return a * b; }
-LEBM_INLINE VecF div(VecF a, VecF b) { return a / b; }
-LEBM_INLINE VecD div(VecD a, VecD b) { return a / b; }
 LEBM_INLINE VecF fma(VecF a, VecF b, VecF c) { return a * b + c; }
 LEBM_INLINE VecD fma(VecD a, VecD b, VecD c) { return a * b + c; }
 LEBM_INLINE VecF fnma(VecF a, VecF b, VecF c) { return c - a * b; }
