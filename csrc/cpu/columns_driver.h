@@ -77,23 +77,22 @@ struct ColumnMemory {
   BlockFlags* flags;
   void *packed, *order_of_latents;
 
-  static size_t bytes(int64_t M, int64_t N, int64_t D) { return carve(nullptr, M, N, D, nullptr); }
-  ColumnMemory(void* memory, int64_t M, int64_t N, int64_t D) {
-    carve(static_cast<char*>(memory), M, N, D, this);
-  }
+  static size_t bytes(const Problem<T>& p) { return carve(nullptr, p, nullptr); }
+  ColumnMemory(void* memory, const Problem<T>& p) { carve(static_cast<char*>(memory), p, this); }
 
  private:
   // Energies are taken four rows at a time: three more may be read.
-  static size_t carve(char* memory, int64_t M, int64_t N, int64_t D, ColumnMemory* out) {
-    const size_t blocks = (N + block_size(D) - 1) / block_size(D), rows = M + 3;
+  static size_t carve(char* memory, const Problem<T>& p, ColumnMemory* out) {
+    const int64_t block = block_size(p);
+    const size_t blocks = (p.N + block - 1) / block, rows = p.M + 3;
     const size_t sizes[] = {sizeof(ColumnQuery<T>) * rows,
-                            sizeof(T) * rows * D,
-                            sizeof(T) * rows * D,
+                            sizeof(T) * rows * p.D,
+                            sizeof(T) * rows * p.D,
                             sizeof(int64_t) * rows,
                             rows,
                             sizeof(BlockFlags) * blocks,
-                            grid_bytes<T>(N, D),
-                            order_bytes(N)};
+                            grid_bytes<T>(p.N, p.D, block),
+                            order_bytes(p.N)};
     size_t at[9] = {0};
     for (int i = 0; i < 8; ++i) at[i + 1] = at[i] + padded(sizes[i]);
     if (out) {
@@ -230,7 +229,7 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
 template <typename T>
 static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
                             void* scratch, const Parallel& parallel) {
-  ColumnMemory<T> memory(scratch, p.M, p.N, p.D);
+  ColumnMemory<T> memory(scratch, p);
   const Grid<T> grid = pack(p, b, memory.packed, memory.flags,
                             sorts(p) ? memory.order_of_latents : nullptr, parallel);
   int64_t ends[kTreatments + 1];
@@ -291,7 +290,7 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
 template <typename T>
 static void columns(const Problem<T>& p, const ColumnArguments<T>& arguments,
                     const Parallel& parallel) {
-  each_grid(p.B, ColumnMemory<T>::bytes(p.M, p.N, p.D), parallel,
+  each_grid(p.B, ColumnMemory<T>::bytes(p), parallel,
             [&](int64_t b, void* memory, const Parallel& inner) {
               columns_of_grid(p, arguments, b, memory, inner);
             });

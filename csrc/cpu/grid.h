@@ -1,7 +1,7 @@
 // The latents of one grid, packed for the kernels. Included inside an instruction set's namespace.
 //
 // Latents lie in blocks of `block`, dimension by dimension, so that a vector holds consecutive
-// latents. v = g - centre, the centre being the mean of the block's latents: moments summed in v
+// latents. v = g - centre, the centre being the middle of the block's box: moments summed in v
 // don't cancel when the data lie far from the origin. A latent that must not count (padding, or a
 // log-weight of -inf) has g = 0, weight 0 and an energy of kAbsent, which real ones stay below.
 
@@ -44,26 +44,39 @@ struct Grid {
   }
 };
 
-constexpr int64_t kMostLatents = 512;
+constexpr int64_t kMostLatents = 512, kLeaf = 128;
+
+// Queries below this don't repay series (see layers.h).
+constexpr int64_t kSeriesQueries = 512;
+
+// Whether a grid's queries share what series depend on, and repay them: it is then packed in
+// leaves.
+template <typename T>
+static bool has_leaves(const Problem<T>& p) {
+  return p.D <= 2 && p.M >= kSeriesQueries && p.N > kLeaf && !p.log_weight.data &&
+         p.beta.stride[1] == 0 && (!p.scale.data || p.scale.stride[1] == 0);
+}
 
 // 512 latents at low D; fewer where a block would outgrow the caches.
-LEBM_INLINE int64_t block_size(int64_t D) {
-  return D <= 8 ? kMostLatents : D <= 64 ? 256 : D <= 256 ? 128 : 64;
+template <typename T>
+static int64_t block_size(const Problem<T>& p) {
+  if (has_leaves(p)) return kLeaf;
+  return p.D <= 8 ? kMostLatents : p.D <= 64 ? 256 : p.D <= 256 ? 128 : 64;
 }
 
 template <typename T>
-static size_t grid_bytes(int64_t N, int64_t D) {
-  const int64_t block = block_size(D), blocks = (N + block - 1) / block;
+static size_t grid_bytes(int64_t N, int64_t D, int64_t block) {
+  const int64_t blocks = (N + block - 1) / block;
   return sizeof(T) * (size_t)(blocks * block * (2 * D + 3) + blocks * (4 * D + 3) + 2 * D) +
          (sizeof(double) + 1) * (size_t)blocks;
 }
 
 template <typename T>
-static Grid<T> lay_out(void* memory, int64_t N, int64_t D) {
+static Grid<T> lay_out(void* memory, int64_t N, int64_t D, int64_t block) {
   Grid<T> grid{};
   grid.N = N;
   grid.D = D;
-  grid.block = block_size(D);
+  grid.block = block;
   grid.num_blocks = (N + grid.block - 1) / grid.block;
   const int64_t size = grid.num_blocks * grid.block;
   grid.block_weight = static_cast<double*>(memory);
@@ -89,6 +102,20 @@ static Grid<T> lay_out(void* memory, int64_t N, int64_t D) {
   grid.box_high = take(D);
   grid.whole = reinterpret_cast<bool*>(next);
   return grid;
+}
+
+// Middle and half side of a bounding box along a dimension; 0 of an empty one.
+template <typename T>
+struct Sides {
+  T centre, half;
+};
+
+template <typename T>
+LEBM_INLINE Sides<T> sides_of(T low, T high) {
+  if (low > high) return {T(0), T(0)};
+  const T centre = T(0.5 * (double(low) + double(high)));
+  const T above = high - centre, below = centre - low;
+  return {centre, above > below ? above : below};
 }
 
 // What a block finds out about its latents; merged over the blocks by `summarise`.
@@ -147,20 +174,11 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
   }
   grid.extent[i] = 0;
   for (int64_t d = 0; d < D; ++d) {
-    const bool empty = grid.low[i * D + d] > grid.high[i * D + d];
-    // The mean, not the middle of the box: one latent far away must not make the others' v large.
-    double mean = 0, count = 0;
-    for (int64_t j = 0; j < block && !empty; ++j) {
-      if (r[j] == kAbsent<T>) continue;
-      mean += double(g[d * block + j]) - double(grid.low[i * D + d]);
-      count += 1;
-    }
-    const T centre = empty ? T(0) : T(double(grid.low[i * D + d]) + mean / count);
+    const Sides<T> sides = sides_of(grid.low[i * D + d], grid.high[i * D + d]);
+    const T centre = sides.centre;
     grid.centre[i * D + d] = centre;
-    const T above = grid.high[i * D + d] - centre, below = centre - grid.low[i * D + d];
-    const T half = empty ? T(0) : above > below ? above : below;
-    grid.half[i * D + d] = half;
-    grid.extent[i] += half * half;
+    grid.half[i * D + d] = sides.half;
+    grid.extent[i] += sides.half * sides.half;
     for (int64_t j = 0; j < block; ++j) v[d * block + j] = g[d * block + j] - centre;
   }
   grid.block_weight[i] = weight;
@@ -195,7 +213,8 @@ static size_t order_bytes(int64_t N) {
 
 // The order in which blocks are compact (see order.h), within `memory`.
 template <typename T>
-static int64_t* sort_latents(const Problem<T>& p, int64_t b, void* memory) {
+static int64_t* sort_latents(const Problem<T>& p, int64_t b, void* memory,
+                             const Parallel& parallel) {
   auto* order = static_cast<int64_t*>(memory);
   auto* places =
       reinterpret_cast<Place*>(static_cast<char*>(memory) + padded(size_t(p.N) * sizeof(int64_t)));
@@ -207,7 +226,7 @@ static int64_t* sort_latents(const Problem<T>& p, int64_t b, void* memory) {
       places[n].x[d] = is_finite(x) ? float(x) : 0.0f;
     }
   }
-  order_in_blocks(places, p.N, int(p.D), kMostLatents);
+  order_in_blocks(places, p.N, int(p.D), block_size(p), parallel);
   for (int64_t n = 0; n < p.N; ++n) order[n] = places[n].index;
   return order;
 }
@@ -246,7 +265,7 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
 template <typename T>
 static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* flags, void* order,
                     const Parallel& parallel) {
-  Grid<T> grid = lay_out<T>(memory, p.N, p.D);
+  Grid<T> grid = lay_out<T>(memory, p.N, p.D, block_size(p));
   grid.weighted = p.log_weight.data != nullptr;
   double largest = grid.weighted ? -__builtin_inf() : 0.0;
   for (int64_t n = 0; grid.weighted && n < p.N; ++n) {
@@ -255,7 +274,7 @@ static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* fl
   }
   pack_blocks(p, b, largest, flags, parallel, grid);
   if (order && !grid.has_nan && is_loose(grid)) {
-    grid.order = sort_latents(p, b, order);
+    grid.order = sort_latents(p, b, order, parallel);
     pack_blocks(p, b, largest, flags, parallel, grid);
   }
   return grid;

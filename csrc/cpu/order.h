@@ -3,16 +3,19 @@
 
 #include <cstdint>
 
+#include "problem.h"
+
 namespace lebm {
 
-// A latent's place, as far as ordering needs it, and its number.
+// A point's place, as far as ordering needs it, and its number.
 struct Place {
   float x[3];
   uint32_t index;
 };
 
 // Orders the places so that every `block` consecutive ones, but for the last, lie together: the
-// leaves of a k-d tree, split along the longest side of the bounding box.
-void order_in_blocks(Place* places, int64_t count, int D, int64_t block);
+// leaves of a k-d tree, split along the longest side of the bounding box. The order does not depend
+// on the threads.
+void order_in_blocks(Place* places, int64_t count, int D, int64_t block, const Parallel& parallel);
 
 }  // namespace lebm

@@ -11,6 +11,7 @@ struct Pass {
   unsigned char* mode;   // [M], a Mode each; what a pass leaves there is swept in the next
   const int64_t* query;  // [count] queries to sweep, or null for all
   int64_t count;
+  const Layers<T>* layers;
   Level level;
   double unseen;  // log2 of the share of the sum that may be left out
   bool first;     // the first sweep, which finds m and the moments
@@ -189,9 +190,18 @@ static void sweep_level(const Pass<T>& pass, int64_t first_block, int64_t last_b
   if constexpr (kD > 0) {
     if (!grid.weighted) {
       auto sweep_at = [&](auto level) {
-        sweep_tile_centred<T, kD, level.value>(grid, first_block, last_block, pass.unseen,
-                                               pass.first && pass.out->index, tile.queries, count,
-                                               tile.energy, tile.sums, tile.vectors);
+        TileSweep<T, kD, level.value> sweep{*pass.layers,
+                                            first_block,
+                                            last_block,
+                                            pass.unseen,
+                                            pass.first && pass.out->index,
+                                            tile.queries,
+                                            count,
+                                            tile.energy,
+                                            tile.sums,
+                                            tile.vectors,
+                                            {}};
+        sweep.run();
       };
       return pass.level == kSumOnly ? sweep_at(Constant<Level, kSumOnly>{})
              : pass.level == kMean  ? sweep_at(Constant<Level, kMean>{})
@@ -292,17 +302,21 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
 template <typename T>
 static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t b, void* memory,
                          const Parallel& parallel) {
-  const int64_t blocks = (p.N + block_size(p.D) - 1) / block_size(p.D);
+  const int64_t blocks = (p.N + block_size(p) - 1) / block_size(p);
   auto* flags = static_cast<BlockFlags*>(memory);
   auto* query = reinterpret_cast<int64_t*>(flags + blocks);
   void* packed = query + p.M;
-  auto* mode = static_cast<unsigned char*>(packed) + padded(grid_bytes<T>(p.N, p.D));
+  auto* mode = static_cast<unsigned char*>(packed) + padded(grid_bytes<T>(p.N, p.D, block_size(p)));
   void* order = mode + padded(size_t(p.M));
   const Grid<T> grid = pack(p, b, packed, flags, sorts(p) ? order : nullptr, parallel);
   const bool moments = out.slope_y || out.mean;
   const Level level = out.slope_scale || out.slope_beta ? kAllMoments : moments ? kMean : kSumOnly;
   const double unseen = p.tol < 0 ? kUnseen<T> : __builtin_log2(p.tol);
-  Pass<T> pass{&p, &out, &grid, b, mode, nullptr, p.M, level, unseen, true};
+  const bool sorted = sort_queries_by_place(p, b, grid, unseen, kTile, query, parallel);
+  Scratch layers_memory(layers_bytes(p, grid));
+  const Layers<T> layers = build_layers(p, b, grid, layers_memory.get(), parallel);
+  Pass<T> pass{&p,  &out,    &grid, b,      mode, sorted ? query : nullptr,
+               p.M, &layers, level, unseen, true};
   run(pass, parallel);
   pass.first = false;
   pass.level = kSumOnly;
@@ -318,9 +332,9 @@ static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t 
 
 template <typename T>
 static void rows(const Problem<T>& p, const RowOutputs<T>& out, const Parallel& parallel) {
-  const int64_t blocks = (p.N + block_size(p.D) - 1) / block_size(p.D);
+  const int64_t blocks = (p.N + block_size(p) - 1) / block_size(p);
   const size_t bytes = size_t(blocks) * sizeof(BlockFlags) + size_t(p.M) * sizeof(int64_t) +
-                       padded(grid_bytes<T>(p.N, p.D)) + padded(size_t(p.M)) +
+                       padded(grid_bytes<T>(p.N, p.D, block_size(p))) + padded(size_t(p.M)) +
                        (sorts(p) ? order_bytes(p.N) : 0);
   each_grid(p.B, bytes, parallel, [&](int64_t b, void* memory, const Parallel& inner) {
     rows_of_grid(p, out, b, memory, inner);

@@ -1,0 +1,196 @@
+// What a block of latents means to a query, at low D and without log-weights: nothing, a sum about
+// the block's centre (pair by pair, or as a series), or energies taken one by one.
+// Included inside an instruction set's namespace, after rows.h and series.h.
+//
+// With u = y - s c and v = g - c for a block of centre c, and a reference energy m,
+//
+//   -beta (E - m) = -beta (|u|^2 - m) + beta (2 s u . v - s^2 . v^2)
+//
+// of which the first term is one a block and the second takes a product or two a pair, so that the
+// sum over a block is 2^start sum_n 2^x. Blocks are small, so x is too: it needs no running
+// minimum, and is more exact than differences of large numbers are. Its rounding is one of beta
+// (|u|^2 - E), which is kept below kRise; below -most_fall it would round too much, or need the
+// floor. Elsewhere the energies are taken one by one (add_block).
+//
+// A block's energies lie within (|u| -+ rho)^2, rho its radius. U, the least of the upper ends, is
+// above an energy that is attained; a block whose exponents are all below that of U by log2 N and
+// the width of a rounding is left out: the pruned mass is less than the sum's rounding.
+
+template <typename T>
+constexpr T kRise = 16;
+
+// Rounding moves x by that of its largest term, at most this and, for few latents, less: F bears
+// 16 roundings of (1 + log N) / beta.
+template <typename T>
+LEBM_INLINE T most_fall(const Grid<T>& grid) {
+  const double most = 6 * (1 + __builtin_log(double(grid.N)));
+  return most < 100 ? T(most) : T(100);
+}
+
+// Whether a rounding of a block's energies can be told from its exponents: at beta |u|^2 beyond
+// this, only differences of attained energies are safe.
+template <typename T>
+LEBM_INLINE bool is_coarse(const Grid<T>& grid, int64_t i, T rate, T square) {
+  const T low = grid.r_floor[i], high = grid.r_top[i];
+  const T size = square + (low > 0 ? low : -low) + (high > 0 ? high : -high);
+  return !(rate * size * Exponent<T>::epsilon < T(1.0 / 64));
+}
+
+// log2 of a share of the sum that cannot be seen, for the default tolerance.
+template <typename T>
+constexpr double kUnseen = sizeof(T) == 4 ? -26.0 : -55.0;
+
+enum How : unsigned char { kLeftOut, kSeries, kCentred, kOneByOne };
+
+// The series of every block of a grid (see series.h) for queries that share beta and scale: x = v /
+// width, |x| <= 1, and h = exp(-beta (s^2 . v^2 + r - least r of the block)).
+template <typename T>
+struct BlockSeries {
+  double* coefficients;  // [num_blocks][terms]; null: none
+  double* width;         // [num_blocks][D]
+  int order;             // up to which there are coefficients
+  int64_t terms;
+};
+
+// A tile's queries side by side, and what a block means to each of them.
+template <typename T, int kD>
+struct Plan {
+  T y[kD][kTile], s[kD][kTile], rate[kTile], upper[kTile], reference[kTile], least[kTile];
+  T linear[kD][kTile], quadratic[kD][kTile];  // x = linear . v - quadratic . v^2
+  T start[kTile], factor[kTile], factor_minus_1[kTile], rise[kTile], fall[kTile], floor[kTile];
+  T reach[kTile];     // of the block's series: a bound on |2 beta s u . v|
+  T square_u[kTile];  // |u|^2
+  int order[kTile];   // of the series that is needed
+  How how[kTile];
+  T square[kMostLatents];  // |v|^2 (and latent energies above the block's least), times -rate if
+                           // uniform
+  bool uniform;            // one rate for all
+  bool scaled;             // some s is not 1
+  bool same_scale;         // one s for all
+};
+
+// Loads the plan with a tile's queries; rows beyond `count` repeat the last.
+template <typename T, int kD>
+static void begin_plan(Plan<T, kD>& plan, const Query<T>* queries, int64_t count) {
+  plan.uniform = true;
+  plan.scaled = false;
+  plan.same_scale = true;
+  for (int64_t i = 0; i < kTile; ++i) {
+    const Query<T>& q = queries[i < count ? i : count - 1];
+    for (int d = 0; d < kD; ++d) {
+      plan.y[d][i] = q.y[d];
+      plan.s[d][i] = q.s[d];
+      plan.scaled |= q.s[d] != T(1);
+      plan.same_scale &= q.s[d] == queries[0].s[d];
+    }
+    plan.rate[i] = q.rate;
+    plan.uniform &= q.rate == queries[0].rate;
+    plan.upper[i] = plan.reference[i] = Exponent<T>::infinity;
+    plan.least[i] = T(0);
+  }
+}
+
+// |u|^2 and rho of a block for a vector of queries.
+template <typename T, int kD>
+LEBM_INLINE void reach_of(const Grid<T>& grid, int64_t i, const Plan<T, kD>& plan, int64_t q,
+                          Vec<T>* u, Vec<T>& square, Vec<T>& radius) {
+  square = broadcast(T(0));
+  radius = broadcast(T(0));
+  for (int d = 0; d < kD; ++d) {
+    const Vec<T> s = load(plan.s[d] + q);
+    u[d] = fnma(s, broadcast(grid.centre[i * kD + d]), load(plan.y[d] + q));
+    square = fma(u[d], u[d], square);
+    const Vec<T> half = mul(s, broadcast(grid.half[i * kD + d]));
+    radius = fma(half, half, radius);
+  }
+  radius = root(radius);
+}
+
+// Finds `upper`, the least upper end of the blocks' energies, and a `reference` m: the
+// least |u|^2, to which starts and exponents are small, of blocks whose exponents then don't
+// underflow, and of the others the upper end, below which they have an energy.
+template <typename T, int kD>
+static void bound(const Grid<T>& grid, int64_t first_block, int64_t last_block, Plan<T, kD>& plan,
+                  int64_t count) {
+  for (int64_t q = 0; q < count; q += kLanes<T>) {
+    Vec<T> upper = load(plan.upper + q), reference = load(plan.reference + q);
+    for (int64_t i = first_block; i < last_block; ++i) {
+      if (!(grid.r_floor[i] <= grid.r_top[i])) continue;
+      Vec<T> u[kD], square, radius;
+      reach_of<T, kD>(grid, i, plan, q, u, square, radius);
+      const Vec<T> distance = root(square), far = add(distance, radius);
+      const Vec<T> end = fma(far, far, broadcast(grid.r_top[i]));
+      const Vec<T> fall = mul(mul(load(plan.rate + q), radius), add(distance, far));
+      upper = min(upper, end);
+      reference = min(reference, select_less(fall, broadcast(most_fall(grid)),
+                                             add(square, broadcast(grid.r_floor[i])), end));
+    }
+    store(plan.upper + q, upper);
+    store(plan.reference + q, reference);
+  }
+}
+
+// Decides what to do about block i for the `active` queries, in ascending order, and prepares the
+// centred ones. `series`: null
+// where there are none, or where they don't serve.
+template <typename T, int kD>
+static void plan_block(const Grid<T>& grid, int64_t i, double unseen, bool exact,
+                       const BlockSeries<T>* series, const Query<T>* queries, const Sums* sums,
+                       Plan<T, kD>& plan, const int64_t* active, int64_t count) {
+  const bool empty = !(grid.r_floor[i] <= grid.r_top[i]);
+  const T threshold = T(unseen - __builtin_log2(double(grid.N))), fall = most_fall(grid);
+  for (int64_t k = 0; k < count; ++k) plan.least[active[k]] = T(sums[active[k]].least);
+  for (int64_t k = 0, q = -kLanes<T>; k < count; ++k) {
+    if (active[k] < q + kLanes<T>) continue;
+    q = active[k] / kLanes<T> * kLanes<T>;
+    Vec<T> u[kD], square, radius;
+    reach_of<T, kD>(grid, i, plan, q, u, square, radius);
+    const Vec<T> rate = load(plan.rate + q), near = sub(root(square), radius);
+    const Vec<T> nearest = max(near, broadcast(T(0)));
+    store(plan.floor + q, fma(nearest, nearest, broadcast(grid.r_floor[i])));
+    store(plan.square_u + q, square);
+    store(plan.rise + q, mul(rate, fnma(nearest, nearest, square)));
+    // x >= -rate rho (2 |u| + rho), and |u| - rho = near
+    const Vec<T> twice = add(add(near, near), mul(broadcast(T(3)), radius));
+    store(plan.fall + q, mul(mul(rate, radius), twice));
+    const Vec<T> excess = add(sub(square, load(plan.least + q)), broadcast(grid.r_floor[i]));
+    const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
+    store(plan.start + q, start);
+    store(plan.factor + q, exp2_of<T>(start));
+    store(plan.factor_minus_1 + q, exp2m1_of<T>(start));
+    Vec<T> reach = broadcast(T(0));
+    for (int d = 0; d < kD; ++d) {
+      const Vec<T> s = load(plan.s[d] + q), by = mul(rate, s), linear = mul(add(by, by), u[d]);
+      store(plan.linear[d] + q, linear);
+      store(plan.quadratic[d] + q, mul(by, s));
+      if (!series) continue;
+      const Vec<T> size = max(linear, sub(broadcast(T(0)), linear));
+      reach = fma(size, broadcast(T(kLn2 * series->width[i * kD + d])), reach);
+    }
+    store(plan.reach + q, reach);
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t k = active[j];
+    const Mode mode = queries[k].mode;
+    const T lowest = plan.floor[k];
+    plan.how[k] = kOneByOne;
+    if (mode == kSkip) {
+      plan.how[k] = kLeftOut;
+    } else if (mode == kCold) {
+      // A margin for the rounding of the bounds themselves.
+      if (lowest * (1 - 16 * Exponent<T>::epsilon) > plan.upper[k]) plan.how[k] = kLeftOut;
+    } else if (mode == kNormal || mode == kSmall) {
+      if (empty || plan.rate[k] * (plan.upper[k] - lowest) < threshold) {
+        plan.how[k] = kLeftOut;
+      } else if (!exact && plan.rise[k] <= kRise<T> && plan.fall[k] <= fall &&
+                 !is_coarse(grid, i, plan.rate[k], plan.square_u[k])) {
+        plan.how[k] = kCentred;
+        // In double, a series does not tell sums near 1 apart as kSmall must.
+        if (series && (mode == kNormal || sizeof(T) == 4)) {
+          plan.order[k] = order_for(plan.reach[k], plan.rate[k] * (lowest - plan.upper[k]));
+          if (plan.order[k] + 2 <= series->order) plan.how[k] = kSeries;
+        }
+      }
+    }
+  }
+}
