@@ -378,6 +378,12 @@ def facts() -> dict[str, str]:
     return {**describe(), "KeOps": keops}
 
 
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """All the figures, as JSON."""
+    record = {"facts": facts(), "limits": limits(rows), "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -412,11 +418,13 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    rows = []
+    rows: list[Row] = []
     with console.status("preparing") as status:
         for target in chosen:
             measure = measure_time if target.mebibytes is None else measure_memory
             rows.append(measure(target, options.rounds, partial(tell, status, target.title)))
+            if options.json is not None:  # after each: a run of minutes may be cut short
+                write(options.json, rows)
     stated = facts()
     console.print(target_table(rows))
     for title, rate in limits(rows).items():
@@ -426,9 +434,6 @@ def main(arguments: list[str]) -> int:
         f"PyTorch {stated['PyTorch']}, KeOps {stated['KeOps']}",
         highlight=False,
     )
-    if options.json is not None:
-        record = {"facts": stated, "limits": limits(rows), "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
