@@ -202,7 +202,7 @@ def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> 
     names = [ours]
     for name in target.peers:
         if (needed := needed_bytes(name, case)) > MOST_BYTES:
-            row.notes.append(f"{name}: not asked, needs about {needed / 2**30:.0f} GiB")
+            row.notes.append(f"{name}: not asked, needs about {needed / 2**30:.1f} GiB")
         else:
             names.append(name)
     beside: dict[str, Callable[[], object]] = {}
