@@ -7,13 +7,14 @@ LIBRARY := lebm_kernels/_native.abi3.so
 # Where there is a compiler, the tests take a missing extension for a failure.
 COMPILER := $(if $(shell command -v $(or $(CXX),c++)),1,0)
 KERNELS := $(wildcard $(foreach kind,cpp h inl,csrc/*.$(kind) csrc/*/*.$(kind)))
+SOURCES := $(KERNELS) $(wildcard bench/*.cpp)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test lint format setup clean distclean say-run say-test FORCE
+.PHONY: help run test bench lint format setup clean distclean say-run say-test say-bench FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -25,16 +26,19 @@ run: say-run setup ## set up, train the ellipse and the horn, write the figures 
 test: say-test setup ## set up, run all the tests
 	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q
 
+bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
+	@$(BIN)/python bench/targets.py
+
 lint: setup ## check style, types and the formatting of the C++ sources
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
-	$(if $(KERNELS),$(BIN)/clang-format --dry-run -Werror $(KERNELS))
+	$(if $(SOURCES),$(BIN)/clang-format --dry-run -Werror $(SOURCES))
 
 format: setup ## rewrite the sources in the house's style
 	$(BIN)/python -m ruff check --fix
 	$(BIN)/python -m ruff format
-	$(if $(KERNELS),$(BIN)/clang-format -i $(KERNELS))
+	$(if $(SOURCES),$(BIN)/clang-format -i $(SOURCES))
 
 setup: $(VENV)/installed $(VENV)/built ## make .venv with the pinned dependencies and build the extension
 
@@ -50,6 +54,9 @@ say-run:
 
 say-test:
 	@echo "make test: sets up $(VENV) where needed, runs all the tests"
+
+say-bench:
+	@echo "make bench: sets up $(VENV) where needed, measures for about 10 minutes; best left alone"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys' 2>/dev/null || { echo "error: PYTHON=$(PYTHON) does not run; \
@@ -75,4 +82,10 @@ $(VENV)/installed: $(BIN)/python constraints.txt pyproject.toml setup.py
 $(VENV)/built: $(VENV)/installed $(KERNELS) $(if $(wildcard $(LIBRARY)),,FORCE)
 	@echo "Building the extension (see lebm_kernels/_native_build.txt if it cannot be built)"
 	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+# A peer that only the benchmarks need.
+$(VENV)/peers: $(VENV)/installed
+	@echo "Installing KeOps into $(VENV)"
+	@$(BIN)/python -m pip install -qq -c constraints.txt pykeops
 	@touch $@

@@ -4,6 +4,9 @@ A :class:`Case` fixes the sizes and the inputs, a *provider* computes it, :func:
 checks each provider against float64 and then times all of them in interleaved rounds, so that a
 machine whose speed drifts slows every provider alike.
 
+Beside the providers, other work can be timed in the same rounds: that is how a share of the
+machine's limit is had.
+
 To add a provider, write a function ``prepare(case) -> step`` and name it in :func:`providers`.
 A step takes the gradient arriving at F, ``[M]``, and returns ``(F, *gradients)``, the gradients in
 the order of ``case.backward``. A provider that cannot run here raises :class:`NotAvailableError`.
@@ -12,9 +15,10 @@ the order of ``case.backward``. A provider that cannot run here raises :class:`N
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,6 +37,13 @@ Prepare = Callable[["Case"], Step]
 #: Arguments that a case can differentiate. Those beyond ``y`` and ``decoded`` are given to the
 #: providers only where their gradient is asked for.
 ARGUMENTS = ("y", "decoded", "scale", "log_weight", "latent_energy", "beta")
+
+#: Where a case's points lie: all over the plane, or on and near a curve.
+LAYOUTS = ("normal", "curve")
+
+#: The half-axes of the ellipse that is the curve, and how far from it the queries are.
+_CURVE = (1.0, 0.5)
+_CURVE_NOISE = 0.01
 
 #: Relative error beyond which a provider is reported as wrong and not timed.
 TOLERANCE = {
@@ -67,9 +78,12 @@ class Case:
             alone.
         device: where the inputs live.
         seed: of the random inputs.
+        layout: ``normal``: queries and latents normal, independent; ``curve``: latents on an
+            ellipse of half-axes 1 and 1/2, queries near it, both in random order (D = 2).
 
     Raises:
-        ValueError: a size below 1, a beta outside [0, inf], an argument without a gradient.
+        ValueError: a size below 1, a beta outside [0, inf], an argument without a gradient, an
+            unknown layout, a curve in other than two dimensions.
     """
 
     M: int
@@ -80,6 +94,7 @@ class Case:
     backward: tuple[str, ...] = ()
     device: str = "cpu"
     seed: int = 0
+    layout: str = "normal"
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -93,6 +108,10 @@ class Case:
         for name in self.backward:
             if name not in ARGUMENTS:
                 raise ValueError(f"backward must name arguments among {ARGUMENTS}, got {name!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
+        if self.layout == "curve" and self.D != 2:
+            raise ValueError(f"D must be 2 on a curve, got {self.D}")
 
     @property
     def direction(self) -> str:
@@ -100,14 +119,15 @@ class Case:
         return f"forward + backward ({', '.join(self.backward)})" if self.backward else "forward"
 
     def __str__(self) -> str:
-        """Sizes, beta and dtype; the direction apart."""
+        """Sizes, beta, dtype and any layout that is not the normal one; the direction apart."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"M={self.M}, N={self.N}, D={self.D}, beta={self.beta:g}, {dtype}"
+        layout = "" if self.layout == "normal" else f", {self.layout}"
+        return f"M={self.M}, N={self.N}, D={self.D}, beta={self.beta:g}, {dtype}{layout}"
 
     def inputs(self) -> dict[str, Any]:
         """The arguments of :func:`lebm_kernels.free_energy`, equal at each call.
 
-        Normal ``y`` and ``decoded``, in no order that a method could profit from.
+        ``y`` and ``decoded`` stand in no order that a method could profit from.
         """
         generator = torch.Generator().manual_seed(self.seed)
         shapes = {
@@ -123,6 +143,13 @@ class Case:
             value = torch.randn(shape, generator=generator, dtype=torch.float64)
             if name == "scale":
                 value = 1 + 0.1 * value
+            elif name in ("y", "decoded") and self.layout == "curve":
+                # The direction of a normal point is uniform.
+                axes = torch.tensor(_CURVE, dtype=torch.float64)
+                value = axes * value / value.norm(dim=1, keepdim=True)
+                if name == "y":
+                    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+                    value = value + _CURVE_NOISE * noise
             if name in ("y", "decoded") or name in self.backward:
                 value = value.to(self.device, self.dtype)
                 inputs[name] = value.requires_grad_(name in self.backward)
@@ -173,10 +200,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The timings of one case, in the order of the providers; the first is the one compared."""
+    """The timings of one case, in the order of the providers; the first is the one compared.
+
+    Attributes:
+        case: what was computed.
+        timings: of the providers.
+        beside: of whatever else ran in the same rounds.
+    """
 
     case: Case
     timings: tuple[Timing, ...]
+    beside: tuple[Timing, ...] = ()
 
     def ratio(self, timing: Timing) -> float:
         """How many times longer this provider takes than the first."""
@@ -306,10 +340,80 @@ def _prepare_compiled(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor
     torch.compiler.reset()
     compiled = torch.compile(_peer, fullgraph=True, dynamic=False)
     step = _stepper(case, partial(compiled, energy_form))
+    _build(step, case)
+    return step
+
+
+def _build(step: Step, case: Case) -> None:
+    """Take a step, in which a provider compiles its code."""
     try:
         step(case.cotangent())
     except Exception as error:  # of many kinds: no compiler, a broken one, an unknown construct
         raise NotAvailableError(_one_line(error)) from error
+
+
+#: What KeOps has to be told to compile for this processor, and without care for infinities.
+_KEOPS_FLAGS = "-march=native -ffast-math"
+
+
+def _keops() -> Any:
+    """``pykeops.torch.Genred``, compiling with :data:`_KEOPS_FLAGS`."""
+    # KeOps reads its flags, and whether to tell what it does, when it is imported.
+    told = {"CXXFLAGS": _KEOPS_FLAGS, "KEOPS_VERBOSE": "0", "PYKEOPS_VERBOSE": "0"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        import pykeops
+        from pykeops.torch import Genred
+    except ImportError as error:
+        raise NotAvailableError("pykeops is not installed") from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    if _KEOPS_FLAGS not in pykeops.config.pykeops_base.get_cpp_flags():
+        raise NotAvailableError(f"pykeops was imported before, without CXXFLAGS={_KEOPS_FLAGS!r}")
+    return Genred
+
+
+def _prepare_keops(case: Case) -> Step:
+    """The sum of exponentials as a KeOps reduction: code compiled for the formula, and tiled."""
+    genred = _keops()
+    if case.beta in (0, math.inf):
+        raise NotAvailableError(f"no reduction of KeOps is written here for beta = {case.beta:g}")
+    weighted = "log_weight" in case.backward or "latent_energy" in case.backward
+    names = ["b = Pm(1)", f"x = Vi({case.D})", f"z = Vj({case.D})"]
+    reduce = genred(
+        "w - b * SqDist(x, z)" if weighted else "- b * SqDist(x, z)",
+        [*names, "w = Vj(1)"] if weighted else names,
+        reduction_op="LogSumExp",
+        axis=1,
+    )
+
+    def compute(
+        y: Tensor,
+        decoded: Tensor,
+        beta: float | Tensor,
+        scale: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        latent_energy: Tensor | None = None,
+    ) -> Tensor:
+        scaled = decoded if scale is None else scale * decoded
+        arguments = [torch.as_tensor(beta, dtype=y.dtype, device=y.device).reshape(1), y, scaled]
+        log_sum = math.log(case.N) if log_weight is None else torch.logsumexp(log_weight, 0)
+        if weighted:
+            exponent = y.new_zeros(case.N) if log_weight is None else log_weight
+            if latent_energy is not None:
+                exponent = exponent - beta * latent_energy
+            arguments.append(exponent[:, None])
+        return (log_sum - reduce(*arguments).squeeze(1)) / beta
+
+    step = _stepper(case, compute)
+    _build(step, case)
+    # GCC makes a library of -ffast-math turn denormal numbers off in whoever loads it.
+    torch.set_flush_denormal(False)
     return step
 
 
@@ -324,7 +428,9 @@ def providers(device: str = "cpu") -> dict[str, Prepare]:
         "eager, expansion (mm)": partial(_prepare_eager, energy_form=_expanded_energy),
         "eager, differences": partial(_prepare_eager, energy_form=_materialised_energy),
         "eager, cdist": partial(_prepare_eager, energy_form=_cdist_energy),
+        "torch.compile, expansion (mm)": partial(_prepare_compiled, energy_form=_expanded_energy),
         "torch.compile, unrolled": partial(_prepare_compiled, energy_form=_unrolled_energy),
+        "KeOps": _prepare_keops,
     }
 
 
@@ -386,12 +492,20 @@ def _time(step: Step, cotangent: Tensor, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def _call(work: Callable[[], object], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """A step of work that is no provider."""
+    work()
+    return ()
+
+
 def compare(
     case: Case,
     names: Sequence[str] | None = None,
     *,
     rounds: int = 5,
     budget: float = math.inf,
+    patience: float = math.inf,
+    beside: Mapping[str, Callable[[], object]] | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Check the providers against float64, then time them in interleaved rounds.
@@ -404,6 +518,9 @@ def compare(
         names: of :func:`providers`, the one to compare with first; None: all of them.
         rounds: how many.
         budget: seconds after which no further round begins; the first always completes.
+        patience: seconds; a provider that took longer in the check is not run again, and what it
+            took there is its time.
+        beside: other work to time in the same rounds, by name; it is not checked.
         notify: told, in a line, what happens next.
 
     Raises:
@@ -423,6 +540,10 @@ def compare(
     cotangent = case.cotangent()
     timings = tuple(Timing(name) for name in names)
     running: list[tuple[Timing, Step, int]] = []
+
+    def join(timing: Timing, step: Step, once: float) -> None:
+        running.append((timing, step, max(1, math.ceil(_SHORTEST_SECONDS / once))))
+
     for timing in timings:
         notify(f"checking {timing.name}")
         try:
@@ -439,8 +560,14 @@ def compare(
         else:
             if not timing.error <= TOLERANCE[case.dtype]:
                 timing.failure = f"wrong: relative error {timing.error:.1e}"
-                continue
-            running.append((timing, step, max(1, math.ceil(_SHORTEST_SECONDS / once))))
+            elif once > patience:
+                timing.seconds.append(once)
+            else:
+                join(timing, step, once)
+    others = tuple(Timing(name) for name in beside or {})
+    for timing, work in zip(others, (beside or {}).values(), strict=True):
+        notify(f"warming up {timing.name}")
+        join(timing, partial(_call, work), _time(partial(_call, work), cotangent, 1))
 
     deadline = time.perf_counter() + budget
     for turn in range(rounds):
@@ -450,7 +577,7 @@ def compare(
         shift = turn % max(1, len(running))
         for timing, step, repeats in running[shift:] + running[:shift]:
             timing.seconds.append(_time(step, cotangent, repeats))
-    return Comparison(case, timings)
+    return Comparison(case, timings, others)
 
 
 # The table -------------------------------------------------------------------------------------

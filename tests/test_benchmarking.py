@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
+import os
+import sys
 import time
+import types
 from functools import partial
 from typing import Any
 
@@ -77,6 +81,23 @@ def test_inputs_are_the_same_at_each_call_and_no_more_than_asked_for():
     assert not torch.equal(Case(3, 5, 2, seed=1).inputs()["y"], first["y"])
 
 
+def test_latents_lie_on_the_curve_and_queries_near_it():
+    case = Case(500, 400, 2, dtype=torch.float64, layout="curve")
+    inputs = case.inputs()
+    assert "curve" in str(case)
+    assert torch.equal(inputs["y"], case.inputs()["y"])
+    stretch = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    on = (inputs["decoded"] * stretch).norm(dim=1)
+    torch.testing.assert_close(on, torch.ones_like(on))
+    off = ((inputs["y"] * stretch).norm(dim=1) - 1).abs()
+    assert 0.001 < off.median() < 0.02
+    assert off.max() < 0.2
+    # All around, and in random order: neighbours in the list are no neighbours on the curve.
+    for points in (inputs["y"], inputs["decoded"]):
+        assert points.mean(0).abs().max() < 0.2
+        assert points.diff(dim=0).norm(dim=1).mean() > 0.5
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -87,6 +108,8 @@ def test_inputs_are_the_same_at_each_call_and_no_more_than_asked_for():
         ("beta", {"beta": math.nan}),
         ("dtype", {"dtype": torch.int64}),
         ("backward", {"backward": ("z",)}),
+        ("layout", {"layout": "line"}),
+        ("D", {"layout": "curve", "D": 3}),
     ],
 )
 def test_a_bad_field_is_named(name, fields):
@@ -122,6 +145,39 @@ def test_peers_at_the_ends_of_beta(form):
     torch.testing.assert_close(peer(math.inf), torch.tensor([4.0]))
     torch.testing.assert_close(peer(0.0), torch.tensor([7.0]))
     torch.testing.assert_close(peer(0.0, log_weight=log_weight), torch.tensor([8.5]))
+
+
+@pytest.mark.parametrize(("D", "backward"), [(2, ("decoded", "y", "beta")), (3, ARGUMENTS)])
+def test_keops_is_right_or_not_available(D, backward):
+    case = Case(4, 6, D, beta=1.3, dtype=torch.float64, backward=backward)
+    (timing,) = compare(case, ["KeOps"], rounds=1).timings
+    if importlib.util.find_spec("pykeops") is None:
+        assert timing.failure == "not available: pykeops is not installed"
+    else:
+        assert timing.failure == ""
+        assert timing.error is not None
+        assert timing.error < 1e-9
+        assert (torch.tensor([1e-40]) * 1).item() > 0  # denormal numbers are still numbers
+
+
+@pytest.mark.parametrize("beta", [0.0, math.inf])
+def test_keops_is_not_asked_for_the_ends_of_beta(monkeypatch, beta):
+    monkeypatch.setattr(benchmarking, "_keops", lambda: None)
+    with pytest.raises(NotAvailableError, match="beta"):
+        benchmarking._prepare_keops(Case(2, 3, 2, beta=beta))
+
+
+def test_keops_built_with_other_flags_is_not_timed(monkeypatch):
+    pykeops, torch_part = types.ModuleType("pykeops"), types.ModuleType("pykeops.torch")
+    base = types.SimpleNamespace(get_cpp_flags=lambda: "-O3")
+    monkeypatch.setattr(pykeops, "config", types.SimpleNamespace(pykeops_base=base), raising=False)
+    monkeypatch.setattr(torch_part, "Genred", None, raising=False)
+    monkeypatch.setitem(sys.modules, "pykeops", pykeops)
+    monkeypatch.setitem(sys.modules, "pykeops.torch", torch_part)
+    monkeypatch.delenv("CXXFLAGS", raising=False)
+    with pytest.raises(NotAvailableError, match="without CXXFLAGS"):
+        benchmarking._keops()
+    assert "CXXFLAGS" not in os.environ
 
 
 def test_compare_checks_and_times_every_peer():
@@ -237,6 +293,37 @@ def test_no_round_begins_after_the_budget(monkeypatch, one_call_a_round):
     only(monkeypatch, a=benchmarking._prepare_reference)
     (timing,) = compare(Case(2, 3, 2), rounds=50, budget=0.0).timings
     assert len(timing.seconds) == 1
+
+
+def test_who_is_slower_than_one_is_patient_runs_once(monkeypatch, one_call_a_round):
+    calls = []
+
+    def prepare(case):
+        right = benchmarking._prepare_reference(case)
+
+        def step(cotangent):
+            calls.append(cotangent)
+            return right(cotangent)
+
+        return step
+
+    monkeypatch.setattr(benchmarking, "_SHORTEST_SECONDS", 0.0)
+    only(monkeypatch, slow=prepare)
+    (timing,) = compare(Case(2, 3, 2), rounds=3, patience=0.0).timings
+    assert len(timing.seconds) == len(calls) == 1
+    assert timing.error is not None
+
+
+def test_other_work_runs_in_the_same_rounds(monkeypatch, one_call_a_round):
+    calls = []
+    only(monkeypatch, a=benchmarking._prepare_reference)
+    work = {"limit": partial(calls.append, 1)}
+    comparison = compare(Case(2, 3, 2), rounds=3, beside=work)
+    assert [timing.name for timing in comparison.timings] == ["a"]
+    (limit,) = comparison.beside
+    assert limit.name == "limit"
+    assert len(limit.seconds) == 3
+    assert len(calls) == 4  # once to warm up
 
 
 @pytest.mark.parametrize(

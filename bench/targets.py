@@ -1,0 +1,441 @@
+"""Measure what the package aims for, in one table: ``python bench/targets.py --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
+from importlib import metadata, util
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+
+from lebm_kernels.benchmarking import (
+    Case,
+    Comparison,
+    NotAvailableError,
+    Timing,
+    compare,
+    default_backend,
+    format_seconds,
+    providers,
+)
+from lebm_kernels.environment import describe
+from peak import ExponentialLoop, Product, fastest_loop
+
+EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
+UNROLLED = "torch.compile, unrolled"
+COMPILED_EXPANSION = "torch.compile, expansion (mm)"
+PEERS = (*EAGER, UNROLLED, "KeOps")
+
+#: A peer that would hold more than this is not asked.
+MOST_BYTES = 8 << 30
+
+#: A provider that takes longer runs once.
+PATIENCE_SECONDS = 2.0
+
+#: No round of a case begins later than this.
+BUDGET_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A case, and what is wanted of it: exactly one of the last five.
+
+    Attributes:
+        case: what is computed.
+        peers: that it is compared with.
+        ratio: how many times faster than the best peer.
+        unpruned_ratio: how many times faster than without leaving latents out, which is what our
+            own backend takes for as many pairs of normal data at beta = 1.
+        share: of the machine's limit.
+        seconds: at most so many.
+        mebibytes: of memory beyond the inputs and outputs, at most so many.
+    """
+
+    case: Case
+    peers: tuple[str, ...] = ()
+    ratio: float | None = None
+    unpruned_ratio: float | None = None
+    share: float | None = None
+    seconds: float | None = None
+    mebibytes: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The case and what is measured of it."""
+        case = self.case
+        layout = "" if case.layout == "normal" else f", beta {case.beta:g}, {case.layout}"
+        what = {"share": ", share of the limit", "mebibytes": ", memory"}
+        suffix = next((text for name, text in what.items() if getattr(self, name)), "")
+        return f"{case.M} x {case.N}, D {case.D}{layout}: {case.direction}{suffix}"
+
+
+BOTH = ("y", "decoded")
+WIDE = Case(4096, 16384, 2)
+DEEP = Case(2048, 8192, 64)
+MIDDLE = Case(2048, 16384, 8)
+FEW = Case(3, 4_000_000, 2)
+TINY = Case(24, 48, 2)
+COLD = Case(16384, 65536, 2, beta=1e4, layout="curve")
+DEEP_PEERS = (*PEERS, COMPILED_EXPANSION)
+
+TARGETS = (
+    Target(WIDE, PEERS, ratio=9),
+    Target(WIDE, share=0.8),
+    Target(replace(WIDE, backward=BOTH), PEERS, ratio=12),
+    Target(replace(WIDE, backward=("y", "scale", "beta")), PEERS, ratio=20),
+    Target(DEEP, DEEP_PEERS, ratio=3),
+    Target(replace(DEEP, backward=BOTH), DEEP_PEERS, ratio=2.5),
+    Target(MIDDLE, PEERS, ratio=10),
+    Target(replace(MIDDLE, backward=BOTH), PEERS, ratio=12),
+    Target(FEW, PEERS, ratio=5),
+    Target(replace(FEW, backward=BOTH), PEERS, ratio=8),
+    Target(TINY, EAGER, ratio=1.5),
+    Target(replace(TINY, backward=("y", "scale")), EAGER, ratio=1.5),
+    Target(COLD, ("chunked",), unpruned_ratio=10),
+    Target(replace(COLD, backward=BOTH), ("chunked",), unpruned_ratio=10),
+    Target(replace(COLD, M=1_000_000, N=1_000_000), seconds=2),
+    Target(Case(20_000, 1_000_000, 2, backward=BOTH), mebibytes=200),
+)
+
+
+@dataclass
+class Row:
+    """What was measured for a target; None stands for what has no meaning there or failed.
+
+    Attributes:
+        title: the target's.
+        target: the figure aimed for, as the table shows it.
+        figure: the one measured, to compare with it: a ratio, a share, seconds or mebibytes.
+        reached: whether it is reached.
+        seconds: the median time of a step.
+        pairs_per_second: in that time.
+        share: of the machine's limit.
+        peer: the best one.
+        peer_seconds: the median time of a step of it.
+        notes: who was not timed and why, and whatever else has to be known.
+        timings: the seconds of each round, by provider.
+    """
+
+    title: str
+    target: str
+    figure: float | None = None
+    reached: bool | None = None
+    seconds: float | None = None
+    pairs_per_second: float | None = None
+    share: float | None = None
+    peer: str | None = None
+    peer_seconds: float | None = None
+    notes: list[str] = field(default_factory=list)
+    timings: dict[str, list[float]] = field(default_factory=dict)
+
+    def settle(self, figure: float | None, aim: float, *, at_least: bool) -> None:
+        """Compare the figure with what is aimed for."""
+        if figure is not None and not math.isnan(figure):
+            self.figure = figure
+            self.reached = figure >= aim if at_least else figure <= aim
+
+
+def needed_bytes(name: str, case: Case) -> int:
+    """About what a peer holds at its height: so many matrices of queries x latents."""
+    forward, backward = {
+        "eager, expansion (mm)": (4, 6),
+        "eager, differences": (2 * case.D + 2, 3 * case.D + 4),
+        "eager, cdist": (4, 6),
+        COMPILED_EXPANSION: (2, 4),
+        UNROLLED: (1, 3),
+    }.get(name, (0, 0))
+    return case.M * case.N * case.dtype.itemsize * (backward if case.backward else forward)
+
+
+@lru_cache(maxsize=1)
+def _loop(threads: int) -> ExponentialLoop:
+    return fastest_loop(threads)
+
+
+def limit(case: Case) -> ExponentialLoop | Product | None:
+    """What bounds this case on this machine; None where neither loop nor product does.
+
+    The loop has the work of two dimensions, and counts up to D = 4; the product bounds D from 32
+    on, as below it is memory that bounds the product. Neither visits a pair backward, or says
+    anything about pairs left out or a case that is over before it began.
+
+    Raises:
+        NotAvailableError: the loop cannot be compiled.
+    """
+    if case.backward or case.layout != "normal" or case.M * case.N < 1 << 20:
+        return None
+    if case.D <= 4:
+        return _loop(torch.get_num_threads())
+    return Product(case) if case.D >= 32 else None
+
+
+def _best(comparison: Comparison) -> Timing | None:
+    """The peer with the shortest median."""
+    timed = [timing for timing in comparison.timings[1:] if timing.seconds]
+    return min(timed, key=lambda timing: timing.median, default=None)
+
+
+def _unpruned_step(case: Case, ours: str) -> Callable[[], object]:
+    """A step of ours for as many pairs, none of which can be left out."""
+    same = replace(case, layout="normal", beta=1.0)
+    return partial(providers(case.device)[ours](same), same.cotangent())
+
+
+def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> Row:
+    """Time a target's case, its peers and the machine's limit in the same rounds."""
+    case, ours = target.case, default_backend()
+    row = Row(target.title, _aim(target))
+    names = [ours]
+    for name in target.peers:
+        if (needed := needed_bytes(name, case)) > MOST_BYTES:
+            row.notes.append(f"{name}: not asked, needs about {needed / 2**30:.1f} GiB")
+        else:
+            names.append(name)
+    beside: dict[str, Callable[[], object]] = {}
+    bound = None
+    try:
+        bound = limit(case)
+    except NotAvailableError as error:
+        row.notes.append(f"no limit: {error}")
+    if bound is not None:
+        beside["limit"] = bound
+    if target.unpruned_ratio is not None:
+        beside["unpruned"] = _unpruned_step(case, ours)
+    comparison = compare(
+        case,
+        names,
+        rounds=rounds,
+        budget=BUDGET_SECONDS,
+        patience=PATIENCE_SECONDS,
+        beside=beside,
+        notify=notify,
+    )
+    for timing in (*comparison.timings, *comparison.beside):
+        row.timings[timing.name] = timing.seconds
+        if timing.failure:
+            row.notes.append(f"{timing.name}: {timing.failure}")
+    return _fill(row, target, comparison, None if bound is None else bound.pairs)
+
+
+def _fill(row: Row, target: Target, comparison: Comparison, bound_pairs: int | None) -> Row:
+    """The figures of a comparison: the medians' ratios."""
+    mine = comparison.timings[0]
+    if not mine.seconds:
+        return row
+    row.seconds = mine.median
+    row.pairs_per_second = comparison.pairs_per_second(mine)
+    others = {timing.name: timing for timing in comparison.beside}
+    if bound_pairs is not None:
+        row.share = row.pairs_per_second * others["limit"].median / bound_pairs
+    best = _best(comparison)
+    if target.unpruned_ratio is not None:
+        if best is not None:
+            row.notes.append(f"{best.name} takes {format_seconds(best.median)}")
+        best = others["unpruned"]
+    if best is not None:
+        row.peer, row.peer_seconds = best.name, best.median
+    ratio = None if best is None else comparison.ratio(best)
+    if target.ratio is not None:
+        row.settle(ratio, target.ratio, at_least=True)
+    elif target.unpruned_ratio is not None:
+        row.settle(ratio, target.unpruned_ratio, at_least=True)
+    elif target.share is not None:
+        row.settle(row.share, target.share, at_least=True)
+    elif target.seconds is not None:
+        row.settle(row.seconds, target.seconds, at_least=False)
+    return row
+
+
+MEMORY = """
+import resource, sys, time
+import torch
+from lebm_kernels import free_energy
+
+M, N, D = map(int, sys.argv[1:4])
+backward = sys.argv[4:]
+
+def inputs(M, N):
+    sizes = {"y": M, "decoded": N}
+    return {name: torch.randn(n, D, requires_grad=name in backward) for name, n in sizes.items()}
+
+def step(arguments):
+    value = free_energy(**arguments)
+    wanted = [arguments[name] for name in backward]
+    return value.detach(), *(torch.autograd.grad(value.sum(), wanted) if wanted else ())
+
+step(inputs(200, 200))
+arguments = inputs(M, N)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+outputs = step(arguments)
+seconds = time.perf_counter() - start
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) / 1024 - sum(x.nbytes for x in outputs) / 2**20, seconds)
+"""
+
+
+def measure_memory(target: Target, rounds: int, notify: Callable[[str], None]) -> Row:
+    """The peak of a step's memory beyond its inputs and outputs, in processes of their own."""
+    row, case = Row(target.title, _aim(target)), target.case
+    command = [sys.executable, "-c", MEMORY, str(case.M), str(case.N), str(case.D), *case.backward]
+    peaks, seconds = [], []
+    start = time.perf_counter()
+    for turn in range(rounds):
+        if turn > 0 and time.perf_counter() - start > BUDGET_SECONDS:
+            break
+        notify(f"process {turn + 1}")
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            row.notes.append(f"failed: {(run.stderr.strip() or 'no word of why').splitlines()[-1]}")
+            return row
+        peak, taken = map(float, run.stdout.split())
+        peaks.append(peak)
+        seconds.append(taken)
+    row.seconds = statistics.median(seconds)
+    row.pairs_per_second = case.M * case.N / row.seconds
+    assert target.mebibytes is not None
+    row.settle(max(peaks), target.mebibytes, at_least=False)
+    row.notes.append(f"added memory: {max(peaks):.0f} MiB")
+    return row
+
+
+def _aim(target: Target) -> str:
+    """What is wanted, in short."""
+    if target.share is not None:
+        return f">= {target.share:.0%} of limit"
+    if target.seconds is not None:
+        return f"<= {target.seconds:g} s"
+    if target.mebibytes is not None:
+        return f"<= {target.mebibytes:g} MiB"
+    return f">= {target.ratio or target.unpruned_ratio:g}x"
+
+
+def target_table(rows: Sequence[Row]) -> Table:
+    """One line a row, and the notes below."""
+    table = Table(box=box.SIMPLE_HEAD, caption_justify="left")
+    table.add_column("case")
+    for title in (
+        "ours",
+        "Gpair/s",
+        "share",
+        "best peer",
+        "its time",
+        "ratio",
+        "target",
+        "reached",
+    ):
+        table.add_column(title, justify="left" if title == "best peer" else "right")
+    for row in rows:
+        peer = row.peer_seconds
+        ratio = peer / row.seconds if peer is not None and row.seconds else None
+        verdict = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "?"}[row.reached]
+        table.add_row(
+            escape(row.title),
+            _cell(row.seconds, format_seconds),
+            _cell(row.pairs_per_second, lambda rate: f"{rate / 1e9:.3g}"),
+            _cell(row.share, lambda share: f"{share:.0%}"),
+            escape(row.peer or "-"),
+            _cell(peer, format_seconds),
+            _cell(ratio, lambda value: f"{value:.3g}x"),
+            row.target,
+            verdict,
+        )
+    notes = [f"{row.title}: {note}" for row in rows for note in row.notes]
+    table.caption = escape("\n".join(notes))
+    return table
+
+
+def _cell(value: float | None, form: Callable[[float], str]) -> str:
+    return "-" if value is None else form(value)
+
+
+def limits(rows: Sequence[Row]) -> dict[str, float]:
+    """Pairs a second that the machine did beside the rows which have a share, by their title."""
+    return {
+        row.title: row.pairs_per_second / row.share
+        for row in rows
+        if row.share is not None and row.pairs_per_second is not None
+    }
+
+
+def facts() -> dict[str, str]:
+    """What a published table must state of the machine and the peers."""
+    keops = metadata.version("pykeops") if util.find_spec("pykeops") else "not installed"
+    return {**describe(), "KeOps": keops}
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """All the figures, as JSON."""
+    record = {"facts": facts(), "limits": limits(rows), "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", metavar="SUBSTRING", default="", help="rows whose title holds it")
+    parser.add_argument("--list", action="store_true", help="print the rows' titles and leave")
+    parser.add_argument("--rounds", type=int, default=7, help="of each case, at most")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: PyTorch's own choice")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"argument --rounds: must be at least 1, got {options.rounds}")
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"argument --threads: must be at least 1, got {options.threads}")
+    if not any(options.only in target.title for target in TARGETS):
+        parser.error(f"argument --only: no title holds {options.only!r}; see --list")
+    return options
+
+
+def tell(status: Status, what: str, text: str) -> None:
+    """Show what happens."""
+    status.update(f"{what}: {text}")
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print the table, write the file."""
+    options = parse(arguments)
+    # In a file or a pipe the table is as wide as it needs to be.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    chosen = [target for target in TARGETS if options.only in target.title]
+    if options.list:
+        console.print("\n".join(target.title for target in chosen), highlight=False)
+        return 0
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    with console.status("preparing") as status:
+        for target in chosen:
+            measure = measure_time if target.mebibytes is None else measure_memory
+            rows.append(measure(target, options.rounds, partial(tell, status, target.title)))
+            if options.json is not None:  # after each: a run of minutes may be cut short
+                write(options.json, rows)
+    stated = facts()
+    console.print(target_table(rows))
+    for title, rate in limits(rows).items():
+        console.print(f"limit, {title}: {rate / 1e9:.3g} Gpair/s", highlight=False)
+    console.print(
+        f"{stated['processor']}, {stated['instruction set in use']}, {stated['threads']} threads, "
+        f"PyTorch {stated['PyTorch']}, KeOps {stated['KeOps']}",
+        highlight=False,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
