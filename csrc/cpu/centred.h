@@ -259,9 +259,8 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
       }
       if constexpr (kByPair) {
         // The floor of exp2 times itself is nothing.
-        each([&](int k, int q, int64_t) LEBM_INLINE_LAMBDA {
-          excess[q] = fma(p[k], x[k], excess[q]);
-        });
+        each([&](int k, int q, int64_t)
+                 LEBM_INLINE_LAMBDA { excess[q] = fma(p[k], x[k], excess[q]); });
       }
     }
     for (int q = 0; q < kQ; ++q) total[q] = add(total[q], part[q]);

@@ -105,8 +105,8 @@ struct CentredColumn {
 // Queries [first, last) against kL vectors of latents from j on, added to r and sum_g.
 //
 // Far from the block, u and v stand for the difference, y - s g = u - s v, which costs an operation
-// a pair and dimension and no product with the share: v is multiplied at the end. Within a radius
-// of a latent that would be wrong by a rounding of the block's size, as in is_near.
+// a pair and dimension and no product with the share: v is multiplied at the end. Near a latent
+// that would be wrong by a rounding of the block's size, as in is_near.
 template <typename T, int kD, bool kHasScale, bool kFloor, bool kNear, int kL>
 LEBM_INLINE void centred_pairs(const Exp2<T>& power, const CentredColumn<T, kD>* queries,
                                int64_t first, int64_t last, const Vec<T> (&square)[kL],
@@ -132,8 +132,7 @@ LEBM_INLINE void centred_pairs(const Exp2<T>& power, const CentredColumn<T, kD>*
       }
     }
     if constexpr (kFloor) {
-      for (int i = 0; i < kL; ++i)
-        x[i] = max(x[i], broadcast(Exp2<T>::kSteps * Exp2<T>::kLowest));
+      for (int i = 0; i < kL; ++i) x[i] = max(x[i], broadcast(Exp2<T>::kSteps * Exp2<T>::kLowest));
     }
     power(x, p, scale);
     const Vec<T> share = broadcast(query.share);
@@ -163,8 +162,8 @@ LEBM_INLINE void centred_pairs(const Exp2<T>& power, const CentredColumn<T, kD>*
   for (int i = 0; i < kL; ++i) {
     r[i] = add(r[i], sum_r[i]);
     for (int d = 0; d < kD; ++d) {
-      const Vec<T> sum = kNear ? pulls[d][i]
-                               : fnma(v[d][i], kHasScale ? weights[d][i] : sum_r[i], pulls[d][i]);
+      const Vec<T> sum =
+          kNear ? pulls[d][i] : fnma(v[d][i], kHasScale ? weights[d][i] : sum_r[i], pulls[d][i]);
       sum_g[d][i] = add(sum_g[d][i], sum);
     }
   }
@@ -187,27 +186,34 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
         return centred_chunk<T, kD, false, true>(grid, block, chunk, sums);
     }
   }
+  // Beyond 1.5 radii, latents are half a radius away at least.
+  T u[kD][kChunk], beyond[kChunk];
+  for (int64_t k = 0; k < count; k += kLanes<T>) {
+    Vec<T> square = broadcast(T(0)), radius = broadcast(T(0));
+    for (int d = 0; d < kD; ++d) {
+      const Vec<T> s = load(chunk.at_s[d] + k), half = mul(s, broadcast(grid.half[b * kD + d]));
+      const Vec<T> from = fnma(s, broadcast(block.centre[d]), load(chunk.at_y[d] + k));
+      store(u[d] + k, from);
+      square = fma(from, from, square);
+      radius = fma(half, half, radius);
+    }
+    store(beyond + k, fnma(broadcast(T(2.25)), radius, square));
+  }
   // The far ones from the front, the near ones from the back.
   CentredColumn<T, kD> queries[kChunk];
   int64_t far = 0, near = count;
   for (int64_t k = 0; k < count; ++k) {
-    T u[kD], square = 0, radius = 0;
-    for (int d = 0; d < kD; ++d) {
-      const T s = chunk.at_s[d][k], half = s * grid.half[b * kD + d];
-      u[d] = chunk.at_y[d][k] - s * block.centre[d];
-      square += u[d] * u[d];
-      radius += half * half;
-    }
-    const bool is_far = square > 4 * radius;
+    const bool is_far = beyond[k] > 0;
     CentredColumn<T, kD>& query = queries[is_far ? far : near - 1];
-    is_far ? ++far : --near;
+    far += is_far;
+    near -= !is_far;
     query.rate = kSteps * chunk.minus_rate[k];
     query.share = T(double(chunk.share[k]) * Exp2<T>::kUnit);
     for (int d = 0; d < kD; ++d) {
       const T s = chunk.at_s[d][k], by = query.share * s;
       query.linear[d] = kSteps * chunk.linear[d][k];
       query.quadratic[d] = kSteps * chunk.quadratic[d][k];
-      query.pull[d] = is_far ? by * u[d] : chunk.at_y[d][k];
+      query.pull[d] = is_far ? by * u[d][k] : chunk.at_y[d][k];
       query.weight[d] = is_far ? by * s : s;
     }
   }

@@ -83,8 +83,8 @@ LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x) {
   return fma(power, mul(Exponent<T>::long_poly(f), f), sub(power, broadcast(T(1))));
 }
 
-// 2^x for the loops over pairs, which it bounds: 2^(x / kSteps) of K vectors in lockstep, divided by
-// kUnit. Both constants are the caller's to account for, once a sum; and x / kSteps must not be
+// 2^x for the loops over pairs, which it bounds: 2^(x / kSteps) of K vectors in lockstep, divided
+// by kUnit. Both constants are the caller's to account for, once a sum; and x / kSteps must not be
 // below kLowest.
 //
 // What counts on current processors is the number of operations of any kind and, next, the length
@@ -100,7 +100,7 @@ struct Exp2 {
   static constexpr double monic_float[] = {7.29115104675293, 41.84581756591797, 181.09864807128906,
                                            522.5490112304688, 753.8790893554688};
   static constexpr double monic_double[] = {
-      15.875754214634945425, 228.46582414194548024, 2966.455549191905811, 34237.640252183266173,
+      15.875754214634945425, 228.46582414194548024, 2966.455549191905811,  34237.640252183266173,
       345761.31712604524589, 2992968.8158958418636, 21589706.341111394028, 124589449.0905613436,
       539233741.05012293326, 1555899688.1860298742, 2244688764.2666697851};
   static constexpr const double* monic = sizeof(T) == 4 ? monic_float : monic_double;
