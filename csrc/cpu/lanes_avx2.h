@@ -44,14 +44,43 @@ LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) {
   return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
 }
 
-// a 2^n, where n is the integer in the low bits of t = n + magic (see exponential.h)
-LEBM_INLINE VecF scale_by_power(VecF a, VecF t) {
-  __m256i n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+// x - n, and in the low bits of `whole` the integer n nearest to x. Where nothing converts to
+// integers, adding 1.5 2^52 brings n there.
+LEBM_INLINE VecF split(VecF x, VecF& whole) {
+  whole = _mm256_castsi256_ps(_mm256_cvtps_epi32(x));
+  return _mm256_sub_ps(x, _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+LEBM_INLINE VecD split(VecD x, VecD& whole) {
+  const VecD magic = _mm256_set1_pd(6755399441055744.0);
+  whole = _mm256_add_pd(x, magic);
+  return _mm256_sub_pd(x, _mm256_sub_pd(whole, magic));
+}
+// a 2^n
+LEBM_INLINE VecF scale_by_power(VecF a, VecF whole) {
+  __m256i n = _mm256_slli_epi32(_mm256_castps_si256(whole), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
 }
-LEBM_INLINE VecD scale_by_power(VecD a, VecD t) {
-  __m256i n = _mm256_slli_epi64(_mm256_castpd_si256(t), 52);
+LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
+  __m256i n = _mm256_slli_epi64(_mm256_castpd_si256(whole), 52);
   return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a), n));
+}
+
+// Entries of a table of floats that one operation looks up; entry n mod 8; a's bits plus n 2^20.
+constexpr int kTable = 8;
+LEBM_INLINE VecF look_up(VecF table, VecF whole) {
+  return _mm256_permutevar8x32_ps(table, _mm256_castps_si256(whole));
+}
+LEBM_INLINE VecF add_steps(VecF a, VecF whole) {
+  __m256i n = _mm256_slli_epi32(_mm256_castps_si256(whole), 20);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
+}
+
+constexpr int kRegisters = 16;
+// a, of which the compiler forgets that it is a constant that could be loaded again
+template <typename V>
+LEBM_INLINE V in_register(V a) {
+  asm("" : "+x"(a));
+  return a;
 }
 
 LEBM_INLINE float sum(VecF a) {

@@ -47,8 +47,29 @@ LEBM_INLINE VecD select_equal(VecD a, VecD b, VecD yes, VecD no) { return a == b
 LEBM_INLINE VecF select_less(VecF a, VecF b, VecF yes, VecF no) { return a < b ? yes : no; }
 LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) { return a < b ? yes : no; }
 
-LEBM_INLINE VecF scale_by_power(VecF a, VecF t) { return (VecF)((VecU32)a + ((VecU32)t << 23)); }
-LEBM_INLINE VecD scale_by_power(VecD a, VecD t) { return (VecD)((VecU64)a + ((VecU64)t << 52)); }
+LEBM_INLINE VecF split(VecF x, VecF& whole) {
+  const VecF magic = broadcast(12582912.0f);  // 1.5 2^23
+  whole = x + magic;
+  return x - (whole - magic);
+}
+LEBM_INLINE VecD split(VecD x, VecD& whole) {
+  const VecD magic = broadcast(6755399441055744.0);  // 1.5 2^52
+  whole = x + magic;
+  return x - (whole - magic);
+}
+LEBM_INLINE VecF scale_by_power(VecF a, VecF whole) {
+  return (VecF)((VecU32)a + ((VecU32)whole << 23));
+}
+LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
+  return (VecD)((VecU64)a + ((VecU64)whole << 52));
+}
+
+constexpr int kTable = 0;
+constexpr int kRegisters = 16;
+template <typename V>
+LEBM_INLINE V in_register(V a) {
+  return a;
+}
 
 LEBM_INLINE float sum(VecF a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 LEBM_INLINE double sum(VecD a) { return a[0] + a[1]; }
