@@ -189,7 +189,8 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
   for (int64_t begin = 0; begin < size; begin += kRun) {
     Vec<T> part[kQ];
     for (int k = 0; k < kQ; ++k) part[k] = zero;
-    for (int64_t j = begin; j < begin + kRun; j += kLanes<T>) {
+    const int64_t end = begin + kRun < size ? begin + kRun : size;
+    for (int64_t j = begin; j < end; j += kLanes<T>) {
       Vec<T> v[kD];
       for (int d = 0; d < kD; ++d) v[d] = load(block.v + d * size + j);
       const Vec<T> square = load(plan.square + j);

@@ -85,7 +85,7 @@ struct ColumnMemory {
  private:
   // Energies are taken four rows at a time: three more may be read.
   static size_t carve(char* memory, int64_t M, int64_t N, int64_t D, ColumnMemory* out) {
-    const size_t blocks = (N + block_size(D) - 1) / block_size(D), rows = M + 3;
+    const size_t blocks = (N + block_size(N, D) - 1) / block_size(N, D), rows = M + 3;
     const size_t sizes[] = {sizeof(ColumnQuery<T>) * rows,
                             sizeof(T) * rows * D,
                             sizeof(T) * rows * D,

@@ -46,14 +46,19 @@ struct Grid {
 
 constexpr int64_t kMostLatents = 512;
 
-// 512 latents at low D; fewer where a block would outgrow the caches.
-LEBM_INLINE int64_t block_size(int64_t D) {
-  return D <= 8 ? kMostLatents : D <= 64 ? 256 : D <= 256 ? 128 : 64;
+// A multiple of every instruction set's vectors.
+constexpr int64_t kSmallestBlock = 16;
+
+// 512 latents at low D; fewer where a block would outgrow the caches, or is not filled.
+LEBM_INLINE int64_t block_size(int64_t N, int64_t D) {
+  const int64_t most = D <= 8 ? kMostLatents : D <= 64 ? 256 : D <= 256 ? 128 : 64;
+  const int64_t unit = D <= 4 ? kSmallestBlock : 64, filled = (N + unit - 1) / unit * unit;
+  return filled < most ? filled : most;
 }
 
 template <typename T>
 static size_t grid_bytes(int64_t N, int64_t D) {
-  const int64_t block = block_size(D), blocks = (N + block - 1) / block;
+  const int64_t block = block_size(N, D), blocks = (N + block - 1) / block;
   return sizeof(T) * (size_t)(blocks * block * (2 * D + 3) + blocks * (4 * D + 3) + 2 * D) +
          (sizeof(double) + 1) * (size_t)blocks;
 }
@@ -63,7 +68,7 @@ static Grid<T> lay_out(void* memory, int64_t N, int64_t D) {
   Grid<T> grid{};
   grid.N = N;
   grid.D = D;
-  grid.block = block_size(D);
+  grid.block = block_size(N, D);
   grid.num_blocks = (N + grid.block - 1) / grid.block;
   const int64_t size = grid.num_blocks * grid.block;
   grid.block_weight = static_cast<double*>(memory);

@@ -292,7 +292,7 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
 template <typename T>
 static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t b, void* memory,
                          const Parallel& parallel) {
-  const int64_t blocks = (p.N + block_size(p.D) - 1) / block_size(p.D);
+  const int64_t blocks = (p.N + block_size(p.N, p.D) - 1) / block_size(p.N, p.D);
   auto* flags = static_cast<BlockFlags*>(memory);
   auto* query = reinterpret_cast<int64_t*>(flags + blocks);
   void* packed = query + p.M;
@@ -318,7 +318,7 @@ static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t 
 
 template <typename T>
 static void rows(const Problem<T>& p, const RowOutputs<T>& out, const Parallel& parallel) {
-  const int64_t blocks = (p.N + block_size(p.D) - 1) / block_size(p.D);
+  const int64_t blocks = (p.N + block_size(p.N, p.D) - 1) / block_size(p.N, p.D);
   const size_t bytes = size_t(blocks) * sizeof(BlockFlags) + size_t(p.M) * sizeof(int64_t) +
                        padded(grid_bytes<T>(p.N, p.D)) + padded(size_t(p.M)) +
                        (sorts(p) ? order_bytes(p.N) : 0);
