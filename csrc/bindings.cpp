@@ -1,14 +1,20 @@
 // The native operators on CPU: tensors in, kernels' plain structures out. Only PyTorch's stable ABI
 // is used, so that one binary serves every PyTorch from 2.10 on.
 //
-//   rows:    F, state and, where wanted, slopes, mean and index (else empty)
-//   columns: the latent-side gradients, where wanted (else empty)
+//   rows:    F, state and, where wanted, slopes, mean and index
+//   columns: the latent-side gradients, where wanted
 //
-// Arguments are canonical (see lebm_kernels/backends/contract.py): checked, broadcast, [B, M, D].
+// In the place of what is not wanted stands another tensor, without meaning.
+//
+// Arguments are canonical (see lebm_kernels/backends/contract.py): checked, [B, M, D]. Beyond that
+// contract, B may be missing from all of them (outputs then lack it too), and beta, scale,
+// log_weight and latent_energy broadcast: what PyTorch would do to the tensors costs more than a
+// small problem.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -22,17 +28,20 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A tensor whose dimensions are the last of `rank`.
 template <typename T>
-lebm::View<T> view(const Tensor& x) {
+lebm::View<T> view(const Tensor& x, int64_t rank) {
   lebm::View<T> result;
   result.data = static_cast<const T*>(x.const_data_ptr());
-  for (int64_t i = 0; i < x.dim(); ++i) result.stride[i] = x.stride(i);
+  const int64_t missing = rank - x.dim();
+  for (int64_t i = 0; i < x.dim(); ++i)
+    result.stride[missing + i] = x.size(i) == 1 ? 0 : x.stride(i);
   return result;
 }
 
 template <typename T>
-lebm::View<T> view(const std::optional<Tensor>& x) {
-  return x ? view<T>(*x) : lebm::View<T>{};
+lebm::View<T> view(const std::optional<Tensor>& x, int64_t rank) {
+  return x ? view<T>(*x, rank) : lebm::View<T>{};
 }
 
 template <typename T>
@@ -41,9 +50,18 @@ lebm::Problem<T> problem(const Tensor& y, const Tensor& decoded, const Tensor& b
                          const std::optional<Tensor>& log_weight,
                          const std::optional<Tensor>& latent_energy,
                          const std::optional<double>& tol) {
-  return {y.size(0),          y.size(1),           decoded.size(1),       y.size(2),
-          tol.value_or(-1.0), view<T>(y),          view<T>(decoded),      view<T>(beta),
-          view<T>(scale),     view<T>(log_weight), view<T>(latent_energy)};
+  const int64_t B = y.dim() == 3 ? y.size(0) : 1;
+  return {B,
+          y.size(-2),
+          decoded.size(-2),
+          y.size(-1),
+          tol.value_or(-1.0),
+          view<T>(y, 3),
+          view<T>(decoded, 3),
+          view<T>(beta, 2),
+          view<T>(scale, 3),
+          view<T>(log_weight, 2),
+          view<T>(latent_energy, 2)};
 }
 
 void run_on_pool(int64_t count, lebm::Parallel::Body body, void* context) {
@@ -53,32 +71,57 @@ void run_on_pool(int64_t count, lebm::Parallel::Body body, void* context) {
   });
 }
 
-lebm::Parallel pool() { return {run_on_pool, int64_t(torch::stable::get_num_threads())}; }
+void run_here(int64_t count, lebm::Parallel::Body body, void* context) {
+  for (int64_t i = 0; i < count; ++i) body(context, i);
+}
 
-Tensor output(bool wanted, const std::vector<int64_t>& size, const Tensor& like,
-              std::optional<ScalarType> dtype = std::nullopt) {
-  const std::vector<int64_t> none = {0};
-  return torch::stable::new_empty(like, wanted ? size : none, dtype);
+// Waking the pool takes longer than this many products of a pair.
+constexpr int64_t kFewProducts = 40000;
+
+template <typename T>
+lebm::Parallel pool(const lebm::Problem<T>& p) {
+  if (double(p.B) * double(p.M) * double(p.N) * double(p.D) < kFewProducts) return {run_here, 1};
+  return {run_on_pool, int64_t(torch::stable::get_num_threads())};
+}
+
+// The sizes of x, the last `count` of them replaced by `tail`.
+std::vector<int64_t> sizes(const Tensor& x, int64_t count, std::initializer_list<int64_t> tail) {
+  std::vector<int64_t> result;
+  for (int64_t i = 0; i < x.dim() - count; ++i) result.push_back(x.size(i));
+  result.insert(result.end(), tail);
+  return result;
+}
+
+// Memory on the CPU. Through the dispatcher, as torch::stable::new_empty goes, it takes as long as
+// a small problem.
+Tensor empty(const std::vector<int64_t>& size, ScalarType dtype) {
+  std::vector<int64_t> stride(size.size());
+  int64_t step = 1;
+  for (size_t i = size.size(); i-- > 0; step *= size[i]) stride[i] = step;
+  const int32_t code = dtype == ScalarType::Long     ? aoti_torch_dtype_int64()
+                       : dtype == ScalarType::Double ? aoti_torch_dtype_float64()
+                                                     : aoti_torch_dtype_float32();
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(size.size()), size.data(),
+                                                         stride.data(), code,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 template <typename T>
-T* data(const Tensor& x) {
-  return x.numel() ? static_cast<T*>(x.mutable_data_ptr()) : nullptr;
+T* data(const Tensor& x, bool wanted = true) {
+  return wanted ? static_cast<T*>(x.mutable_data_ptr()) : nullptr;
 }
 
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename T>
-void run_rows(const lebm::Problem<T>& p, Seven& out) {
-  auto& [free_energy, state, slope_y, slope_scale, slope_beta, mean, index] = out;
-  const lebm::RowOutputs<T> outputs = {data<T>(free_energy), data<double>(state), data<T>(slope_y),
-                                       data<T>(slope_scale), data<T>(slope_beta), data<T>(mean),
-                                       data<int64_t>(index)};
+void run_rows(const lebm::Problem<T>& p, const lebm::RowOutputs<T>& outputs) {
   const lebm::Kernels& kernels = lebm::kernels();
   if constexpr (sizeof(T) == 4) {
-    kernels.rows_f32(p, outputs, pool());
+    kernels.rows_f32(p, outputs, pool(p));
   } else {
-    kernels.rows_f64(p, outputs, pool());
+    kernels.rows_f64(p, outputs, pool(p));
   }
 }
 
@@ -86,57 +129,69 @@ Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
            const std::optional<Tensor>& scale, const std::optional<Tensor>& log_weight,
            const std::optional<Tensor>& latent_energy, std::optional<double> tol, bool slope_y,
            bool slope_scale, bool slope_beta, bool mean, bool index) {
-  const int64_t B = y.size(0), M = y.size(1), D = y.size(2);
-  Seven out = {output(true, {B, M}, y),
-               output(true, {B, M, 3}, y, ScalarType::Double),
-               output(slope_y, {B, M, D}, y),
-               output(slope_scale, {B, M, D}, y),
-               output(slope_beta, {B, M}, y),
-               output(mean, {B, M, D}, y),
-               output(index, {B, M}, y, ScalarType::Long)};
-  if (B == 0 || M == 0) return out;
-  if (y.scalar_type() == ScalarType::Double) {
-    run_rows(problem<double>(y, decoded, beta, scale, log_weight, latent_energy, tol), out);
-  } else {
-    run_rows(problem<float>(y, decoded, beta, scale, log_weight, latent_energy, tol), out);
-  }
+  const std::vector<int64_t> scalar = sizes(y, 1, {}), vector = sizes(y, 0, {});
+  const ScalarType dtype = y.scalar_type();
+  const Tensor value = empty(scalar, dtype);
+  auto of = [&](bool wanted, const std::vector<int64_t>& size) {
+    return wanted ? empty(size, dtype) : value;
+  };
+  Seven out = {value,
+               empty(sizes(y, 1, {3}), ScalarType::Double),
+               of(slope_y, vector),
+               of(slope_scale, vector),
+               of(slope_beta, scalar),
+               of(mean, vector),
+               index ? empty(scalar, ScalarType::Long) : value};
+  if (value.numel() == 0) return out;
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const lebm::RowOutputs<T> outputs = {data<T>(value),
+                                         data<double>(std::get<1>(out)),
+                                         data<T>(std::get<2>(out), slope_y),
+                                         data<T>(std::get<3>(out), slope_scale),
+                                         data<T>(std::get<4>(out), slope_beta),
+                                         data<T>(std::get<5>(out), mean),
+                                         data<int64_t>(std::get<6>(out), index)};
+    run_rows(problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol), outputs);
+  };
+  dtype == ScalarType::Double ? run(0.0) : run(0.0f);
   return out;
 }
 
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
 template <typename T>
-void run_columns(const lebm::Problem<T>& p, const Tensor& grad, const Tensor& state, Three& out) {
-  const lebm::ColumnArguments<T> arguments = {static_cast<const T*>(grad.const_data_ptr()),
-                                              static_cast<const double*>(state.const_data_ptr()),
-                                              data<T>(std::get<0>(out)), data<T>(std::get<1>(out)),
-                                              data<T>(std::get<2>(out))};
+void run_columns(const lebm::Problem<T>& p, const lebm::ColumnArguments<T>& arguments) {
   const lebm::Kernels& kernels = lebm::kernels();
   if constexpr (sizeof(T) == 4) {
-    kernels.columns_f32(p, arguments, pool());
+    kernels.columns_f32(p, arguments, pool(p));
   } else {
-    kernels.columns_f64(p, arguments, pool());
+    kernels.columns_f64(p, arguments, pool(p));
   }
 }
+
+Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 Three columns(const Tensor& grad_any, const Tensor& state_any, const Tensor& y,
               const Tensor& decoded, const Tensor& beta, const std::optional<Tensor>& scale,
               const std::optional<Tensor>& log_weight, const std::optional<Tensor>& latent_energy,
               std::optional<double> tol, bool want_decoded, bool want_log_weight,
               bool want_latent_energy) {
-  const Tensor grad = torch::stable::contiguous(grad_any);
-  const Tensor state = torch::stable::contiguous(state_any);
-  const int64_t B = decoded.size(0), N = decoded.size(1), D = decoded.size(2);
-  Three out = {output(want_decoded, {B, N, D}, y), output(want_log_weight, {B, N}, y),
-               output(want_latent_energy, {B, N}, y)};
-  if (B == 0) return out;
-  if (y.scalar_type() == ScalarType::Double) {
-    run_columns(problem<double>(y, decoded, beta, scale, log_weight, latent_energy, tol), grad,
-                state, out);
-  } else {
-    run_columns(problem<float>(y, decoded, beta, scale, log_weight, latent_energy, tol), grad,
-                state, out);
-  }
+  const Tensor grad = dense(grad_any), state = dense(state_any);
+  auto of = [&](bool wanted, int64_t count) {
+    return wanted ? empty(sizes(decoded, count, {}), y.scalar_type()) : grad;
+  };
+  Three out = {of(want_decoded, 0), of(want_log_weight, 1), of(want_latent_energy, 1)};
+  if (decoded.numel() == 0) return out;
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const lebm::ColumnArguments<T> arguments = {
+        static_cast<const T*>(grad.const_data_ptr()),
+        static_cast<const double*>(state.const_data_ptr()), data<T>(std::get<0>(out), want_decoded),
+        data<T>(std::get<1>(out), want_log_weight), data<T>(std::get<2>(out), want_latent_energy)};
+    run_columns(problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol), arguments);
+  };
+  y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   return out;
 }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lebm_kernels import ops, reference, sampling
+from lebm_kernels import direct, ops, reference, sampling
 from lebm_kernels.backends import choose
 from lebm_kernels.reference import Posterior
 
@@ -66,6 +66,10 @@ def free_energy(
         >>> free_energy(y, decoded, beta=float("inf"))
         tensor([4.])
     """
+    if tol is None and (backend is None or backend == "native"):
+        value = direct.free_energy(y, decoded, beta, scale, log_weight, latent_energy)
+        if value is not None:
+            return value
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
     name = _options(arguments[0], tol, backend)
     if name == "reference":
@@ -78,7 +82,7 @@ def free_energy(
         tracked and scale is not None and scale.requires_grad,
         tracked and beta.requires_grad,
     ]
-    value: Tensor = ops.free_energy(*arguments, tol, name, slopes)[0]
+    value = ops.free_energy(*arguments, tol, name, slopes)[0]
     return value
 
 

@@ -13,6 +13,7 @@ the backward of the query-side arguments is a product and no second pass:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -311,14 +312,21 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(y, decoded, beta, scale, log_weight, latent_energy, *slopes, state)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def differentiate(
+    ctx: Any, grad: Tensor | None, *_: Any, columns: Callable[..., Any] | None = None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``free_energy``'s arguments.
+
+    ``columns`` stands in for ``free_energy_columns`` where no transform can have hidden from the
+    forward which gradients would be wanted.
+    """
     if grad is None:
         return (None,) * 9
     *arguments, slope_y, slope_scale, slope_beta, state = ctx.saved_tensors
     y, decoded, beta, scale, log_weight, latent_energy = arguments
-    needs = ctx.needs_input_grad[:6]
+    needs = ctx.needs_input_grad
     slopes = [slope_y, slope_scale, slope_beta]
-    if any(
+    if columns is None and any(
         n and slope.dim() == 1 and slope.numel() == 0 != grad.numel()
         for n, slope in zip((needs[0], needs[3], needs[2]), slopes, strict=True)
     ):
@@ -329,7 +337,10 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | Non
 
     def row(argument: Tensor, slope: Tensor) -> Tensor:
         weight = grad.unsqueeze(-1) if slope.dim() > grad.dim() else grad
-        return (weight * slope).sum_to_size(argument.shape).to(argument.dtype)
+        product = weight * slope
+        if product.shape != argument.shape:
+            product = product.sum_to_size(argument.shape)
+        return product if product.dtype is argument.dtype else product.to(argument.dtype)
 
     grads: list[Tensor | None] = [None] * 6
     for position, slope in zip((0, 3, 2), slopes, strict=True):
@@ -337,8 +348,10 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | Non
             grads[position] = row(arguments[position], slope)
     mask = [needs[1], needs[4], needs[5]]
     if any(mask):
-        columns = _free_energy_columns(grad, state, *arguments, ctx.tol, ctx.backend, mask)
-        for position, wanted, column in zip((1, 4, 5), mask, columns, strict=True):
+        outputs = (columns or free_energy_columns)(
+            grad, state, *arguments, ctx.tol, ctx.backend, mask
+        )
+        for position, wanted, column in zip((1, 4, 5), mask, outputs, strict=True):
             grads[position] = column if wanted else None
     if torch.is_grad_enabled():
         sources = (grad, *arguments)
@@ -401,7 +414,7 @@ def _free_energy_backward_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         for position, wanted in zip(latent_side, mask, strict=True)
     ]
     lined_up = _line_up(tuple(tensors), tuple(dims), (1, 2, *_RANKS))
-    outputs = _free_energy_columns(*lined_up, *args[8:])
+    outputs = free_energy_columns(*lined_up, *args[8:])
     outputs = tuple(
         x if shape is None else x.reshape(shape) for x, shape in zip(outputs, shapes, strict=True)
     )
@@ -416,7 +429,7 @@ class _FreeEnergy(torch.autograd.Function):
         return torch.ops.lebm_kernels.free_energy(*args)
 
     setup_context = staticmethod(_save)
-    backward = staticmethod(_differentiate)
+    backward = staticmethod(differentiate)
     vmap = staticmethod(_free_energy_vmap)
 
 
@@ -449,7 +462,8 @@ def free_energy(*args: Any) -> Any:
     return torch.ops.lebm_kernels.free_energy(*args)
 
 
-def _free_energy_columns(*args: Any) -> Any:
+def free_energy_columns(*args: Any) -> Any:
+    """The operator ``lebm_kernels::free_energy_backward``, in the same way."""
     if _inside_transform():
         return _FreeEnergyColumns.apply(*args)
     return torch.ops.lebm_kernels.free_energy_backward(*args)
@@ -465,7 +479,7 @@ def _register(
     torch.library.register_autograd(qualified, backward, setup_context=save, lib=_library)
 
 
-_register("free_energy", _free_energy, _free_energy_fake, _free_energy_vmap, _differentiate, _save)
+_register("free_energy", _free_energy, _free_energy_fake, _free_energy_vmap, differentiate, _save)
 _register(
     "free_energy_backward",
     _free_energy_backward,

@@ -43,7 +43,8 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
   for (int64_t begin = 0; begin < size; begin += kRun) {
     Vec<T> part[kQ];
     for (int q = 0; q < kQ; ++q) part[q] = zero;
-    for (int64_t j = begin; j < begin + kRun; j += kL * kLanes<T>) {
+    const int64_t end = begin + kRun < size ? begin + kRun : size;
+    for (int64_t j = begin; j < end; j += kL * kLanes<T>) {
       // Vector i of latents against query q is the k-th.
       auto each = [&](auto&& body) LEBM_INLINE_LAMBDA {
         for (int i = 0; i < kL; ++i)

@@ -91,8 +91,8 @@ struct ColumnMemory {
                             sizeof(int64_t) * rows,
                             rows,
                             sizeof(BlockFlags) * blocks,
-                            grid_bytes<T>(p.N, p.D, block),
-                            order_bytes(p.N)};
+                            grid_bytes<T>(p.N, p.D, block, streams(p)),
+                            sorts(p) ? order_bytes(p.N) : 0};
     size_t at[9] = {0};
     for (int i = 0; i < 8; ++i) at[i + 1] = at[i] + padded(sizes[i]);
     if (out) {
@@ -183,11 +183,15 @@ template <typename T>
 struct BlockScratch {
   ColumnSums<T> sums;
   T* energy;
+  T* unpacked;  // a streamed block
 
-  static size_t bytes(int64_t D, int64_t block) {
-    return padded(size_t(block) * (sizeof(double) * (D + 3) + sizeof(T) * (D + 6)));
+  static size_t bytes(const Grid<T>& grid) {
+    const size_t D = size_t(grid.D);
+    return padded(size_t(grid.block) * (sizeof(double) * (D + 3) + sizeof(T) * (D + 6)) +
+                  grid.scratch_bytes());
   }
-  BlockScratch(void* memory, int64_t D, int64_t block) {
+  BlockScratch(void* memory, const Grid<T>& grid) {
+    const int64_t D = grid.D, block = grid.block;
     sums.g_all = static_cast<double*>(memory);
     sums.r_all = sums.g_all + D * block;
     sums.l_all = sums.r_all + block;
@@ -196,15 +200,35 @@ struct BlockScratch {
     sums.r = sums.g + D * block;
     sums.l = sums.r + block;
     energy = sums.l + block;
+    unpacked = energy + 4 * block;
   }
   void clear(int64_t D, int64_t block) { fill(sums.g_all, (D + 3) * block, 0.0); }
 };
 
+// -2 sums [D][block] to out [block][D].
+template <typename T, int kD>
+static void write_gradient(const double* __restrict sums, int64_t block, T* __restrict out) {
+  for (int64_t j = 0; j < block; ++j)
+    for (int d = 0; d < kD; ++d) out[j * kD + d] = T(-2 * sums[d * block + j]);
+}
+
 template <typename T>
 static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int64_t b,
-                        const Grid<T>& grid, int64_t i, const ColumnSums<T>& sums, double pulled,
-                        bool poisoned) {
-  const Block<T> block = grid.at(i);
+                        const Grid<T>& grid, const Block<T>& block, const ColumnSums<T>& sums,
+                        double pulled, bool poisoned) {
+  if (grid.plain && out.grad_decoded && !poisoned && grid.whole[block.first / grid.block]) {
+    T* gradient = out.grad_decoded + (b * p.N + block.first) * p.D;
+    switch (p.D) {
+      case 1:
+        return write_gradient<T, 1>(sums.g_all, grid.block, gradient);
+      case 2:
+        return write_gradient<T, 2>(sums.g_all, grid.block, gradient);
+      case 3:
+        return write_gradient<T, 3>(sums.g_all, grid.block, gradient);
+      default:
+        return write_gradient<T, 4>(sums.g_all, grid.block, gradient);
+    }
+  }
   const double total = grid.total;
   for (int64_t j = 0; j < grid.block && block.first + j < p.N; ++j) {
     const int64_t n = grid.order ? grid.order[block.first + j] : block.first + j;
@@ -230,8 +254,12 @@ template <typename T>
 static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
                             void* scratch, const Parallel& parallel) {
   ColumnMemory<T> memory(scratch, p);
-  const Grid<T> grid = pack(p, b, memory.packed, memory.flags,
-                            sorts(p) ? memory.order_of_latents : nullptr, parallel);
+  const bool streamed = streams(p);
+  Grid<T> grid = pack(p, b, memory.packed, memory.flags,
+                      sorts(p) ? memory.order_of_latents : nullptr, parallel, streamed);
+  const bool again = streamed && grid.has_infinite;
+  const Scratch written(again ? grid_bytes<T>(p.N, p.D, grid.block, false) : 0);
+  if (again) grid = pack(p, b, written.get(), memory.flags, nullptr, parallel, false);
   int64_t ends[kTreatments + 1];
   ColumnTask<T> task{&grid,
                      memory.queries,
@@ -248,21 +276,27 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
   const int64_t wanted = 4 * parallel.threads, most = (used + kChunk - 1) / kChunk;
   int64_t pieces = parallel.threads == 1 || blocks >= wanted ? 1 : (wanted + blocks - 1) / blocks;
   pieces = pieces < most ? pieces : most > 0 ? most : 1;
-  const size_t bytes = BlockScratch<T>::bytes(p.D, grid.block);
-  auto sweep_piece = [&](int64_t i, int64_t piece, BlockScratch<T>& own) {
+  const size_t bytes = BlockScratch<T>::bytes(grid);
+  auto block_at = [&](int64_t i, const BlockScratch<T>& own) {
+    Grid<T> mine = grid;
+    mine.scratch = own.unpacked;
+    return mine.at(i);
+  };
+  auto sweep_piece = [&](const Block<T>& block, int64_t piece, BlockScratch<T>& own) {
     own.clear(p.D, grid.block);
     if (poisoned) return;
-    queries_against_any(task, grid.at(i), used * piece / pieces, used * (piece + 1) / pieces,
-                        own.energy, own.sums);
+    queries_against_any(task, block, used * piece / pieces, used * (piece + 1) / pieces, own.energy,
+                        own.sums);
   };
   if (pieces == 1) {
     const int64_t shares = blocks < 8 * parallel.threads ? blocks : 8 * parallel.threads;
     for_each(parallel, shares, [&](int64_t share) {
       Scratch mine(bytes);
-      BlockScratch<T> own(mine.get(), p.D, grid.block);
+      BlockScratch<T> own(mine.get(), grid);
       for (int64_t i = blocks * share / shares; i < blocks * (share + 1) / shares; ++i) {
-        sweep_piece(i, 0, own);
-        write_block(p, arguments, b, grid, i, own.sums, pulled, poisoned);
+        const Block<T> block = block_at(i, own);
+        sweep_piece(block, 0, own);
+        write_block(p, arguments, b, grid, block, own.sums, pulled, poisoned);
       }
     });
     return;
@@ -270,11 +304,11 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
   Scratch all(bytes * size_t(blocks * pieces));
   auto scratch_at = [&](int64_t i, int64_t piece) {
     char* start = static_cast<char*>(all.get()) + bytes * size_t(i * pieces + piece);
-    return BlockScratch<T>(start, p.D, grid.block);
+    return BlockScratch<T>(start, grid);
   };
   for_each(parallel, blocks * pieces, [&](int64_t i) {
     BlockScratch<T> own = scratch_at(i / pieces, i % pieces);
-    sweep_piece(i / pieces, i % pieces, own);
+    sweep_piece(block_at(i / pieces, own), i % pieces, own);
   });
   for (int64_t i = 0; i < blocks; ++i) {
     BlockScratch<T> whole = scratch_at(i, 0);
@@ -283,7 +317,7 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
       for (int64_t k = 0; k < (p.D + 3) * grid.block; ++k)
         whole.sums.g_all[k] += part.sums.g_all[k];
     }
-    write_block(p, arguments, b, grid, i, whole.sums, pulled, poisoned);
+    write_block(p, arguments, b, grid, block_at(i, whole), whole.sums, pulled, poisoned);
   }
 }
 

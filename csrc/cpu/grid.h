@@ -4,6 +4,12 @@
 // latents. v = g - centre, the centre being the middle of the block's box: moments summed in v
 // don't cancel when the data lie far from the origin. A latent that must not count (padding, or a
 // log-weight of -inf) has g = 0, weight 0 and an energy of kAbsent, which real ones stay below.
+//
+// A plain grid is one of contiguous latents at low D without weights or energies: it is packed by
+// vectors, and its whole blocks share one r, log2_w and w. Where a plain grid is long and meets few
+// queries, it is streamed: writing it down would take longer than the sweep. Then only what
+// describes the blocks is kept, and a block is unpacked, into a scratch of the sweep's, when its
+// turn comes.
 
 template <typename T>
 constexpr T kAbsent = sizeof(T) == 4 ? T(8.0e37) : T(4.0e307);
@@ -21,6 +27,38 @@ struct Block {
   const T* centre;  // [D]
 };
 
+template <typename T, int kD>
+static void transpose(const T* __restrict x, int64_t block, T* __restrict g) {
+  for (int64_t j = 0; j < block; ++j)
+    for (int d = 0; d < kD; ++d) g[d * block + j] = x[j * kD + d];
+}
+
+// x [block][D] to g [D][block], D <= 4.
+template <typename T>
+static void transpose(const T* x, int64_t D, int64_t block, T* g) {
+  switch (D) {
+    case 1:
+      return transpose<T, 1>(x, block, g);
+    case 2:
+      return transpose<T, 2>(x, block, g);
+    case 3:
+      return transpose<T, 3>(x, block, g);
+    default:
+      return transpose<T, 4>(x, block, g);
+  }
+}
+
+// x [block][D] to g and v = g - centre.
+template <typename T>
+static void unpack(const T* x, int64_t D, int64_t block, const T* centre, T* g, T* v) {
+  transpose(x, D, block, g);
+  for (int64_t d = 0; d < D; ++d) {
+    const Vec<T> of_block = broadcast(centre[d]);
+    for (int64_t j = d * block; j < (d + 1) * block; j += kLanes<T>)
+      store(v + j, sub(load(g + j), of_block));
+  }
+}
+
 template <typename T>
 struct Grid {
   int64_t N, D, block, num_blocks;
@@ -37,11 +75,23 @@ struct Grid {
   bool weighted;
   bool has_nan;       // every result is NaN
   bool has_infinite;  // a latent with infinite energy: it counts in the weights alone
+  bool plain;
+  T *zeros, *ones;    // [block], what whole blocks of a plain grid have for r, log2_w and w
+  const T* streamed;  // the latents, if they are not written down, but for the last block
+  T* scratch;         // [2][D][block], where a streamed block is unpacked: each thread's own
 
+  // A streamed block holds until the next.
   Block<T> at(int64_t i) const {
-    return {i * block,          g + i * D * block, v + i * D * block, r + i * block,
-            log2_w + i * block, w + i * block,     centre + i * D};
+    if (streamed && i < num_blocks - 1) {
+      unpack(streamed + i * D * block, D, block, centre + i * D, scratch, scratch + D * block);
+      return {i * block, scratch, scratch + D * block, zeros, zeros, ones, centre + i * D};
+    }
+    const int64_t slot = streamed ? 0 : i, at_g = slot * D * block, at_r = slot * block;
+    if (plain && whole[i])
+      return {i * block, g + at_g, v + at_g, zeros, zeros, ones, centre + i * D};
+    return {i * block, g + at_g, v + at_g, r + at_r, log2_w + at_r, w + at_r, centre + i * D};
   }
+  size_t scratch_bytes() const { return streamed ? sizeof(T) * size_t(2 * D * block) : 0; }
 };
 
 constexpr int64_t kMostLatents = 512, kLeaf = 128;
@@ -57,28 +107,47 @@ static bool has_leaves(const Problem<T>& p) {
          p.beta.stride[1] == 0 && (!p.scale.data || p.scale.stride[1] == 0);
 }
 
-// 512 latents at low D; fewer where a block would outgrow the caches.
+// A multiple of what every instruction set's loops take at a time: two of its vectors.
+constexpr int64_t kSmallestBlock = 32;
+
+// 512 latents at low D; fewer where a block would outgrow the caches, or is not filled.
 template <typename T>
 static int64_t block_size(const Problem<T>& p) {
   if (has_leaves(p)) return kLeaf;
-  return p.D <= 8 ? kMostLatents : p.D <= 64 ? 256 : p.D <= 256 ? 128 : 64;
+  const int64_t most = p.D <= 8 ? kMostLatents : p.D <= 64 ? 256 : p.D <= 256 ? 128 : 64;
+  const int64_t unit = p.D <= 4 ? kSmallestBlock : 64, filled = (p.N + unit - 1) / unit * unit;
+  return filled < most ? filled : most;
 }
 
 template <typename T>
-static size_t grid_bytes(int64_t N, int64_t D, int64_t block) {
+static bool is_plain(const Problem<T>& p) {
+  return p.D <= 4 && !p.log_weight.data && !p.latent_energy.data &&
+         (p.D == 1 || p.decoded.stride[2] == 1) && p.decoded.stride[1] == p.D;
+}
+
+// Whether the grid is streamed: where it would leave the caches, and the queries are so few that
+// unpacking it for each of their tiles does not show.
+template <typename T>
+static bool streams(const Problem<T>& p) {
+  return is_plain(p) && p.M <= 64 && p.N >= 8 * kMostLatents;
+}
+
+template <typename T>
+static size_t grid_bytes(int64_t N, int64_t D, int64_t block, bool streamed) {
   const int64_t blocks = (N + block - 1) / block;
-  return sizeof(T) * (size_t)(blocks * block * (2 * D + 3) + blocks * (4 * D + 3) + 2 * D) +
+  const int64_t size = (streamed ? 1 : blocks) * block;
+  return sizeof(T) * (size_t)(size * (2 * D + 3) + 2 * block + blocks * (4 * D + 3) + 2 * D) +
          (sizeof(double) + 1) * (size_t)blocks;
 }
 
 template <typename T>
-static Grid<T> lay_out(void* memory, int64_t N, int64_t D, int64_t block) {
+static Grid<T> lay_out(void* memory, int64_t N, int64_t D, int64_t block, bool streamed) {
   Grid<T> grid{};
   grid.N = N;
   grid.D = D;
   grid.block = block;
   grid.num_blocks = (N + grid.block - 1) / grid.block;
-  const int64_t size = grid.num_blocks * grid.block;
+  const int64_t size = (streamed ? 1 : grid.num_blocks) * grid.block;
   grid.block_weight = static_cast<double*>(memory);
   T* next = reinterpret_cast<T*>(grid.block_weight + grid.num_blocks);
   auto take = [&](int64_t count) {
@@ -91,6 +160,8 @@ static Grid<T> lay_out(void* memory, int64_t N, int64_t D, int64_t block) {
   grid.r = take(size);
   grid.log2_w = take(size);
   grid.w = take(size);
+  grid.zeros = take(grid.block);
+  grid.ones = take(grid.block);
   grid.centre = take(grid.num_blocks * D);
   grid.low = take(grid.num_blocks * D);
   grid.high = take(grid.num_blocks * D);
@@ -124,12 +195,53 @@ struct BlockFlags {
   double r_low, r_high;
 };
 
+// Sets what describes a block in dimension d, in the order of d.
+template <typename T>
+static void set_sides(const Grid<T>& grid, int64_t i, int64_t d, T low, T high) {
+  const Sides<T> sides = sides_of(low, high);
+  grid.centre[i * grid.D + d] = sides.centre;
+  grid.half[i * grid.D + d] = sides.half;
+  grid.extent[i] = (d ? grid.extent[i] : T(0)) + sides.half * sides.half;
+}
+
+// Packs a block of a plain grid all of whose latents count, or fails: where some don't, and where
+// some are so far apart that a sum of them could overflow. `g` and `v` may be the block's place in
+// the grid or scratch.
+template <typename T>
+static bool pack_whole_block(const T* x, const Grid<T>& grid, int64_t i, T* g, T* v) {
+  const int64_t block = grid.block, D = grid.D;
+  transpose(x, D, block, g);
+  for (int64_t d = 0; d < D; ++d) {
+    const Vec<T> first = broadcast(x[d]);
+    Vec<T> low = first, minus_high = sub(broadcast(T(0)), first);
+    Vec<T> not_finite = broadcast(T(0));
+    for (int64_t j = d * block; j < (d + 1) * block; j += kLanes<T>) {
+      const Vec<T> y = load(g + j);
+      low = min(low, y);
+      minus_high = min(minus_high, sub(broadcast(T(0)), y));
+      not_finite = fma(y, broadcast(T(0)), not_finite);
+    }
+    const T lowest = least(low), highest = -least(minus_high);
+    if (sum(not_finite) != T(0) || !(highest - lowest < T(1e30))) return false;
+    grid.low[i * D + d] = lowest;
+    grid.high[i * D + d] = highest;
+    set_sides(grid, i, d, lowest, highest);
+    const Vec<T> of_block = broadcast(grid.centre[i * D + d]);
+    for (int64_t j = d * block; j < (d + 1) * block; j += kLanes<T>)
+      store(v + j, sub(load(g + j), of_block));
+  }
+  grid.whole[i] = true;
+  grid.block_weight[i] = double(block);
+  grid.r_floor[i] = grid.r_top[i] = T(0);
+  return true;
+}
+
 template <typename T>
 static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, const Grid<T>& grid,
                              int64_t i) {
-  const int64_t block = grid.block, D = grid.D, first = i * block;
-  T *g = grid.g + i * D * block, *v = grid.v + i * D * block, *r = grid.r + i * block;
-  T *log2_w = grid.log2_w + i * block, *w = grid.w + i * block;
+  const int64_t block = grid.block, D = grid.D, first = i * block, slot = grid.streamed ? 0 : i;
+  T *g = grid.g + slot * D * block, *v = grid.v + slot * D * block, *r = grid.r + slot * block;
+  T *log2_w = grid.log2_w + slot * block, *w = grid.w + slot * block;
   BlockFlags flags{false, false, __builtin_inf(), -__builtin_inf()};
   double weight = 0;
   for (int64_t d = 0; d < D; ++d) {
@@ -172,13 +284,10 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
       if (present && x > grid.high[i * D + d]) grid.high[i * D + d] = x;
     }
   }
-  grid.extent[i] = 0;
   for (int64_t d = 0; d < D; ++d) {
-    const Sides<T> sides = sides_of(grid.low[i * D + d], grid.high[i * D + d]);
-    const T centre = sides.centre;
-    grid.centre[i * D + d] = centre;
-    grid.half[i * D + d] = sides.half;
-    grid.extent[i] += sides.half * sides.half;
+    const T low = grid.low[i * D + d], high = grid.high[i * D + d];
+    set_sides(grid, i, d, low, high);
+    const T centre = grid.centre[i * D + d];
     for (int64_t j = 0; j < block; ++j) v[d * block + j] = g[d * block + j] - centre;
   }
   grid.block_weight[i] = weight;
@@ -234,8 +343,32 @@ static int64_t* sort_latents(const Problem<T>& p, int64_t b, void* memory,
 template <typename T>
 static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFlags* flags,
                         const Parallel& parallel, Grid<T>& grid) {
-  for_each(parallel, grid.num_blocks,
-           [&](int64_t i) { flags[i] = pack_block(p, b, largest, grid, i); });
+  const T* latents = p.decoded.at(b, 0);
+  const int64_t size = grid.D * grid.block;
+  auto pack_one = [&](int64_t i) {
+    const bool full = grid.plain && (i + 1) * grid.block <= grid.N;
+    if (full && pack_whole_block(latents + i * size, grid, i, grid.g + i * size, grid.v + i * size))
+      flags[i] = {false, false, 0.0, 0.0};
+    else
+      flags[i] = pack_block(p, b, largest, grid, i);
+  };
+  if (grid.streamed) {
+    // The last block is written down; another that is not whole makes the caller do without
+    // streams.
+    const int64_t last = grid.num_blocks - 1;
+    const int64_t shares = last < 8 * parallel.threads ? last : 8 * parallel.threads;
+    for_each(parallel, shares, [&](int64_t share) {
+      Scratch scratch(grid.scratch_bytes());
+      auto* unpacked = static_cast<T*>(scratch.get());
+      for (int64_t i = last * share / shares; i < last * (share + 1) / shares; ++i) {
+        const bool whole = pack_whole_block(latents + i * size, grid, i, unpacked, unpacked + size);
+        flags[i] = {false, !whole, 0.0, 0.0};
+      }
+    });
+    flags[last] = pack_block(p, b, largest, grid, last);
+  } else {
+    for_each(parallel, grid.num_blocks, pack_one);
+  }
   grid.total = 0;
   grid.r_low = __builtin_inf();
   grid.r_high = -__builtin_inf();
@@ -261,11 +394,16 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
 }
 
 // Packs grid b. `flags` is scratch, one a block; `order` scratch for sort_latents, or null where
-// the latents must stay as given.
+// the latents must stay as given. A streamed grid that turns out to have infinite latents, or ones
+// so far apart that they are treated as such, serves for nothing and must be packed again.
 template <typename T>
 static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* flags, void* order,
-                    const Parallel& parallel) {
-  Grid<T> grid = lay_out<T>(memory, p.N, p.D, block_size(p));
+                    const Parallel& parallel, bool streamed) {
+  Grid<T> grid = lay_out<T>(memory, p.N, p.D, block_size(p), streamed);
+  grid.plain = is_plain(p);
+  grid.streamed = streamed ? p.decoded.at(b, 0) : nullptr;
+  fill(grid.zeros, grid.block, T(0));
+  fill(grid.ones, grid.block, T(1));
   grid.weighted = p.log_weight.data != nullptr;
   double largest = grid.weighted ? -__builtin_inf() : 0.0;
   for (int64_t n = 0; grid.weighted && n < p.N; ++n) {
@@ -275,6 +413,7 @@ static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* fl
   pack_blocks(p, b, largest, flags, parallel, grid);
   if (order && !grid.has_nan && is_loose(grid)) {
     grid.order = sort_latents(p, b, order, parallel);
+    grid.plain = false;
     pack_blocks(p, b, largest, flags, parallel, grid);
   }
   return grid;

@@ -136,6 +136,7 @@ struct Tile {
   Sums* sums;
   Vectors* vectors;
   double* moments;
+  void* block;  // where streamed blocks are unpacked
 
   static size_t bytes(int64_t D, int64_t block) {
     return sizeof(T) * size_t(2 * kTile * D + 4 * block) +
@@ -143,7 +144,7 @@ struct Tile {
                     sizeof(double) * 3 * size_t(D)) +
            64;
   }
-  Tile(void* memory, int64_t D) {
+  Tile(void* memory, int64_t D, int64_t size) {
     sums = static_cast<Sums*>(memory);
     vectors = reinterpret_cast<Vectors*>(sums + kTile);
     queries = reinterpret_cast<Query<T>*>(vectors + kTile);
@@ -151,6 +152,7 @@ struct Tile {
     y = reinterpret_cast<T*>(moments + 3 * kTile * D);
     s = y + kTile * D;
     energy = s + kTile * D;
+    block = energy + 4 * size;
   }
 };
 
@@ -186,21 +188,16 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
 template <typename T, int kD>
 static void sweep_level(const Pass<T>& pass, int64_t first_block, int64_t last_block, int64_t count,
                         Tile<T>& tile) {
-  const Grid<T>& grid = *pass.grid;
+  Grid<T> grid = *pass.grid;
+  grid.scratch = static_cast<T*>(tile.block);
   if constexpr (kD > 0) {
     if (!grid.weighted) {
       auto sweep_at = [&](auto level) {
-        TileSweep<T, kD, level.value> sweep{*pass.layers,
-                                            first_block,
-                                            last_block,
-                                            pass.unseen,
-                                            pass.first && pass.out->index,
-                                            tile.queries,
-                                            count,
-                                            tile.energy,
-                                            tile.sums,
-                                            tile.vectors,
-                                            {}};
+        TileSweep<T, kD, level.value> sweep{
+            grid,         *pass.layers, first_block,
+            last_block,   pass.unseen,  pass.first && pass.out->index,
+            tile.queries, count,        tile.energy,
+            tile.sums,    tile.vectors, {}};
         sweep.run();
       };
       return pass.level == kSumOnly ? sweep_at(Constant<Level, kSumOnly>{})
@@ -252,7 +249,7 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
   const Grid<T>& grid = *pass.grid;
   const int64_t tiles = (pass.count + kTile - 1) / kTile;
   const int64_t pieces = latent_pieces(tiles, grid.num_blocks, parallel);
-  const size_t bytes = Tile<T>::bytes(grid.D, grid.block);
+  const size_t bytes = Tile<T>::bytes(grid.D, grid.block) + grid.scratch_bytes();
   const size_t stride = (bytes + 63) / 64 * 64;
   auto count_of = [&](int64_t t) {
     return pass.count - t * kTile < kTile ? pass.count - t * kTile : kTile;
@@ -266,7 +263,7 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
     const int64_t shares = tiles < 8 * parallel.threads ? tiles : 8 * parallel.threads;
     for_each(parallel, shares, [&](int64_t share) {
       Scratch scratch(bytes);
-      Tile<T> tile(scratch.get(), grid.D);
+      Tile<T> tile(scratch.get(), grid.D, grid.block);
       for (int64_t t = tiles * share / shares; t < tiles * (share + 1) / shares; ++t) {
         load_tile(pass, t * kTile, count_of(t), tile);
         sweep_any(pass, 0, grid.num_blocks, count_of(t), tile);
@@ -278,7 +275,7 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
   Scratch scratch(stride * size_t(tiles * pieces));
   auto tile_at = [&](int64_t t, int64_t piece) {
     char* memory = static_cast<char*>(scratch.get()) + stride * size_t(t * pieces + piece);
-    return Tile<T>(memory, grid.D);
+    return Tile<T>(memory, grid.D, grid.block);
   };
   for_each(parallel, tiles * pieces, [&](int64_t i) {
     const int64_t t = i / pieces, piece = i % pieces;
@@ -306,9 +303,14 @@ static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t 
   auto* flags = static_cast<BlockFlags*>(memory);
   auto* query = reinterpret_cast<int64_t*>(flags + blocks);
   void* packed = query + p.M;
-  auto* mode = static_cast<unsigned char*>(packed) + padded(grid_bytes<T>(p.N, p.D, block_size(p)));
+  const bool streamed = streams(p);
+  auto* mode = static_cast<unsigned char*>(packed) +
+               padded(grid_bytes<T>(p.N, p.D, block_size(p), streamed));
   void* order = mode + padded(size_t(p.M));
-  const Grid<T> grid = pack(p, b, packed, flags, sorts(p) ? order : nullptr, parallel);
+  Grid<T> grid = pack(p, b, packed, flags, sorts(p) ? order : nullptr, parallel, streamed);
+  const bool again = streamed && grid.has_infinite;
+  const Scratch written(again ? grid_bytes<T>(p.N, p.D, grid.block, false) : 0);
+  if (again) grid = pack(p, b, written.get(), flags, nullptr, parallel, false);
   const bool moments = out.slope_y || out.mean;
   const Level level = out.slope_scale || out.slope_beta ? kAllMoments : moments ? kMean : kSumOnly;
   const double unseen = p.tol < 0 ? kUnseen<T> : __builtin_log2(p.tol);
@@ -334,8 +336,8 @@ template <typename T>
 static void rows(const Problem<T>& p, const RowOutputs<T>& out, const Parallel& parallel) {
   const int64_t blocks = (p.N + block_size(p) - 1) / block_size(p);
   const size_t bytes = size_t(blocks) * sizeof(BlockFlags) + size_t(p.M) * sizeof(int64_t) +
-                       padded(grid_bytes<T>(p.N, p.D, block_size(p))) + padded(size_t(p.M)) +
-                       (sorts(p) ? order_bytes(p.N) : 0);
+                       padded(grid_bytes<T>(p.N, p.D, block_size(p), streams(p))) +
+                       padded(size_t(p.M)) + (sorts(p) ? order_bytes(p.N) : 0);
   each_grid(p.B, bytes, parallel, [&](int64_t b, void* memory, const Parallel& inner) {
     rows_of_grid(p, out, b, memory, inner);
   });

@@ -148,7 +148,8 @@ static void coefficients_of(int64_t order, const PowerSums<kD>& sums, double* co
       coefficients[a] = one[a] * sum(sums.at[a]);
     } else {
       for (int64_t b = 0; a + b < order; ++b)
-        coefficients[row_start(a, order) + b] = one[a] * one[b] * sum(sums.at[a * kSeriesStride + b]);
+        coefficients[row_start(a, order) + b] =
+            one[a] * one[b] * sum(sums.at[a * kSeriesStride + b]);
     }
   }
 }

@@ -10,6 +10,7 @@ static void leave_out(Mode mode, double weight, Sums& a) {
 // A tile of queries. `exact`: m and its index must be those of the least energy itself.
 template <typename T, int kD, Level kLevel>
 struct TileSweep {
+  const Grid<T>& packed;  // layer 0, with this thread's scratch
   const Layers<T>& layers;
   int64_t first_block, last_block;  // of layer 0
   double unseen;
@@ -55,8 +56,7 @@ struct TileSweep {
 
   // Packed block i, as planned.
   void sum_pairs(int64_t i, const int64_t* active, int64_t num_active) {
-    const Grid<T>& grid = layers.grid[0];
-    const Block<T> block = grid.at(i);
+    const Block<T> block = packed.at(i);
     int64_t normal[kTile], small[kTile], normals = 0, smalls = 0;
     for (int64_t j = 0; j < num_active; ++j) {
       const int64_t q = active[j];
@@ -67,21 +67,21 @@ struct TileSweep {
           normal[normals++] = q;
         continue;
       }
-      const T smallest = energies<T, kD>(block, grid.block, queries[q].y, queries[q].s, energy);
+      const T smallest = energies<T, kD>(block, packed.block, queries[q].y, queries[q].s, energy);
       BlockSums<T> unused;
-      add_block<T, kD, kLevel>(grid, block, queries[q], smallest, energy, sums[q], vectors[q],
+      add_block<T, kD, kLevel>(packed, block, queries[q], smallest, energy, sums[q], vectors[q],
                                unused);
       plan.upper[q] = smallest < plan.upper[q] ? smallest : plan.upper[q];
     }
     if (normals)
-      centred_block<T, kD, kLevel, false>(grid, block, plan, normal, normals, queries, sums,
+      centred_block<T, kD, kLevel, false>(packed, block, plan, normal, normals, queries, sums,
                                           vectors);
     if (smalls)
-      centred_block<T, kD, kLevel, true>(grid, block, plan, small, smalls, queries, sums, vectors);
+      centred_block<T, kD, kLevel, true>(packed, block, plan, small, smalls, queries, sums,
+                                         vectors);
   }
 
   void run() {
-    const Grid<T>& packed = layers.grid[0];
     // Part of the blocks: one by one, since a higher layer's may be part of this and of another.
     const bool whole = first_block == 0 && last_block == packed.num_blocks;
     const int layer = whole ? layers.count - 1 : 0;

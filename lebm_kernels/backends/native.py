@@ -33,6 +33,13 @@ def _load() -> str | None:
 _FAILURE = _load()
 
 
+# What the functions below call, with the leading B of a Problem or without it (then beta, scale,
+# log_weight and latent_energy may broadcast); None if the extension is missing. Only what is wanted
+# has a meaning among the outputs.
+call_rows = None if _FAILURE else torch.ops.lebm_kernels_native.rows.default
+call_columns = None if _FAILURE else torch.ops.lebm_kernels_native.columns.default
+
+
 def unavailable(device: str) -> str | None:
     """Why it cannot run on tensors of that device type, or None."""
     if _FAILURE is None and device != "cpu":
@@ -79,7 +86,7 @@ def force_instruction_set(name: str | None) -> None:
 
 def rows(problem: Problem, want: RowWants) -> Rows:
     """See :mod:`lebm_kernels.backends.contract`."""
-    outputs = torch.ops.lebm_kernels_native.rows(*problem, *want)
+    outputs = call_rows(*problem, *want)
     free_energy, state, *optional = outputs
     return Rows(
         free_energy, state, *(x if w else None for x, w in zip(optional, want, strict=True))
@@ -88,5 +95,5 @@ def rows(problem: Problem, want: RowWants) -> Rows:
 
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
     """See :mod:`lebm_kernels.backends.contract`."""
-    outputs = torch.ops.lebm_kernels_native.columns(grad, state, *problem, *want)
+    outputs = call_columns(grad, state, *problem, *want)
     return Columns(*(x if w else None for x, w in zip(outputs, want, strict=True)))

@@ -1,0 +1,100 @@
+"""The shortest way to a free energy, for the calls of which most are made.
+
+At a few queries and latents a call takes as long as its way to the kernel does, and through an
+operator registered from Python that is long. Plain tensors in eager mode, one grid and the native
+backend on CPU need none of it: an autograd.Function calls the extension. Whatever is out of the
+ordinary, an error included, goes through :mod:`lebm_kernels.functional` and the operator, which
+give the same results to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lebm_kernels import ops
+from lebm_kernels.backends import native
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _fits(x: object, dtype: torch.dtype) -> bool:
+    return type(x) in _PLAIN and x.dtype is dtype and x.is_cpu and x.layout is torch.strided
+
+
+class _Direct(torch.autograd.Function):
+    """``ops.free_energy`` with its derivatives, for what :func:`free_energy` lets through."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        y, _, beta, scale, _, _ = ctx.needs_input_grad
+        value, state, *slopes = native.call_rows(*arguments, None, y, scale, beta, False, False)
+        wanted = (x if w else None for x, w in zip(slopes, (y, scale, beta), strict=False))
+        ctx.save_for_backward(*arguments, *wanted, state)
+        ctx.set_materialize_grads(False)
+        ctx.tol, ctx.backend = None, "native"
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        simple = type(grad) is Tensor and not torch.is_grad_enabled() and _unattended()
+        return ops.differentiate(ctx, grad, columns=_columns if simple else None)[:6]
+
+
+def _columns(grad: Tensor, state: Tensor, *rest: Any) -> Any:
+    """As ``ops.free_energy_columns``."""
+    *arguments, tol, _, mask = rest
+    return native.call_columns(grad, state, *arguments, tol, *mask)
+
+
+def _unattended() -> bool:
+    """Whether no mode or transform of PyTorch's waits for the operator."""
+    return not (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+def free_energy(
+    y: Tensor,
+    decoded: Tensor,
+    beta: float | Tensor,
+    scale: Tensor | None,
+    log_weight: Tensor | None,
+    latent_energy: Tensor | None,
+) -> Tensor | None:
+    """F of plain arguments, or None for any others.
+
+    That is y ``[M, D]``, decoded ``[N, D]``, beta a number or ``[]`` or ``[M]``, scale ``[D]`` or
+    ``[M, D]``, log_weight and latent_energy ``[N]``: dense, on the CPU, all float32 or all float64.
+    """
+    dtype = y.dtype if type(y) in _PLAIN else None
+    if (dtype is not torch.float32 and dtype is not torch.float64) or not _unattended():
+        return None
+    if type(beta) is float and 0.0 <= beta < 1e38:
+        beta = torch.scalar_tensor(beta, dtype=dtype)
+    if y.dim() != 2 or not _fits(decoded, dtype) or not _fits(beta, dtype) or decoded.dim() != 2:
+        return None
+    (M, D), (N, width) = y.shape, decoded.shape
+    if width != D or N == 0 or D == 0 or (beta.dim() > 0 and beta.shape != (M,)):
+        return None
+    if scale is not None and not (_fits(scale, dtype) and scale.shape in ((D,), (M, D))):
+        return None
+    for row in (log_weight, latent_energy):
+        if row is not None and not (_fits(row, dtype) and row.shape == (N,)):
+            return None
+    if not y.is_cpu or y.layout is not torch.strided or native.call_rows is None:
+        return None
+    arguments = (y, decoded, beta, scale, log_weight, latent_energy)
+    if torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in arguments]):
+        value: Tensor = _Direct.apply(*arguments)
+        return value
+    return native.call_rows(*arguments, None, False, False, False, False, False)[0]
