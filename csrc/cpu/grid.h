@@ -1,9 +1,10 @@
 // The latents of one grid, packed for the kernels. Included inside an instruction set's namespace.
 //
 // Latents lie in blocks of `block`, dimension by dimension, so that a vector holds consecutive
-// latents. v = g - centre, the centre being the middle of the block's box: moments summed in v
-// don't cancel when the data lie far from the origin. A latent that must not count (padding, or a
-// log-weight of -inf) has g = 0, weight 0 and an energy of kAbsent, which real ones stay below.
+// latents. v = g - centre, the centre being the mean of the block's latents (the middle of their
+// box, where there are series): moments summed in v don't cancel when the data lie far from the
+// origin. A latent that must not count (padding, or a log-weight of -inf) has g = 0, weight 0 and
+// an energy of kAbsent, which real ones stay below.
 //
 // A plain grid is one of contiguous latents at low D without weights or energies: it is packed by
 // vectors, and its whole blocks share one r, log2_w and w. Where a plain grid is long and meets few
@@ -76,6 +77,7 @@ struct Grid {
   bool has_nan;       // every result is NaN
   bool has_infinite;  // a latent with infinite energy: it counts in the weights alone
   bool plain;
+  bool leaves;        // see layers.h
   T *zeros, *ones;    // [block], what whole blocks of a plain grid have for r, log2_w and w
   const T* streamed;  // the latents, if they are not written down, but for the last block
   T* scratch;         // [2][D][block], where a streamed block is unpacked: each thread's own
@@ -175,18 +177,16 @@ static Grid<T> lay_out(void* memory, int64_t N, int64_t D, int64_t block, bool s
   return grid;
 }
 
-// Middle and half side of a bounding box along a dimension; 0 of an empty one.
 template <typename T>
-struct Sides {
-  T centre, half;
-};
+LEBM_INLINE T middle_of(T low, T high) {
+  return T(0.5 * (double(low) + double(high)));
+}
 
+// The side of a bounding box from a point in it, at its longest.
 template <typename T>
-LEBM_INLINE Sides<T> sides_of(T low, T high) {
-  if (low > high) return {T(0), T(0)};
-  const T centre = T(0.5 * (double(low) + double(high)));
+LEBM_INLINE T half_of(T centre, T low, T high) {
   const T above = high - centre, below = centre - low;
-  return {centre, above > below ? above : below};
+  return above > below ? above : below;
 }
 
 // What a block finds out about its latents; merged over the blocks by `summarise`.
@@ -195,13 +195,15 @@ struct BlockFlags {
   double r_low, r_high;
 };
 
-// Sets what describes a block in dimension d, in the order of d.
+// Sets what describes a block in dimension d, in the order of d. `mean` is that of its latents.
 template <typename T>
-static void set_sides(const Grid<T>& grid, int64_t i, int64_t d, T low, T high) {
-  const Sides<T> sides = sides_of(low, high);
-  grid.centre[i * grid.D + d] = sides.centre;
-  grid.half[i * grid.D + d] = sides.half;
-  grid.extent[i] = (d ? grid.extent[i] : T(0)) + sides.half * sides.half;
+static void set_sides(const Grid<T>& grid, int64_t i, int64_t d, T mean, T low, T high) {
+  // Series want the least |v|; sums of pairs not to have all v large for one latent far away.
+  const T centre = grid.leaves ? middle_of(low, high) : mean;
+  const T half = half_of(centre, low, high);
+  grid.centre[i * grid.D + d] = centre;
+  grid.half[i * grid.D + d] = half;
+  grid.extent[i] = (d ? grid.extent[i] : T(0)) + half * half;
 }
 
 // Packs a block of a plain grid all of whose latents count, or fails: where some don't, and where
@@ -214,18 +216,19 @@ static bool pack_whole_block(const T* x, const Grid<T>& grid, int64_t i, T* g, T
   for (int64_t d = 0; d < D; ++d) {
     const Vec<T> first = broadcast(x[d]);
     Vec<T> low = first, minus_high = sub(broadcast(T(0)), first);
-    Vec<T> not_finite = broadcast(T(0));
+    Vec<T> from_first = broadcast(T(0)), not_finite = broadcast(T(0));
     for (int64_t j = d * block; j < (d + 1) * block; j += kLanes<T>) {
       const Vec<T> y = load(g + j);
       low = min(low, y);
       minus_high = min(minus_high, sub(broadcast(T(0)), y));
+      from_first = add(from_first, sub(y, first));
       not_finite = fma(y, broadcast(T(0)), not_finite);
     }
     const T lowest = least(low), highest = -least(minus_high);
     if (sum(not_finite) != T(0) || !(highest - lowest < T(1e30))) return false;
     grid.low[i * D + d] = lowest;
     grid.high[i * D + d] = highest;
-    set_sides(grid, i, d, lowest, highest);
+    set_sides(grid, i, d, x[d] + sum(from_first) / T(block), lowest, highest);
     const Vec<T> of_block = broadcast(grid.centre[i * D + d]);
     for (int64_t j = d * block; j < (d + 1) * block; j += kLanes<T>)
       store(v + j, sub(load(g + j), of_block));
@@ -286,7 +289,14 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
   }
   for (int64_t d = 0; d < D; ++d) {
     const T low = grid.low[i * D + d], high = grid.high[i * D + d];
-    set_sides(grid, i, d, low, high);
+    double mean = 0, count = 0;
+    for (int64_t j = 0; j < block && !grid.leaves && low <= high; ++j) {
+      if (r[j] == kAbsent<T>) continue;
+      mean += double(g[d * block + j]) - double(low);
+      count += 1;
+    }
+    const T about = count ? T(double(low) + mean / count) : T(0);
+    low <= high ? set_sides(grid, i, d, about, low, high) : set_sides(grid, i, d, T(0), T(0), T(0));
     const T centre = grid.centre[i * D + d];
     for (int64_t j = 0; j < block; ++j) v[d * block + j] = g[d * block + j] - centre;
   }
@@ -401,6 +411,7 @@ static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* fl
                     const Parallel& parallel, bool streamed) {
   Grid<T> grid = lay_out<T>(memory, p.N, p.D, block_size(p), streamed);
   grid.plain = is_plain(p);
+  grid.leaves = has_leaves(p);
   grid.streamed = streamed ? p.decoded.at(b, 0) : nullptr;
   fill(grid.zeros, grid.block, T(0));
   fill(grid.ones, grid.block, T(1));

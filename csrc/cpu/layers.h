@@ -105,9 +105,9 @@ static void bound_block(const Grid<T>& below, Grid<T>& layer, int64_t i) {
   layer.r_floor[i] = floor <= top ? floor : T(1);
   layer.r_top[i] = floor <= top ? top : T(0);
   for (int64_t d = 0; d < D; ++d) {
-    const Sides<T> sides = sides_of(layer.low[i * D + d], layer.high[i * D + d]);
-    layer.centre[i * D + d] = sides.centre;
-    layer.half[i * D + d] = sides.half;
+    const T low = layer.low[i * D + d], high = layer.high[i * D + d];
+    layer.centre[i * D + d] = low <= high ? middle_of(low, high) : T(0);
+    layer.half[i * D + d] = low <= high ? half_of(layer.centre[i * D + d], low, high) : T(0);
   }
 }
 

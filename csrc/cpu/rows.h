@@ -88,6 +88,7 @@ static void lower_least(const Query<T>& q, bool weighted, Sums& a, Vectors& v, i
   const double shift = double(q.rate) * drop;
   switch (q.mode) {
     case kNormal:
+      if (a.mass == 0) break;  // left out so far, and the shift may be infinite
       a.excess -= shift * a.mass;
       if (weighted) {
         a.offset -= shift;
