@@ -9,7 +9,7 @@ give the same results to the bit.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,8 +21,14 @@ from lebm_kernels.backends import native
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _fits(x: object, dtype: torch.dtype) -> bool:
-    return type(x) in _PLAIN and x.dtype is dtype and x.is_cpu and x.layout is torch.strided
+def _fits(x: float | Tensor, dtype: torch.dtype) -> TypeGuard[Tensor]:
+    return (
+        isinstance(x, Tensor)
+        and type(x) in _PLAIN
+        and x.dtype is dtype
+        and x.is_cpu
+        and x.layout is torch.strided
+    )
 
 
 class _Direct(torch.autograd.Function):
@@ -94,7 +100,8 @@ def free_energy(
     if not y.is_cpu or y.layout is not torch.strided or native.call_rows is None:
         return None
     arguments = (y, decoded, beta, scale, log_weight, latent_energy)
-    if torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in arguments]):
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments):
         value: Tensor = _Direct.apply(*arguments)
-        return value
-    return native.call_rows(*arguments, None, False, False, False, False, False)[0]
+    else:
+        value = native.call_rows(*arguments, None, False, False, False, False, False)[0]
+    return value

@@ -82,8 +82,8 @@ def free_energy(
         tracked and scale is not None and scale.requires_grad,
         tracked and beta.requires_grad,
     ]
-    value = ops.free_energy(*arguments, tol, name, slopes)[0]
-    return value
+    result: Tensor = ops.free_energy(*arguments, tol, name, slopes)[0]
+    return result
 
 
 def posterior(

@@ -429,7 +429,11 @@ class _FreeEnergy(torch.autograd.Function):
         return torch.ops.lebm_kernels.free_energy(*args)
 
     setup_context = staticmethod(_save)
-    backward = staticmethod(differentiate)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return differentiate(ctx, *grads)
+
     vmap = staticmethod(_free_energy_vmap)
 
 

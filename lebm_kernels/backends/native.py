@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ _FAILURE = _load()
 # What the functions below call, with the leading B of a Problem or without it (then beta, scale,
 # log_weight and latent_energy may broadcast); None if the extension is missing. Only what is wanted
 # has a meaning among the outputs.
-call_rows = None if _FAILURE else torch.ops.lebm_kernels_native.rows.default
-call_columns = None if _FAILURE else torch.ops.lebm_kernels_native.columns.default
+call_rows: Any = None if _FAILURE else torch.ops.lebm_kernels_native.rows.default
+call_columns: Any = None if _FAILURE else torch.ops.lebm_kernels_native.columns.default
 
 
 def unavailable(device: str) -> str | None:
