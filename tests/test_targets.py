@@ -233,13 +233,20 @@ def test_ours_without_pruning_has_as_many_pairs():
 
 
 def test_memory_is_measured_in_a_process_of_its_own():
-    # A vast bound and none at all: some page is always touched.
     case = Case(2000, 2000, 2, backward=("y", "decoded"))
     row = targets.measure_memory(Target(case, mebibytes=1e6), 1, lambda text: None)
+    assert row.notes[0].startswith("added memory")
     assert row.reached is True
     assert row.seconds is not None
+
+
+def test_the_memory_measure_sees_a_matrix(monkeypatch):
+    whole = targets.MEMORY.replace("(**arguments)", "(**arguments, backend='reference')")
+    monkeypatch.setattr(targets, "MEMORY", whole)
+    row = targets.measure_memory(Target(Case(3000, 3000, 2), mebibytes=1.0), 1, lambda text: None)
+    assert row.reached is False
     assert row.figure is not None
-    assert row.figure < 500
+    assert row.figure > 3000**2 * 4 / 2**20
 
 
 def test_the_memory_measure_tells_of_a_failure(monkeypatch):
