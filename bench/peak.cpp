@@ -1,10 +1,11 @@
 // The least work for which a pair (query, latent) of two numbers can be had, on one thread, in L1:
 //
-//     x = a0 g0 + (a1 g1 + c)                  two FMAs; a belongs to the query, g and c to the
-//     latent 2^x = p(f) 2^n, n = round(x), f = x - n  n by adding a large number, p of degree 5 by
-//     five FMAs,
-//                                              and n added to the bits of the exponent
-//     sum += 2^x                               one sum a query and lane
+// x = a0 g0 + (a1 g1 + c): two FMAs, a belonging to the query, g and c to the latent.
+//
+// 2^x = p(f) 2^n with n = round(x) and f = x - n: n by adding a large number, p of degree 5 by five
+// FMAs, and n added to the bits of the exponent.
+//
+// sum += 2^x: one sum a query and lane.
 //
 // No maximum, no tail, no check: a kernel that computes F can come near this speed, not pass it,
 // unless it leaves pairs out. Q queries times L vectors of latents take each step together, so that

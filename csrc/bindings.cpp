@@ -71,16 +71,13 @@ void run_on_pool(int64_t count, lebm::Parallel::Body body, void* context) {
   });
 }
 
-void run_here(int64_t count, lebm::Parallel::Body body, void* context) {
-  for (int64_t i = 0; i < count; ++i) body(context, i);
-}
-
 // Waking the pool takes longer than this many products of a pair.
 constexpr int64_t kFewProducts = 40000;
 
 template <typename T>
 lebm::Parallel pool(const lebm::Problem<T>& p) {
-  if (double(p.B) * double(p.M) * double(p.N) * double(p.D) < kFewProducts) return {run_here, 1};
+  if (double(p.B) * double(p.M) * double(p.N) * double(p.D) < kFewProducts)
+    return lebm::on_this_thread();
   return {run_on_pool, int64_t(torch::stable::get_num_threads())};
 }
 

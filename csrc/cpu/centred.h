@@ -130,61 +130,38 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
 }
 
 // All centred queries of a block, a few at a time.
-template <typename T, int kD, Level kLevel, bool kIsSmall, bool kScaled, bool kUniform, bool kFloor>
-static void centred_queries(const Grid<T>& grid, const Block<T>& block, const Plan<T, kD>& plan,
-                            const int64_t* at, int64_t count, const Query<T>* queries, Sums* sums,
-                            Vectors* vectors) {
+template <typename T, int kD, Level kLevel, bool kIsSmall>
+static void centred_block(const Grid<T>& grid, const Block<T>& block, const Plan<T, kD>& plan,
+                          const int64_t* at, int64_t count, const Query<T>* queries, Sums* sums,
+                          Vectors* vectors) {
   constexpr int kQ = kLevel == kAllMoments ? 1 : 2;
-  const int64_t b = block.first / grid.block;
-  const bool floor = !grid.whole[b] || grid.r_floor[b] != grid.r_top[b];
+  const int64_t i = block.first / grid.block;
+  const bool floor = !grid.whole[i] || grid.r_floor[i] != grid.r_top[i];
+  const bool uniform = plan.uniform && !plan.scaled;
+  const Vec<T> rate = broadcast(-plan.rate[0]);
+  // Apart from the rate, whose product with a square of 0 must stay 0.
+  const Vec<T> steps = broadcast(kIsSmall ? T(1) : Exp2<T>::kSteps);
   CentredLatents<T, kD> latents;
-  const Vec<T> steps = broadcast(kUniform && !kIsSmall ? Exp2<T>::kSteps : T(1));
   for (int64_t j = 0; j < grid.block; j += kLanes<T>) {
-    store(latents.square + j, mul(steps, load(plan.square + j)));
-    for (int d = 0; kLevel == kAllMoments && d < kD; ++d) {
+    Vec<T> square = sub(load(block.r + j), broadcast(grid.r_floor[i]));
+    for (int d = 0; d < kD; ++d) {
       const Vec<T> v = load(block.v + d * grid.block + j);
-      store(latents.squares[d] + j, mul(v, v));
+      if (!plan.scaled) square = fma(v, v, square);
+      if (kLevel == kAllMoments) store(latents.squares[d] + j, mul(v, v));
     }
+    store(latents.square + j, uniform ? mul(steps, mul(rate, square)) : square);
   }
-  auto call = [&](auto uniform, auto floored) {
+  auto call = [&](auto scaled, auto same, auto floored) {
     for (int64_t k = 0; k < count; k += kQ) {
       // An odd one out is summed twice, once for nobody.
       const int64_t some[2] = {at[k], at[k + 1 < count ? k + 1 : k]};
-      centred_sums<T, kD, kLevel, kIsSmall, kScaled, uniform.value, floored.value, kQ>(
+      centred_sums<T, kD, kLevel, kIsSmall, scaled.value, same.value, floored.value, kQ>(
           grid, block, plan, latents, some, count - k < kQ ? int(count - k) : kQ, queries, sums,
           vectors);
     }
   };
-  if constexpr (kScaled) {
-    floor ? call(No{}, Yes{}) : call(No{}, No{});
-  } else {
-    call(Constant<bool, kUniform>{}, Constant<bool, kFloor>{});
-  }
-}
-
-template <typename T, int kD, Level kLevel, bool kIsSmall>
-static void centred_block(const Grid<T>& grid, const Block<T>& block, Plan<T, kD>& plan,
-                          const int64_t* at, int64_t count, const Query<T>* queries, Sums* sums,
-                          Vectors* vectors) {
-  const int64_t i = block.first / grid.block;
-  const bool floor = !grid.whole[i] || grid.r_floor[i] != grid.r_top[i];
-  const bool uniform = plan.uniform && !plan.scaled;
-  for (int64_t j = 0; j < grid.block; j += kLanes<T>) {
-    Vec<T> square = sub(load(block.r + j), broadcast(grid.r_floor[i]));
-    if (!plan.scaled) {
-      for (int d = 0; d < kD; ++d) {
-        const Vec<T> v = load(block.v + d * grid.block + j);
-        square = fma(v, v, square);
-      }
-    }
-    store(plan.square + j, uniform ? mul(broadcast(-plan.rate[0]), square) : square);
-  }
-  auto call = [&](auto scaled, auto same, auto floored) {
-    centred_queries<T, kD, kLevel, kIsSmall, scaled.value, same.value, floored.value>(
-        grid, block, plan, at, count, queries, sums, vectors);
-  };
   if (plan.scaled) {
-    call(Yes{}, No{}, Yes{});
+    floor ? call(Yes{}, No{}, Yes{}) : call(Yes{}, No{}, No{});
   } else if (!uniform) {
     call(No{}, No{}, Yes{});
   } else {

@@ -72,7 +72,6 @@ template <typename T>
 struct ColumnMemory {
   ColumnQuery<T>* queries;
   T *y, *s;
-  int64_t* order;
   unsigned char* how;
   BlockFlags* flags;
   void *packed, *order_of_latents;
@@ -83,29 +82,26 @@ struct ColumnMemory {
  private:
   // Energies are taken four rows at a time: three more may be read.
   static size_t carve(char* memory, const Problem<T>& p, ColumnMemory* out) {
-    const int64_t block = block_size(p);
-    const size_t blocks = (p.N + block - 1) / block, rows = p.M + 3;
+    const size_t rows = p.M + 3;
     const size_t sizes[] = {sizeof(ColumnQuery<T>) * rows,
                             sizeof(T) * rows * p.D,
                             sizeof(T) * rows * p.D,
-                            sizeof(int64_t) * rows,
                             rows,
-                            sizeof(BlockFlags) * blocks,
-                            grid_bytes<T>(p.N, p.D, block, streams(p)),
+                            sizeof(BlockFlags) * num_blocks(p),
+                            grid_bytes(p, streams(p)),
                             sorts(p) ? order_bytes(p.N) : 0};
-    size_t at[9] = {0};
-    for (int i = 0; i < 8; ++i) at[i + 1] = at[i] + padded(sizes[i]);
+    size_t at[8] = {0};
+    for (int i = 0; i < 7; ++i) at[i + 1] = at[i] + padded(sizes[i]);
     if (out) {
       out->queries = reinterpret_cast<ColumnQuery<T>*>(memory + at[0]);
       out->y = reinterpret_cast<T*>(memory + at[1]);
       out->s = reinterpret_cast<T*>(memory + at[2]);
-      out->order = reinterpret_cast<int64_t*>(memory + at[3]);
-      out->how = reinterpret_cast<unsigned char*>(memory + at[4]);
-      out->flags = reinterpret_cast<BlockFlags*>(memory + at[5]);
-      out->packed = memory + at[6];
-      out->order_of_latents = memory + at[7];
+      out->how = reinterpret_cast<unsigned char*>(memory + at[3]);
+      out->flags = reinterpret_cast<BlockFlags*>(memory + at[4]);
+      out->packed = memory + at[5];
+      out->order_of_latents = memory + at[6];
     }
-    return at[8];
+    return at[7];
   }
 };
 
@@ -254,12 +250,9 @@ template <typename T>
 static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
                             void* scratch, const Parallel& parallel) {
   ColumnMemory<T> memory(scratch, p);
-  const bool streamed = streams(p);
-  Grid<T> grid = pack(p, b, memory.packed, memory.flags,
-                      sorts(p) ? memory.order_of_latents : nullptr, parallel, streamed);
-  const bool again = streamed && grid.has_infinite;
-  const Scratch written(again ? grid_bytes<T>(p.N, p.D, grid.block, false) : 0);
-  if (again) grid = pack(p, b, written.get(), memory.flags, nullptr, parallel, false);
+  const Packed<T> packed(p, b, memory.packed, memory.flags,
+                         sorts(p) ? memory.order_of_latents : nullptr, parallel);
+  const Grid<T>& grid = packed.grid;
   int64_t ends[kTreatments + 1];
   ColumnTask<T> task{&grid,
                      memory.queries,

@@ -31,10 +31,6 @@ static void for_each(const Parallel& parallel, int64_t count, const F& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-static void run_serially(int64_t count, Parallel::Body body, void* context) {
-  for (int64_t i = 0; i < count; ++i) body(context, i);
-}
-
 // body(b, scratch of `bytes`, threads) for every grid: many grids are shared out among the threads,
 // few are taken one after the other with all threads on each.
 template <typename F>
@@ -44,7 +40,7 @@ static void each_grid(int64_t B, size_t bytes, const Parallel& parallel, const F
     for (int64_t b = 0; b < B; ++b) body(b, scratch.get(), parallel);
     return;
   }
-  const Parallel serial{run_serially, 1};
+  const Parallel serial = on_this_thread();
   const int64_t shares = 4 * parallel.threads < B ? 4 * parallel.threads : B;
   for_each(parallel, shares, [&](int64_t share) {
     Scratch scratch(bytes);

@@ -65,6 +65,13 @@ void force_kernels(const std::string& name) {
   forced.store(name.empty() ? nullptr : &named(name, "the instruction set"));
 }
 
+Parallel on_this_thread() {
+  return {[](int64_t count, Parallel::Body body, void* context) {
+            for (int64_t i = 0; i < count; ++i) body(context, i);
+          },
+          1};
+}
+
 Scratch::Scratch(size_t bytes) : memory_(::operator new(bytes ? bytes : 1, std::align_val_t(64))) {}
 
 Scratch::~Scratch() { ::operator delete(memory_, std::align_val_t(64)); }

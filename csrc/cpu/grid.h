@@ -65,8 +65,8 @@ struct Grid {
   int64_t N, D, block, num_blocks;
   T *g, *v, *r, *log2_w, *w, *centre, *low, *high;  // low, high: [num_blocks][D], bounding boxes
   double* block_weight;                             // [num_blocks]
-  T* half;                // [num_blocks][D], half the sides of the bounding box
-  T* extent;              // [num_blocks], squared half diagonal of the bounding box
+  T* half;                // [num_blocks][D], the bounding box's longer sides from the centre
+  T* extent;              // [num_blocks], their squared length
   T *r_floor, *r_top;     // [num_blocks], of the latents that count; empty: r_floor > r_top
   bool* whole;            // [num_blocks], whether all its latents count
   int64_t* order;         // [num_blocks][block], which latent lies there; null: as given
@@ -135,20 +135,26 @@ static bool streams(const Problem<T>& p) {
 }
 
 template <typename T>
-static size_t grid_bytes(int64_t N, int64_t D, int64_t block, bool streamed) {
-  const int64_t blocks = (N + block - 1) / block;
+static int64_t num_blocks(const Problem<T>& p) {
+  return (p.N + block_size(p) - 1) / block_size(p);
+}
+
+template <typename T>
+static size_t grid_bytes(const Problem<T>& p, bool streamed) {
+  const int64_t D = p.D, block = block_size(p), blocks = num_blocks(p);
   const int64_t size = (streamed ? 1 : blocks) * block;
   return sizeof(T) * (size_t)(size * (2 * D + 3) + 2 * block + blocks * (4 * D + 3) + 2 * D) +
          (sizeof(double) + 1) * (size_t)blocks;
 }
 
 template <typename T>
-static Grid<T> lay_out(void* memory, int64_t N, int64_t D, int64_t block, bool streamed) {
+static Grid<T> lay_out(const Problem<T>& p, void* memory, bool streamed) {
+  const int64_t D = p.D;
   Grid<T> grid{};
-  grid.N = N;
+  grid.N = p.N;
   grid.D = D;
-  grid.block = block;
-  grid.num_blocks = (N + grid.block - 1) / grid.block;
+  grid.block = block_size(p);
+  grid.num_blocks = num_blocks(p);
   const int64_t size = (streamed ? 1 : grid.num_blocks) * grid.block;
   grid.block_weight = static_cast<double*>(memory);
   T* next = reinterpret_cast<T*>(grid.block_weight + grid.num_blocks);
@@ -189,7 +195,7 @@ LEBM_INLINE T half_of(T centre, T low, T high) {
   return above > below ? above : below;
 }
 
-// What a block finds out about its latents; merged over the blocks by `summarise`.
+// What a block finds out about its latents; merged over the blocks by pack_blocks.
 struct BlockFlags {
   bool has_nan, has_infinite;
   double r_low, r_high;
@@ -326,27 +332,28 @@ static bool sorts(const Problem<T>& p) {
          !p.log_weight.data;
 }
 
-static size_t order_bytes(int64_t N) {
-  return padded(size_t(N) * sizeof(int64_t)) + padded(size_t(N) * sizeof(Place));
+static size_t order_bytes(int64_t count) {
+  return padded(size_t(count) * sizeof(int64_t)) + padded(size_t(count) * sizeof(Place));
 }
 
-// The order in which blocks are compact (see order.h), within `memory`.
+// The order in which `count` points of grid b are compact, `block` by block (see order.h), within
+// `memory`.
 template <typename T>
-static int64_t* sort_latents(const Problem<T>& p, int64_t b, void* memory,
-                             const Parallel& parallel) {
+static int64_t* sort_by_place(const View<T>& points, int64_t b, int64_t count, int64_t D,
+                              int64_t block, void* memory, const Parallel& parallel) {
   auto* order = static_cast<int64_t*>(memory);
-  auto* places =
-      reinterpret_cast<Place*>(static_cast<char*>(memory) + padded(size_t(p.N) * sizeof(int64_t)));
-  for (int64_t n = 0; n < p.N; ++n) {
-    places[n].index = uint32_t(n);
-    for (int64_t d = 0; d < p.D; ++d) {
-      const double x = p.decoded.at(b, n)[d * p.decoded.stride[2]];
-      // What is not a number belongs to a latent that does not count.
-      places[n].x[d] = is_finite(x) ? float(x) : 0.0f;
+  auto* places = reinterpret_cast<Place*>(static_cast<char*>(memory) +
+                                          padded(size_t(count) * sizeof(int64_t)));
+  for (int64_t i = 0; i < count; ++i) {
+    places[i].index = uint32_t(i);
+    for (int64_t d = 0; d < D; ++d) {
+      const double x = points.at(b, i)[d * points.stride[2]];
+      // What is not a number belongs to a point that does not count.
+      places[i].x[d] = is_finite(x) ? float(x) : 0.0f;
     }
   }
-  order_in_blocks(places, p.N, int(p.D), block_size(p), parallel);
-  for (int64_t n = 0; n < p.N; ++n) order[n] = places[n].index;
+  order_in_blocks(places, count, int(D), block, parallel);
+  for (int64_t i = 0; i < count; ++i) order[i] = places[i].index;
   return order;
 }
 
@@ -403,13 +410,11 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
   }
 }
 
-// Packs grid b. `flags` is scratch, one a block; `order` scratch for sort_latents, or null where
-// the latents must stay as given. A streamed grid that turns out to have infinite latents, or ones
-// so far apart that they are treated as such, serves for nothing and must be packed again.
+// Packs grid b, see Packed.
 template <typename T>
 static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* flags, void* order,
                     const Parallel& parallel, bool streamed) {
-  Grid<T> grid = lay_out<T>(memory, p.N, p.D, block_size(p), streamed);
+  Grid<T> grid = lay_out(p, memory, streamed);
   grid.plain = is_plain(p);
   grid.leaves = has_leaves(p);
   grid.streamed = streamed ? p.decoded.at(b, 0) : nullptr;
@@ -423,9 +428,29 @@ static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* fl
   }
   pack_blocks(p, b, largest, flags, parallel, grid);
   if (order && !grid.has_nan && is_loose(grid)) {
-    grid.order = sort_latents(p, b, order, parallel);
+    grid.order = sort_by_place(p.decoded, b, p.N, p.D, grid.block, order, parallel);
     grid.plain = false;
     pack_blocks(p, b, largest, flags, parallel, grid);
   }
   return grid;
 }
+
+// Grid b, packed within `memory`. `flags` is scratch, one a block; `order` scratch for
+// sort_by_place, or null where the latents must stay as given. A streamed grid that turns out to
+// have infinite latents, or ones so far apart that they are treated as such, serves for nothing and
+// is packed again, in memory of its own.
+template <typename T>
+struct Packed {
+  Grid<T> grid;
+  Scratch written;
+
+  Packed(const Problem<T>& p, int64_t b, void* memory, BlockFlags* flags, void* order,
+         const Parallel& parallel)
+      : grid(pack(p, b, memory, flags, order, parallel, streams(p))),
+        written(serves() ? 0 : grid_bytes(p, false)) {
+    if (!serves()) grid = pack(p, b, written.get(), flags, nullptr, parallel, false);
+  }
+
+ private:
+  bool serves() const { return !(grid.streamed && grid.has_infinite); }
+};

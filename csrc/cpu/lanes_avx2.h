@@ -75,7 +75,6 @@ LEBM_INLINE VecF add_steps(VecF a, VecF whole) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
 }
 
-constexpr int kRegisters = 16;
 // a, of which the compiler forgets that it is a constant that could be loaded again
 template <typename V>
 LEBM_INLINE V in_register(V a) {

@@ -59,7 +59,6 @@ LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
 }
 
 constexpr int kTable = 0;
-constexpr int kRegisters = 32;
 template <typename V>
 LEBM_INLINE V in_register(V a) {
   asm("" : "+v"(a));

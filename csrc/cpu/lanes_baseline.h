@@ -65,7 +65,6 @@ LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
 }
 
 constexpr int kTable = 0;
-constexpr int kRegisters = 16;
 template <typename V>
 LEBM_INLINE V in_register(V a) {
   return a;

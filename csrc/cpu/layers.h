@@ -116,7 +116,7 @@ template <typename T>
 static bool has_series(const Problem<T>& p, int64_t b, const Grid<T>& grid, SeriesOf<T>& of) {
   of = {*p.beta.at(b), T(0), {T(1), T(1)}};
   of.rate = T(of.beta * kLog2E);
-  if (!has_leaves(p) || grid.has_nan || !(of.beta > 0) || is_cold<T>(of.beta)) return false;
+  if (!grid.leaves || grid.has_nan || !(of.beta > 0) || is_cold<T>(of.beta)) return false;
   for (int64_t d = 0; p.scale.data && d < p.D; ++d) {
     of.s[d] = p.scale.at(b)[d * p.scale.stride[2]];
     if (!is_finite(of.s[d])) return false;
@@ -143,7 +143,7 @@ static Layers<T> lay_out_layers(const Problem<T>& p, const Grid<T>& packed, Carv
   Layers<T> layers{};
   layers.count = 1;
   layers.grid[0] = packed;
-  if (!has_leaves(p)) return layers;
+  if (!packed.leaves) return layers;
   for (int k = 0; k < kLayers; ++k) {
     Grid<T>& grid = layers.grid[k];
     if (k > 0) {

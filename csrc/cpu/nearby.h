@@ -76,9 +76,8 @@ static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, d
 // Whether queries in a better order would meet fewer blocks: if energies differ by enough for
 // blocks to be left out, and the tiles as given are not compact.
 template <typename T>
-static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, double unseen,
-                          int64_t tile) {
-  if (p.D > 3 || grid.weighted || grid.has_nan || grid.num_blocks < 16 || p.M < 8 * tile ||
+static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, double unseen) {
+  if (p.D > 3 || grid.weighted || grid.has_nan || grid.num_blocks < 16 || p.M < 8 * kTile ||
       p.M >= int64_t(1) << 32)
     return false;
   const double margin = __builtin_log2(double(grid.N)) - unseen;
@@ -90,7 +89,7 @@ static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, d
     of_grid += side * side;
   }
   if (!(rate * of_grid > 2 * margin)) return false;
-  const int64_t tiles = p.M / tile, step = tiles / 64 > 0 ? tiles / 64 : 1;
+  const int64_t tiles = p.M / kTile, step = tiles / 64 > 0 ? tiles / 64 : 1;
   double of_tiles = 0, seen = 0, box = 0, box_low[3], box_high[3];
   for (int64_t d = 0; d < p.D; ++d) {
     box_low[d] = __builtin_inf();
@@ -99,7 +98,7 @@ static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, d
   for (int64_t t = 0; t < tiles; t += step) {
     for (int64_t d = 0; d < p.D; ++d) {
       double low = __builtin_inf(), high = -__builtin_inf();
-      for (int64_t m = t * tile; m < (t + 1) * tile; ++m) {
+      for (int64_t m = t * kTile; m < (t + 1) * kTile; ++m) {
         const double y = p.y.at(b, m)[d * p.y.stride[2]];
         if (y < low) low = y;
         if (y > high) high = y;
@@ -113,25 +112,4 @@ static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, d
   }
   for (int64_t d = 0; d < p.D; ++d) box += (box_high[d] - box_low[d]) * (box_high[d] - box_low[d]);
   return of_tiles / seen > 4 * box * __builtin_pow(double(tiles), -2.0 / double(p.D));
-}
-
-// Fills order [M] with the queries' numbers, neighbours in consecutive `tile`s; false where the
-// order given will do.
-template <typename T>
-static bool sort_queries_by_place(const Problem<T>& p, int64_t b, const Grid<T>& grid,
-                                  double unseen, int64_t tile, int64_t* order,
-                                  const Parallel& parallel) {
-  if (!sorts_queries(p, b, grid, unseen, tile)) return false;
-  Scratch memory(sizeof(Place) * size_t(p.M));
-  auto* places = static_cast<Place*>(memory.get());
-  for (int64_t m = 0; m < p.M; ++m) {
-    places[m].index = uint32_t(m);
-    for (int64_t d = 0; d < p.D; ++d) {
-      const double y = p.y.at(b, m)[d * p.y.stride[2]];
-      places[m].x[d] = is_finite(y) ? float(y) : 0.0f;
-    }
-  }
-  order_in_blocks(places, p.M, int(p.D), tile, parallel);
-  for (int64_t m = 0; m < p.M; ++m) order[m] = places[m].index;
-  return true;
 }

@@ -62,11 +62,9 @@ struct Plan {
   T square_u[kTile];  // |u|^2
   int order[kTile];   // of the series that is needed
   How how[kTile];
-  T square[kMostLatents];  // |v|^2 (and latent energies above the block's least), times -rate if
-                           // uniform
-  bool uniform;            // one rate for all
-  bool scaled;             // some s is not 1
-  bool same_scale;         // one s for all
+  bool uniform;     // one rate for all
+  bool scaled;      // some s is not 1
+  bool same_scale;  // one s for all
 };
 
 // Loads the plan with a tile's queries; rows beyond `count` repeat the last.
@@ -106,9 +104,9 @@ LEBM_INLINE void reach_of(const Grid<T>& grid, int64_t i, const Plan<T, kD>& pla
   radius = root(radius);
 }
 
-// Finds `upper`, the least upper end of the blocks' energies, and a `reference` m: the
-// least |u|^2, to which starts and exponents are small, of blocks whose exponents then don't
-// underflow, and of the others the upper end, below which they have an energy.
+// Finds `upper`, the least upper end of the blocks' energies, and a `reference` m: the least |u|^2,
+// to which starts and exponents are small, of blocks whose exponents then don't underflow, and of
+// the others the upper end, below which they have an energy.
 template <typename T, int kD>
 static void bound(const Grid<T>& grid, int64_t first_block, int64_t last_block, Plan<T, kD>& plan,
                   int64_t count) {
@@ -131,8 +129,7 @@ static void bound(const Grid<T>& grid, int64_t first_block, int64_t last_block, 
 }
 
 // Decides what to do about block i for the `active` queries, in ascending order, and prepares the
-// centred ones. `series`: null
-// where there are none, or where they don't serve.
+// centred ones. `series`: null where there are none, or where they don't serve.
 template <typename T, int kD>
 static void plan_block(const Grid<T>& grid, int64_t i, double unseen, bool exact,
                        const BlockSeries<T>* series, const Query<T>* queries, const Sums* sums,

@@ -62,6 +62,9 @@ struct Parallel {
   int64_t threads;
 };
 
+// The calling thread alone.
+Parallel on_this_thread();
+
 // Scratch memory aligned to a cache line. Throws std::bad_alloc.
 class Scratch {
  public:

@@ -299,26 +299,23 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
 template <typename T>
 static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t b, void* memory,
                          const Parallel& parallel) {
-  const int64_t blocks = (p.N + block_size(p) - 1) / block_size(p);
   auto* flags = static_cast<BlockFlags*>(memory);
-  auto* query = reinterpret_cast<int64_t*>(flags + blocks);
-  void* packed = query + p.M;
-  const bool streamed = streams(p);
-  auto* mode = static_cast<unsigned char*>(packed) +
-               padded(grid_bytes<T>(p.N, p.D, block_size(p), streamed));
+  auto* query = reinterpret_cast<int64_t*>(flags + num_blocks(p));
+  void* room = query + p.M;
+  auto* mode = static_cast<unsigned char*>(room) + padded(grid_bytes(p, streams(p)));
   void* order = mode + padded(size_t(p.M));
-  Grid<T> grid = pack(p, b, packed, flags, sorts(p) ? order : nullptr, parallel, streamed);
-  const bool again = streamed && grid.has_infinite;
-  const Scratch written(again ? grid_bytes<T>(p.N, p.D, grid.block, false) : 0);
-  if (again) grid = pack(p, b, written.get(), flags, nullptr, parallel, false);
+  const Packed<T> packed(p, b, room, flags, sorts(p) ? order : nullptr, parallel);
+  const Grid<T>& grid = packed.grid;
   const bool moments = out.slope_y || out.mean;
   const Level level = out.slope_scale || out.slope_beta ? kAllMoments : moments ? kMean : kSumOnly;
   const double unseen = p.tol < 0 ? kUnseen<T> : __builtin_log2(p.tol);
-  const bool sorted = sort_queries_by_place(p, b, grid, unseen, kTile, query, parallel);
+  const bool sorted = sorts_queries(p, b, grid, unseen);
+  const Scratch order_memory(sorted ? order_bytes(p.M) : 0);
+  const int64_t* by_place =
+      sorted ? sort_by_place(p.y, b, p.M, p.D, kTile, order_memory.get(), parallel) : nullptr;
   Scratch layers_memory(layers_bytes(p, grid));
   const Layers<T> layers = build_layers(p, b, grid, layers_memory.get(), parallel);
-  Pass<T> pass{&p,  &out,    &grid, b,      mode, sorted ? query : nullptr,
-               p.M, &layers, level, unseen, true};
+  Pass<T> pass{&p, &out, &grid, b, mode, by_place, p.M, &layers, level, unseen, true};
   run(pass, parallel);
   pass.first = false;
   pass.level = kSumOnly;
@@ -334,10 +331,9 @@ static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t 
 
 template <typename T>
 static void rows(const Problem<T>& p, const RowOutputs<T>& out, const Parallel& parallel) {
-  const int64_t blocks = (p.N + block_size(p) - 1) / block_size(p);
-  const size_t bytes = size_t(blocks) * sizeof(BlockFlags) + size_t(p.M) * sizeof(int64_t) +
-                       padded(grid_bytes<T>(p.N, p.D, block_size(p), streams(p))) +
-                       padded(size_t(p.M)) + (sorts(p) ? order_bytes(p.N) : 0);
+  const size_t bytes = size_t(num_blocks(p)) * sizeof(BlockFlags) + size_t(p.M) * sizeof(int64_t) +
+                       padded(grid_bytes(p, streams(p))) + padded(size_t(p.M)) +
+                       (sorts(p) ? order_bytes(p.N) : 0);
   each_grid(p.B, bytes, parallel, [&](int64_t b, void* memory, const Parallel& inner) {
     rows_of_grid(p, out, b, memory, inner);
   });

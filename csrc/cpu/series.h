@@ -13,7 +13,7 @@
 // All of it is done in double. How many terms are needed is then a matter of what a sum that is
 // wrong by so much of sum_j h_j may do, see order_for.
 
-constexpr int64_t kSeriesStride = 36;  // of the coefficients' rows: order and its padding
+constexpr int64_t kSeriesStride = 36;  // of the sums' rows: the order and its padding
 constexpr int64_t kSeriesPoints = 32;  // points whose powers are held at once
 constexpr int kMostOrder = 34;         // for sums; two more for two derivatives
 
@@ -26,7 +26,9 @@ LEBM_INLINE int64_t series_terms(int64_t D, int64_t order) {
   return D == 1 ? order : row_start(order, order);
 }
 
-// The least order with X^order / order! <= 2^-bits, for X < (i + 1) / 4 and bits <= 4 j; 255: none.
+constexpr int kNoOrder = 255;
+
+// The least order with X^order / order! <= 2^-bits, for X < (i + 1) / 4 and bits <= 4 j.
 struct OrderTable {
   static constexpr int kReaches = 40, kBits = 20;
   unsigned char at[kReaches][kBits];
@@ -42,14 +44,13 @@ constexpr OrderTable order_table() {
       int order = 0;
       // Terms grow until order passes x.
       while (order <= kMostOrder && (left > 1 || double(order) < x)) left *= x / ++order;
-      table.at[i][j] = order <= kMostOrder ? (unsigned char)order : (unsigned char)255;
+      table.at[i][j] = order <= kMostOrder ? (unsigned char)order : (unsigned char)kNoOrder;
     }
   }
   return table;
 }
 
 constexpr OrderTable kOrderTable = order_table();
-constexpr int kNoOrder = 255;
 
 // The order that makes a sum as exact as it must be, or kNoOrder. `below`: the block's largest
 // exponential is at most 2^-below of a sum that it is added to.
