@@ -27,8 +27,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lebm_kernels.benchmarking import Case, NotAvailableError, Timing, format_pairs
+from lebm_kernels.benchmarking import Timing, format_pairs
+from lebm_kernels.cases import Case
 from lebm_kernels.environment import describe
+from lebm_kernels.providers import NotAvailableError
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]

@@ -19,20 +19,13 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 from rich.table import Table
 
-from lebm_kernels.benchmarking import (
-    Case,
-    Comparison,
-    NotAvailableError,
-    Timing,
-    compare,
-    default_backend,
-    format_seconds,
-    providers,
-)
+from compare import tell
+from lebm_kernels.benchmarking import Comparison, Timing, compare, format_seconds
+from lebm_kernels.cases import Case
 from lebm_kernels.environment import describe
+from lebm_kernels.providers import NotAvailableError, default_backend, providers
 from peak import ExponentialLoop, Product, fastest_loop
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
@@ -409,11 +402,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if not any(options.only in target.title for target in TARGETS):
         parser.error(f"argument --only: no title holds {options.only!r}; see --list")
     return options
-
-
-def tell(status: Status, what: str, text: str) -> None:
-    """Show what happens."""
-    status.update(f"{what}: {text}")
 
 
 def main(arguments: list[str]) -> int:

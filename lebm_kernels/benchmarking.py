@@ -1,21 +1,17 @@
 """Timing the free energy against other ways to compute it.
 
-A :class:`Case` fixes the sizes and the inputs, a *provider* computes it, :func:`compare` first
-checks each provider against float64 and then times all of them in interleaved rounds, so that a
-machine whose speed drifts slows every provider alike.
+A :class:`~lebm_kernels.cases.Case` fixes the sizes and the inputs, a provider
+(:mod:`lebm_kernels.providers`) computes it, :func:`compare` first checks each provider against
+float64 and then times all of them in interleaved rounds, so that a machine whose speed drifts slows
+every provider alike.
 
 Beside the providers, other work can be timed in the same rounds: that is how a share of the
 machine's limit is had.
-
-To add a provider, write a function ``prepare(case) -> step`` and name it in :func:`providers`.
-A step takes the gradient arriving at F, ``[M]``, and returns ``(F, *gradients)``, the gradients in
-the order of ``case.backward``. A provider that cannot run here raises :class:`NotAvailableError`.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,144 +23,14 @@ import torch
 from torch import Tensor
 
 import lebm_kernels
+from lebm_kernels.cases import TOLERANCE, Case
+from lebm_kernels.providers import SLICE_PAIRS, NotAvailableError, Step, one_line, providers
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Step = Callable[[Tensor], tuple[Tensor, ...]]
-Prepare = Callable[["Case"], Step]
-
-#: Arguments that a case can differentiate. Those beyond ``y`` and ``decoded`` are given to the
-#: providers only where their gradient is asked for.
-ARGUMENTS = ("y", "decoded", "scale", "log_weight", "latent_energy", "beta")
-
-#: Where a case's points lie: all over the plane, or on and near a curve.
-LAYOUTS = ("normal", "curve")
-
-#: The half-axes of the ellipse that is the curve, and how far from it the queries are.
-_CURVE = (1.0, 0.5)
-_CURVE_NOISE = 0.01
-
-#: Relative error beyond which a provider is reported as wrong and not timed.
-TOLERANCE = {
-    torch.float64: 1e-8,
-    torch.float32: 1e-3,
-    torch.bfloat16: 1e-1,
-    torch.float16: 1e-1,
-}
-
-#: Pairs that the float64 check visits, and that the sliced reference holds at once.
-_SLICE_PAIRS = 1 << 21
-
 #: A timing shorter than this is repeated within one round until it is as long.
 _SHORTEST_SECONDS = 0.01
-
-
-class NotAvailableError(RuntimeError):
-    """A provider cannot run here; the message says why."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One problem to time: F of M queries over N latents of D numbers, and its gradients.
-
-    Attributes:
-        M: queries.
-        N: latents.
-        D: numbers in a query.
-        beta: inverse temperature in [0, inf].
-        dtype: of every input.
-        backward: the arguments whose gradients are taken (see :data:`ARGUMENTS`); none: forward
-            alone.
-        device: where the inputs live.
-        seed: of the random inputs.
-        layout: ``normal``: queries and latents normal, independent; ``curve``: latents on an
-            ellipse of half-axes 1 and 1/2, queries near it, both in random order (D = 2).
-
-    Raises:
-        ValueError: a size below 1, a beta outside [0, inf], an argument without a gradient, an
-            unknown layout, a curve in other than two dimensions.
-    """
-
-    M: int
-    N: int
-    D: int
-    beta: float = 1.0
-    dtype: torch.dtype = torch.float32
-    backward: tuple[str, ...] = ()
-    device: str = "cpu"
-    seed: int = 0
-    layout: str = "normal"
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        for name in ("M", "N", "D"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.beta >= 0:
-            raise ValueError(f"beta must lie in [0, inf], got {self.beta}")
-        if self.dtype not in TOLERANCE:
-            raise ValueError(f"dtype must be one of {list(TOLERANCE)}, got {self.dtype}")
-        for name in self.backward:
-            if name not in ARGUMENTS:
-                raise ValueError(f"backward must name arguments among {ARGUMENTS}, got {name!r}")
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
-        if self.layout == "curve" and self.D != 2:
-            raise ValueError(f"D must be 2 on a curve, got {self.D}")
-
-    @property
-    def direction(self) -> str:
-        """``forward``, or ``forward + backward (y, ...)``."""
-        return f"forward + backward ({', '.join(self.backward)})" if self.backward else "forward"
-
-    def __str__(self) -> str:
-        """Sizes, beta, dtype and any layout that is not the normal one; the direction apart."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        layout = "" if self.layout == "normal" else f", {self.layout}"
-        return f"M={self.M}, N={self.N}, D={self.D}, beta={self.beta:g}, {dtype}{layout}"
-
-    def inputs(self) -> dict[str, Any]:
-        """The arguments of :func:`lebm_kernels.free_energy`, equal at each call.
-
-        ``y`` and ``decoded`` stand in no order that a method could profit from.
-        """
-        generator = torch.Generator().manual_seed(self.seed)
-        shapes = {
-            "y": (self.M, self.D),
-            "decoded": (self.N, self.D),
-            "scale": (self.D,),
-            "log_weight": (self.N,),
-            "latent_energy": (self.N,),
-        }
-        inputs: dict[str, Any] = {}
-        for name, shape in shapes.items():
-            # Drawn in float64 whether used or not: a case differs from another in what it says.
-            value = torch.randn(shape, generator=generator, dtype=torch.float64)
-            if name == "scale":
-                value = 1 + 0.1 * value
-            elif name in ("y", "decoded") and self.layout == "curve":
-                # The direction of a normal point is uniform.
-                axes = torch.tensor(_CURVE, dtype=torch.float64)
-                value = axes * value / value.norm(dim=1, keepdim=True)
-                if name == "y":
-                    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-                    value = value + _CURVE_NOISE * noise
-            if name in ("y", "decoded") or name in self.backward:
-                value = value.to(self.device, self.dtype)
-                inputs[name] = value.requires_grad_(name in self.backward)
-        inputs["beta"] = self.beta
-        if "beta" in self.backward:
-            inputs["beta"] = torch.tensor(
-                self.beta, dtype=self.dtype, device=self.device, requires_grad=True
-            )
-        return inputs
-
-    def cotangent(self) -> Tensor:
-        """A gradient that arrives at F, ``[M]``, in (0.5, 1.5)."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        value = torch.rand(self.M, generator=generator, dtype=torch.float64) + 0.5
-        return value.to(self.device, self.dtype)
 
 
 @dataclass
@@ -221,219 +87,6 @@ class Comparison:
         return self.case.M * self.case.N / timing.median
 
 
-# Providers: ours -------------------------------------------------------------------------------
-
-
-def default_backend(device: str = "cpu") -> str:
-    """The name of the backend that ``backend=None`` takes on this device."""
-    return next(row.name for row in lebm_kernels.backends() if device in row.devices)
-
-
-def _stepper(case: Case, compute: Callable[..., Tensor]) -> Step:
-    """The step of anything that autograd differentiates."""
-    inputs = case.inputs()
-    leaves = [inputs[name] for name in case.backward]
-
-    def step(cotangent: Tensor) -> tuple[Tensor, ...]:
-        free_energy = compute(**inputs)
-        if not leaves:
-            return (free_energy,)
-        gradients = torch.autograd.grad(free_energy, leaves, cotangent.to(free_energy.dtype))
-        return (free_energy.detach(), *gradients)
-
-    return step
-
-
-def _prepare_backend(case: Case, backend: str) -> Step:
-    status = next(row for row in lebm_kernels.backends() if row.name == backend)
-    if case.device not in status.devices:
-        raise NotAvailableError(status.reason)
-    return _stepper(case, partial(lebm_kernels.free_energy, backend=backend))
-
-
-def _prepare_reference(case: Case) -> Step:
-    """The oracle, a slice of queries at a time: whole, a large case would not fit in memory."""
-    inputs = case.inputs()
-    y = inputs.pop("y")
-    leaves = [inputs[name] for name in case.backward if name != "y"]
-    rows = max(1, _SLICE_PAIRS // (case.N * case.D))
-
-    def step(cotangent: Tensor) -> tuple[Tensor, ...]:
-        values, grad_y = [], []
-        sums = [torch.zeros_like(leaf) for leaf in leaves]
-        for start in range(0, case.M, rows):
-            part = y[start : start + rows].detach().requires_grad_(y.requires_grad)
-            value = lebm_kernels.free_energy(part, backend="reference", **inputs)
-            values.append(value.detach())
-            if case.backward:
-                incoming = cotangent[start : start + rows].to(value.dtype)
-                wanted = [part, *leaves] if y.requires_grad else leaves
-                gradients = list(torch.autograd.grad(value, wanted, incoming))
-                if y.requires_grad:
-                    grad_y.append(gradients.pop(0))
-                for total, gradient in zip(sums, gradients, strict=True):
-                    total += gradient
-        others = iter(sums)
-        gradients = [torch.cat(grad_y) if n == "y" else next(others) for n in case.backward]
-        return (torch.cat(values), *gradients)
-
-    return step
-
-
-# Providers: peers ------------------------------------------------------------------------------
-
-
-def _expanded_energy(y: Tensor, decoded: Tensor) -> Tensor:
-    square_y = y.square().sum(-1, keepdim=True)
-    return square_y - 2 * (y @ decoded.mT) + decoded.square().sum(-1)
-
-
-def _materialised_energy(y: Tensor, decoded: Tensor) -> Tensor:
-    return (y.unsqueeze(-2) - decoded).square().sum(-1)
-
-
-def _cdist_energy(y: Tensor, decoded: Tensor) -> Tensor:
-    return torch.cdist(y, decoded).square()
-
-
-def _unrolled_energy(y: Tensor, decoded: Tensor) -> Tensor:
-    energy = (y[:, None, 0] - decoded[:, 0]).square()
-    for d in range(1, y.shape[-1]):
-        energy = energy + (y[:, None, d] - decoded[:, d]).square()
-    return energy
-
-
-def _peer(
-    energy_form: Callable[[Tensor, Tensor], Tensor],
-    y: Tensor,
-    decoded: Tensor,
-    beta: float | Tensor,
-    scale: Tensor | None = None,
-    log_weight: Tensor | None = None,
-    latent_energy: Tensor | None = None,
-) -> Tensor:
-    """F as one writes it in plain PyTorch, over a way to write the squared distances."""
-    energy = energy_form(y, decoded if scale is None else scale * decoded)
-    if latent_energy is not None:
-        energy = energy + latent_energy
-    # A tensor's value is not looked at, as nobody would in a compiled function: it must be warm.
-    number = None if isinstance(beta, Tensor) else beta
-    if number == math.inf:
-        return energy.amin(-1)
-    if number == 0:
-        if log_weight is None:
-            return energy.mean(-1)
-        return (torch.softmax(log_weight, -1) * energy).sum(-1)
-    if log_weight is None:
-        return (math.log(energy.shape[-1]) - torch.logsumexp(-beta * energy, -1)) / beta
-    exponent = log_weight - beta * energy
-    return (torch.logsumexp(log_weight, -1) - torch.logsumexp(exponent, -1)) / beta
-
-
-def _prepare_eager(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    return _stepper(case, partial(_peer, energy_form))
-
-
-def _prepare_compiled(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    # Without the reset an earlier case would make this one's sizes dynamic, hence slower;
-    # without fullgraph, whatever fails to compile would run eagerly and go unnoticed.
-    torch.compiler.reset()
-    compiled = torch.compile(_peer, fullgraph=True, dynamic=False)
-    step = _stepper(case, partial(compiled, energy_form))
-    _build(step, case)
-    return step
-
-
-def _build(step: Step, case: Case) -> None:
-    """Take a step, in which a provider compiles its code."""
-    try:
-        step(case.cotangent())
-    except Exception as error:  # of many kinds: no compiler, a broken one, an unknown construct
-        raise NotAvailableError(_one_line(error)) from error
-
-
-#: What KeOps has to be told to compile for this processor, and without care for infinities.
-_KEOPS_FLAGS = "-march=native -ffast-math"
-
-
-def _keops() -> Any:
-    """``pykeops.torch.Genred``, compiling with :data:`_KEOPS_FLAGS`."""
-    # KeOps reads its flags, and whether to tell what it does, when it is imported.
-    told = {"CXXFLAGS": _KEOPS_FLAGS, "KEOPS_VERBOSE": "0", "PYKEOPS_VERBOSE": "0"}
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    try:
-        import pykeops
-        from pykeops.torch import Genred
-    except ImportError as error:
-        raise NotAvailableError("pykeops is not installed") from error
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-    if _KEOPS_FLAGS not in pykeops.config.pykeops_base.get_cpp_flags():
-        raise NotAvailableError(f"pykeops was imported before, without CXXFLAGS={_KEOPS_FLAGS!r}")
-    return Genred
-
-
-def _prepare_keops(case: Case) -> Step:
-    """The sum of exponentials as a KeOps reduction: code compiled for the formula, and tiled."""
-    genred = _keops()
-    if case.beta in (0, math.inf):
-        raise NotAvailableError(f"no reduction of KeOps is written here for beta = {case.beta:g}")
-    weighted = "log_weight" in case.backward or "latent_energy" in case.backward
-    names = ["b = Pm(1)", f"x = Vi({case.D})", f"z = Vj({case.D})"]
-    reduce = genred(
-        "w - b * SqDist(x, z)" if weighted else "- b * SqDist(x, z)",
-        [*names, "w = Vj(1)"] if weighted else names,
-        reduction_op="LogSumExp",
-        axis=1,
-    )
-
-    def compute(
-        y: Tensor,
-        decoded: Tensor,
-        beta: float | Tensor,
-        scale: Tensor | None = None,
-        log_weight: Tensor | None = None,
-        latent_energy: Tensor | None = None,
-    ) -> Tensor:
-        scaled = decoded if scale is None else scale * decoded
-        arguments = [torch.as_tensor(beta, dtype=y.dtype, device=y.device).reshape(1), y, scaled]
-        log_sum = math.log(case.N) if log_weight is None else torch.logsumexp(log_weight, 0)
-        if weighted:
-            exponent = y.new_zeros(case.N) if log_weight is None else log_weight
-            if latent_energy is not None:
-                exponent = exponent - beta * latent_energy
-            arguments.append(exponent[:, None])
-        return (log_sum - reduce(*arguments).squeeze(1)) / beta
-
-    step = _stepper(case, compute)
-    _build(step, case)
-    # GCC makes a library of -ffast-math turn denormal numbers off in whoever loads it.
-    torch.set_flush_denormal(False)
-    return step
-
-
-def providers(device: str = "cpu") -> dict[str, Prepare]:
-    """Every provider by name: the device's default backend, our others, then the peers."""
-    names = [row.name for row in lebm_kernels.backends() if row.name != "reference"]
-    default = default_backend(device)
-    names.sort(key=lambda name: name != default)
-    return {
-        **{name: partial(_prepare_backend, backend=name) for name in names},
-        "reference": _prepare_reference,
-        "eager, expansion (mm)": partial(_prepare_eager, energy_form=_expanded_energy),
-        "eager, differences": partial(_prepare_eager, energy_form=_materialised_energy),
-        "eager, cdist": partial(_prepare_eager, energy_form=_cdist_energy),
-        "torch.compile, expansion (mm)": partial(_prepare_compiled, energy_form=_expanded_energy),
-        "torch.compile, unrolled": partial(_prepare_compiled, energy_form=_unrolled_energy),
-        "KeOps": _prepare_keops,
-    }
-
-
 # The check and the timer -----------------------------------------------------------------------
 
 
@@ -445,7 +98,7 @@ class _Truth:
     """
 
     def __init__(self, case: Case) -> None:
-        self.rows = min(case.M, max(1, _SLICE_PAIRS // case.N))
+        self.rows = min(case.M, max(1, SLICE_PAIRS // case.N))
         self.cotangent = case.cotangent()
         self.cotangent[self.rows :] = 0
         inputs: dict[str, Any] = {
@@ -473,12 +126,6 @@ class _Truth:
             for a, b in zip(found, expected, strict=True)
         ]
         return math.nan if any(math.isnan(e) for e in errors) else max(errors)
-
-
-def _one_line(error: BaseException) -> str:
-    """The first line of a message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _time(step: Step, cotangent: Tensor, repeats: int) -> float:
@@ -556,7 +203,7 @@ def compare(
         except NotAvailableError as error:
             timing.failure = f"not available: {error}"
         except Exception as error:  # whatever stops one provider must not stop the others
-            timing.failure = f"failed: {_one_line(error)}"
+            timing.failure = f"failed: {one_line(error)}"
         else:
             if not timing.error <= TOLERANCE[case.dtype]:
                 timing.failure = f"wrong: relative error {timing.error:.1e}"

@@ -246,7 +246,9 @@ def demo(
 
 def _demo_timings(quick: bool) -> list[Comparison]:
     """The operation on a large grid, forward and forward + backward, against its peers."""
-    from lebm_kernels.benchmarking import Case, compare, default_backend
+    from lebm_kernels.benchmarking import compare
+    from lebm_kernels.cases import Case
+    from lebm_kernels.providers import default_backend
 
     ours = default_backend()
     peers = ["eager, expansion (mm)", "eager, cdist"]

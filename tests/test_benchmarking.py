@@ -17,25 +17,24 @@ import torch
 from rich.console import Console
 
 import lebm_kernels
-from lebm_kernels import benchmarking
+from lebm_kernels import benchmarking, providers
 from lebm_kernels.benchmarking import (
-    ARGUMENTS,
-    Case,
     Comparison,
-    NotAvailableError,
     Timing,
     compare,
     comparison_table,
     format_pairs,
     format_seconds,
 )
+from lebm_kernels.cases import ARGUMENTS, Case
 from lebm_kernels.gradient_checks import check_gradients
+from lebm_kernels.providers import NotAvailableError
 
 FORMS = [
-    benchmarking._expanded_energy,
-    benchmarking._materialised_energy,
-    benchmarking._cdist_energy,
-    benchmarking._unrolled_energy,
+    providers._expanded_energy,
+    providers._materialised_energy,
+    providers._cdist_energy,
+    providers._unrolled_energy,
 ]
 PEERS = ["reference", "eager, expansion (mm)", "eager, differences", "eager, cdist"]
 
@@ -119,11 +118,11 @@ def test_a_bad_field_is_named(name, fields):
 
 @pytest.mark.parametrize("slice_pairs", [1, 1 << 20])
 def test_reference_in_slices_is_the_whole(monkeypatch, slice_pairs):
-    monkeypatch.setattr(benchmarking, "_SLICE_PAIRS", slice_pairs)
+    monkeypatch.setattr(providers, "SLICE_PAIRS", slice_pairs)
     # Not in the order of the arguments: gradients follow the case's order.
     backward = ("log_weight", "decoded", "y", "scale", "beta", "latent_energy")
     case = Case(7, 5, 3, beta=0.8, dtype=torch.float64, backward=backward)
-    found = benchmarking._prepare_reference(case)(case.cotangent())
+    found = providers._prepare_reference(case)(case.cotangent())
     for a, b in zip(found, truth(case, case.cotangent()), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
@@ -131,7 +130,7 @@ def test_reference_in_slices_is_the_whole(monkeypatch, slice_pairs):
 @pytest.mark.parametrize("form", FORMS)
 def test_peers_are_right_with_every_argument(form):
     case = Case(4, 6, 3, beta=1.3, dtype=torch.float64, backward=ARGUMENTS)
-    step = benchmarking._prepare_eager(case, form)
+    step = providers._prepare_eager(case, form)
     for a, b in zip(step(case.cotangent()), truth(case, case.cotangent()), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
@@ -141,7 +140,7 @@ def test_peers_at_the_ends_of_beta(form):
     y, decoded = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     log_weight = torch.tensor([0.25, 0.75]).log()
     # Energies 4 and 10.
-    peer = partial(benchmarking._peer, form, y, decoded)
+    peer = partial(providers._peer, form, y, decoded)
     torch.testing.assert_close(peer(math.inf), torch.tensor([4.0]))
     torch.testing.assert_close(peer(0.0), torch.tensor([7.0]))
     torch.testing.assert_close(peer(0.0, log_weight=log_weight), torch.tensor([8.5]))
@@ -162,9 +161,9 @@ def test_keops_is_right_or_not_available(D, backward):
 
 @pytest.mark.parametrize("beta", [0.0, math.inf])
 def test_keops_is_not_asked_for_the_ends_of_beta(monkeypatch, beta):
-    monkeypatch.setattr(benchmarking, "_keops", lambda: None)
+    monkeypatch.setattr(providers, "_keops", lambda: None)
     with pytest.raises(NotAvailableError, match="beta"):
-        benchmarking._prepare_keops(Case(2, 3, 2, beta=beta))
+        providers._prepare_keops(Case(2, 3, 2, beta=beta))
 
 
 def test_keops_built_with_other_flags_is_not_timed(monkeypatch):
@@ -176,13 +175,13 @@ def test_keops_built_with_other_flags_is_not_timed(monkeypatch):
     monkeypatch.setitem(sys.modules, "pykeops.torch", torch_part)
     monkeypatch.delenv("CXXFLAGS", raising=False)
     with pytest.raises(NotAvailableError, match="without CXXFLAGS"):
-        benchmarking._keops()
+        providers._keops()
     assert "CXXFLAGS" not in os.environ
 
 
 def test_compare_checks_and_times_every_peer():
     case = Case(5, 17, 3, backward=("y", "decoded", "scale"))
-    comparison = compare(case, [benchmarking.default_backend(), *PEERS], rounds=2)
+    comparison = compare(case, [providers.default_backend(), *PEERS], rounds=2)
     for timing in comparison.timings:
         assert timing.failure == ""
         assert timing.error is not None
@@ -193,7 +192,7 @@ def test_compare_checks_and_times_every_peer():
 
 def test_a_wrong_value_or_gradient_is_not_timed(monkeypatch, one_call_a_round):
     def prepare(case, spoil):
-        right = benchmarking._prepare_reference(case)
+        right = providers._prepare_reference(case)
 
         def step(cotangent):
             values = list(right(cotangent))
@@ -225,7 +224,7 @@ def test_a_nan_is_wrong(monkeypatch, one_call_a_round):
 
 
 def test_the_queries_beyond_the_check_do_not_reach_summed_gradients(monkeypatch):
-    monkeypatch.setattr(benchmarking, "_SLICE_PAIRS", 10)
+    monkeypatch.setattr(benchmarking, "SLICE_PAIRS", 10)
     case = Case(7, 5, 2, dtype=torch.float64, backward=("decoded", "y"))
     check = benchmarking._Truth(case)
     assert check.rows == 2
@@ -239,7 +238,7 @@ def test_who_cannot_run_is_reported_and_the_others_are_timed(monkeypatch, one_ca
     def broken(case):
         raise RuntimeError("\n  it broke  \nin many lines")
 
-    only(monkeypatch, missing=missing, broken=broken, right=benchmarking._prepare_reference)
+    only(monkeypatch, missing=missing, broken=broken, right=providers._prepare_reference)
     comparison = compare(Case(2, 3, 2), rounds=3)
     missing_timing, broken_timing, right = comparison.timings
     assert missing_timing.failure == "not available: no such library"
@@ -256,7 +255,7 @@ def test_a_backend_that_cannot_run_gives_its_reason():
     for row in lebm_kernels.backends():
         if not row.available:
             with pytest.raises(NotAvailableError) as caught:
-                benchmarking._prepare_backend(Case(2, 3, 2), row.name)
+                providers._prepare_backend(Case(2, 3, 2), row.name)
             assert str(caught.value) == row.reason
 
 
@@ -276,7 +275,7 @@ def test_rounds_are_interleaved_and_rotate(monkeypatch, one_call_a_round):
     calls = []
 
     def prepare(case, name):
-        right = benchmarking._prepare_reference(case)
+        right = providers._prepare_reference(case)
 
         def step(cotangent):
             calls.append(name)
@@ -290,7 +289,7 @@ def test_rounds_are_interleaved_and_rotate(monkeypatch, one_call_a_round):
 
 
 def test_no_round_begins_after_the_budget(monkeypatch, one_call_a_round):
-    only(monkeypatch, a=benchmarking._prepare_reference)
+    only(monkeypatch, a=providers._prepare_reference)
     (timing,) = compare(Case(2, 3, 2), rounds=50, budget=0.0).timings
     assert len(timing.seconds) == 1
 
@@ -299,7 +298,7 @@ def test_who_is_slower_than_one_is_patient_runs_once(monkeypatch, one_call_a_rou
     calls = []
 
     def prepare(case):
-        right = benchmarking._prepare_reference(case)
+        right = providers._prepare_reference(case)
 
         def step(cotangent):
             calls.append(cotangent)
@@ -316,7 +315,7 @@ def test_who_is_slower_than_one_is_patient_runs_once(monkeypatch, one_call_a_rou
 
 def test_other_work_runs_in_the_same_rounds(monkeypatch, one_call_a_round):
     calls = []
-    only(monkeypatch, a=benchmarking._prepare_reference)
+    only(monkeypatch, a=providers._prepare_reference)
     work = {"limit": partial(calls.append, 1)}
     comparison = compare(Case(2, 3, 2), rounds=3, beside=work)
     assert [timing.name for timing in comparison.timings] == ["a"]

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import lebm_kernels
-from lebm_kernels import benchmarking, cli, gradient_checks
+from lebm_kernels import benchmarking, cli, gradient_checks, providers
 
 runner = CliRunner()
 
@@ -186,7 +186,7 @@ def test_demo_trains_draws_times_and_checks(tmp_path):
         for picture in ("cold-manifold", "beta-1-manifold", "cold-and-warm")
     }
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
-    ours = benchmarking.default_backend()
+    ours = providers.default_backend()
     words = " ".join(result.output.split())
     for expected in (ours, "reference", "eager, cdist", "forward + backward (y, decoded)"):
         assert expected in words

@@ -1,0 +1,133 @@
+"""The problems that benchmarks time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Arguments that a case can differentiate. Those beyond ``y`` and ``decoded`` are given to the
+#: providers only where their gradient is asked for.
+ARGUMENTS = ("y", "decoded", "scale", "log_weight", "latent_energy", "beta")
+
+#: Where a case's points lie: all over the plane, or on and near a curve.
+LAYOUTS = ("normal", "curve")
+
+#: The half-axes of the ellipse that is the curve, and how far from it the queries are.
+_CURVE = (1.0, 0.5)
+_CURVE_NOISE = 0.01
+
+#: Relative error beyond which a provider is reported as wrong and not timed.
+TOLERANCE = {
+    torch.float64: 1e-8,
+    torch.float32: 1e-3,
+    torch.bfloat16: 1e-1,
+    torch.float16: 1e-1,
+}
+
+#: Pairs that the float64 check visits, and that the sliced reference holds at once.
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem to time: F of M queries over N latents of D numbers, and its gradients.
+
+    Attributes:
+        M: queries.
+        N: latents.
+        D: numbers in a query.
+        beta: inverse temperature in [0, inf].
+        dtype: of every input.
+        backward: the arguments whose gradients are taken (see :data:`ARGUMENTS`); none: forward
+            alone.
+        device: where the inputs live.
+        seed: of the random inputs.
+        layout: ``normal``: queries and latents normal, independent; ``curve``: latents on an
+            ellipse of half-axes 1 and 1/2, queries near it, both in random order (D = 2).
+
+    Raises:
+        ValueError: a size below 1, a beta outside [0, inf], an argument without a gradient, an
+            unknown layout, a curve in other than two dimensions.
+    """
+
+    M: int
+    N: int
+    D: int
+    beta: float = 1.0
+    dtype: torch.dtype = torch.float32
+    backward: tuple[str, ...] = ()
+    device: str = "cpu"
+    seed: int = 0
+    layout: str = "normal"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("M", "N", "D"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.beta >= 0:
+            raise ValueError(f"beta must lie in [0, inf], got {self.beta}")
+        if self.dtype not in TOLERANCE:
+            raise ValueError(f"dtype must be one of {list(TOLERANCE)}, got {self.dtype}")
+        for name in self.backward:
+            if name not in ARGUMENTS:
+                raise ValueError(f"backward must name arguments among {ARGUMENTS}, got {name!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
+        if self.layout == "curve" and self.D != 2:
+            raise ValueError(f"D must be 2 on a curve, got {self.D}")
+
+    @property
+    def direction(self) -> str:
+        """``forward``, or ``forward + backward (y, ...)``."""
+        return f"forward + backward ({', '.join(self.backward)})" if self.backward else "forward"
+
+    def __str__(self) -> str:
+        """Sizes, beta, dtype and any layout that is not the normal one; the direction apart."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        layout = "" if self.layout == "normal" else f", {self.layout}"
+        return f"M={self.M}, N={self.N}, D={self.D}, beta={self.beta:g}, {dtype}{layout}"
+
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of :func:`lebm_kernels.free_energy`, equal at each call.
+
+        ``y`` and ``decoded`` stand in no order that a method could profit from.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        shapes = {
+            "y": (self.M, self.D),
+            "decoded": (self.N, self.D),
+            "scale": (self.D,),
+            "log_weight": (self.N,),
+            "latent_energy": (self.N,),
+        }
+        inputs: dict[str, Any] = {}
+        for name, shape in shapes.items():
+            # Drawn in float64 whether used or not: a case differs from another in what it says.
+            value = torch.randn(shape, generator=generator, dtype=torch.float64)
+            if name == "scale":
+                value = 1 + 0.1 * value
+            elif name in ("y", "decoded") and self.layout == "curve":
+                # The direction of a normal point is uniform.
+                axes = torch.tensor(_CURVE, dtype=torch.float64)
+                value = axes * value / value.norm(dim=1, keepdim=True)
+                if name == "y":
+                    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+                    value = value + _CURVE_NOISE * noise
+            if name in ("y", "decoded") or name in self.backward:
+                value = value.to(self.device, self.dtype)
+                inputs[name] = value.requires_grad_(name in self.backward)
+        inputs["beta"] = self.beta
+        if "beta" in self.backward:
+            inputs["beta"] = torch.tensor(
+                self.beta, dtype=self.dtype, device=self.device, requires_grad=True
+            )
+        return inputs
+
+    def cotangent(self) -> Tensor:
+        """A gradient that arrives at F, ``[M]``, in (0.5, 1.5)."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        value = torch.rand(self.M, generator=generator, dtype=torch.float64) + 0.5
+        return value.to(self.device, self.dtype)

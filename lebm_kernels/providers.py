@@ -1,0 +1,249 @@
+"""Ways to compute a free energy: our backends, and the peers that they are compared with.
+
+A *provider* is a function ``prepare(case) -> step``, named in :func:`providers`. A step takes the
+gradient arriving at F, ``[M]``, and returns ``(F, *gradients)``, the gradients in the order of
+``case.backward``. A provider that cannot run here raises :class:`NotAvailableError`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lebm_kernels
+from lebm_kernels.cases import Case
+
+Step = Callable[[Tensor], tuple[Tensor, ...]]
+Prepare = Callable[[Case], Step]
+
+#: Pairs that the float64 check visits, and that the sliced reference holds at once.
+SLICE_PAIRS = 1 << 21
+
+
+class NotAvailableError(RuntimeError):
+    """A provider cannot run here; the message says why."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of a message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+# Providers: ours -------------------------------------------------------------------------------
+
+
+def default_backend(device: str = "cpu") -> str:
+    """The name of the backend that ``backend=None`` takes on this device."""
+    return next(row.name for row in lebm_kernels.backends() if device in row.devices)
+
+
+def _stepper(case: Case, compute: Callable[..., Tensor]) -> Step:
+    """The step of anything that autograd differentiates."""
+    inputs = case.inputs()
+    leaves = [inputs[name] for name in case.backward]
+
+    def step(cotangent: Tensor) -> tuple[Tensor, ...]:
+        free_energy = compute(**inputs)
+        if not leaves:
+            return (free_energy,)
+        gradients = torch.autograd.grad(free_energy, leaves, cotangent.to(free_energy.dtype))
+        return (free_energy.detach(), *gradients)
+
+    return step
+
+
+def _prepare_backend(case: Case, backend: str) -> Step:
+    status = next(row for row in lebm_kernels.backends() if row.name == backend)
+    if case.device not in status.devices:
+        raise NotAvailableError(status.reason)
+    return _stepper(case, partial(lebm_kernels.free_energy, backend=backend))
+
+
+def _prepare_reference(case: Case) -> Step:
+    """The oracle, a slice of queries at a time: whole, a large case would not fit in memory."""
+    inputs = case.inputs()
+    y = inputs.pop("y")
+    leaves = [inputs[name] for name in case.backward if name != "y"]
+    rows = max(1, SLICE_PAIRS // (case.N * case.D))
+
+    def step(cotangent: Tensor) -> tuple[Tensor, ...]:
+        values, grad_y = [], []
+        sums = [torch.zeros_like(leaf) for leaf in leaves]
+        for start in range(0, case.M, rows):
+            part = y[start : start + rows].detach().requires_grad_(y.requires_grad)
+            value = lebm_kernels.free_energy(part, backend="reference", **inputs)
+            values.append(value.detach())
+            if case.backward:
+                incoming = cotangent[start : start + rows].to(value.dtype)
+                wanted = [part, *leaves] if y.requires_grad else leaves
+                gradients = list(torch.autograd.grad(value, wanted, incoming))
+                if y.requires_grad:
+                    grad_y.append(gradients.pop(0))
+                for total, gradient in zip(sums, gradients, strict=True):
+                    total += gradient
+        others = iter(sums)
+        gradients = [torch.cat(grad_y) if n == "y" else next(others) for n in case.backward]
+        return (torch.cat(values), *gradients)
+
+    return step
+
+
+# Providers: peers ------------------------------------------------------------------------------
+
+
+def _expanded_energy(y: Tensor, decoded: Tensor) -> Tensor:
+    square_y = y.square().sum(-1, keepdim=True)
+    return square_y - 2 * (y @ decoded.mT) + decoded.square().sum(-1)
+
+
+def _materialised_energy(y: Tensor, decoded: Tensor) -> Tensor:
+    return (y.unsqueeze(-2) - decoded).square().sum(-1)
+
+
+def _cdist_energy(y: Tensor, decoded: Tensor) -> Tensor:
+    return torch.cdist(y, decoded).square()
+
+
+def _unrolled_energy(y: Tensor, decoded: Tensor) -> Tensor:
+    energy = (y[:, None, 0] - decoded[:, 0]).square()
+    for d in range(1, y.shape[-1]):
+        energy = energy + (y[:, None, d] - decoded[:, d]).square()
+    return energy
+
+
+def _peer(
+    energy_form: Callable[[Tensor, Tensor], Tensor],
+    y: Tensor,
+    decoded: Tensor,
+    beta: float | Tensor,
+    scale: Tensor | None = None,
+    log_weight: Tensor | None = None,
+    latent_energy: Tensor | None = None,
+) -> Tensor:
+    """F as one writes it in plain PyTorch, over a way to write the squared distances."""
+    energy = energy_form(y, decoded if scale is None else scale * decoded)
+    if latent_energy is not None:
+        energy = energy + latent_energy
+    # A tensor's value is not looked at, as nobody would in a compiled function: it must be warm.
+    number = None if isinstance(beta, Tensor) else beta
+    if number == math.inf:
+        return energy.amin(-1)
+    if number == 0:
+        if log_weight is None:
+            return energy.mean(-1)
+        return (torch.softmax(log_weight, -1) * energy).sum(-1)
+    if log_weight is None:
+        return (math.log(energy.shape[-1]) - torch.logsumexp(-beta * energy, -1)) / beta
+    exponent = log_weight - beta * energy
+    return (torch.logsumexp(log_weight, -1) - torch.logsumexp(exponent, -1)) / beta
+
+
+def _prepare_eager(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor]) -> Step:
+    return _stepper(case, partial(_peer, energy_form))
+
+
+def _prepare_compiled(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor]) -> Step:
+    # Without the reset an earlier case would make this one's sizes dynamic, hence slower;
+    # without fullgraph, whatever fails to compile would run eagerly and go unnoticed.
+    torch.compiler.reset()
+    compiled = torch.compile(_peer, fullgraph=True, dynamic=False)
+    step = _stepper(case, partial(compiled, energy_form))
+    _build(step, case)
+    return step
+
+
+def _build(step: Step, case: Case) -> None:
+    """Take a step, in which a provider compiles its code."""
+    try:
+        step(case.cotangent())
+    except Exception as error:  # of many kinds: no compiler, a broken one, an unknown construct
+        raise NotAvailableError(one_line(error)) from error
+
+
+#: What KeOps has to be told to compile for this processor, and without care for infinities.
+_KEOPS_FLAGS = "-march=native -ffast-math"
+
+
+def _keops() -> Any:
+    """``pykeops.torch.Genred``, compiling with :data:`_KEOPS_FLAGS`."""
+    # KeOps reads its flags, and whether to tell what it does, when it is imported.
+    told = {"CXXFLAGS": _KEOPS_FLAGS, "KEOPS_VERBOSE": "0", "PYKEOPS_VERBOSE": "0"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        import pykeops
+        from pykeops.torch import Genred
+    except ImportError as error:
+        raise NotAvailableError("pykeops is not installed") from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    if _KEOPS_FLAGS not in pykeops.config.pykeops_base.get_cpp_flags():
+        raise NotAvailableError(f"pykeops was imported before, without CXXFLAGS={_KEOPS_FLAGS!r}")
+    return Genred
+
+
+def _prepare_keops(case: Case) -> Step:
+    """The sum of exponentials as a KeOps reduction: code compiled for the formula, and tiled."""
+    genred = _keops()
+    if case.beta in (0, math.inf):
+        raise NotAvailableError(f"no reduction of KeOps is written here for beta = {case.beta:g}")
+    weighted = "log_weight" in case.backward or "latent_energy" in case.backward
+    names = ["b = Pm(1)", f"x = Vi({case.D})", f"z = Vj({case.D})"]
+    reduce = genred(
+        "w - b * SqDist(x, z)" if weighted else "- b * SqDist(x, z)",
+        [*names, "w = Vj(1)"] if weighted else names,
+        reduction_op="LogSumExp",
+        axis=1,
+    )
+
+    def compute(
+        y: Tensor,
+        decoded: Tensor,
+        beta: float | Tensor,
+        scale: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        latent_energy: Tensor | None = None,
+    ) -> Tensor:
+        scaled = decoded if scale is None else scale * decoded
+        arguments = [torch.as_tensor(beta, dtype=y.dtype, device=y.device).reshape(1), y, scaled]
+        log_sum = math.log(case.N) if log_weight is None else torch.logsumexp(log_weight, 0)
+        if weighted:
+            exponent = y.new_zeros(case.N) if log_weight is None else log_weight
+            if latent_energy is not None:
+                exponent = exponent - beta * latent_energy
+            arguments.append(exponent[:, None])
+        return (log_sum - reduce(*arguments).squeeze(1)) / beta
+
+    step = _stepper(case, compute)
+    _build(step, case)
+    # GCC makes a library of -ffast-math turn denormal numbers off in whoever loads it.
+    torch.set_flush_denormal(False)
+    return step
+
+
+def providers(device: str = "cpu") -> dict[str, Prepare]:
+    """Every provider by name: the device's default backend, our others, then the peers."""
+    names = [row.name for row in lebm_kernels.backends() if row.name != "reference"]
+    default = default_backend(device)
+    names.sort(key=lambda name: name != default)
+    return {
+        **{name: partial(_prepare_backend, backend=name) for name in names},
+        "reference": _prepare_reference,
+        "eager, expansion (mm)": partial(_prepare_eager, energy_form=_expanded_energy),
+        "eager, differences": partial(_prepare_eager, energy_form=_materialised_energy),
+        "eager, cdist": partial(_prepare_eager, energy_form=_cdist_energy),
+        "torch.compile, expansion (mm)": partial(_prepare_compiled, energy_form=_expanded_energy),
+        "torch.compile, unrolled": partial(_prepare_compiled, energy_form=_unrolled_energy),
+        "KeOps": _prepare_keops,
+    }
