@@ -48,6 +48,9 @@ static Mode first_mode(const Grid<T>& grid, const Query<T>& q) {
   return range < 8 ? kSmall : kNormal;
 }
 
+// KL = -beta <E - m> - L is taken as it stands where it is more than this share of |L|.
+constexpr double kMostCancelled = 0.25;
+
 // Writes a query's results from its sums; sets the mode of its next sweep.
 template <typename T>
 static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums& a,
@@ -113,7 +116,11 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
   // A sum's rounding is one of F by 1 / beta, which shows only in an F that is not larger.
   const double size = q.beta * (a.least + gap);
   if (q.mode == kNormal && L > kSmallL && size < 1 && size > -1) mode = kSmall;
-  if ((q.mode == kSmall || q.mode == kHot) && out.slope_beta) mode = kSlope;
+  if ((q.mode == kSmall || q.mode == kHot) && out.slope_beta) {
+    // The first sweep's KL stands where little of it cancelled.
+    const double relative_entropy = pass.first ? 0 : -double(out.slope_beta[at]) * q.beta * q.beta;
+    if (!(relative_entropy > kMostCancelled * (L < 0 ? -L : L))) mode = kSlope;
+  }
   if (!pass.first) return;
   if (out.index) out.index[at] = a.index;
   if (out.slope_beta) {
