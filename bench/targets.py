@@ -14,18 +14,27 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
+import lebm_kernels
 from compare import tell
-from lebm_kernels.benchmarking import Comparison, Timing, compare, format_seconds
+from lebm_kernels.benchmarking import (
+    Comparison,
+    Timing,
+    compare,
+    format_pairs,
+    format_seconds,
+)
 from lebm_kernels.cases import Case
 from lebm_kernels.environment import describe
-from lebm_kernels.providers import NotAvailableError, default_backend, providers
+from lebm_kernels.providers import NotAvailableError, Step, default_backend, stepper
 from peak import ExponentialLoop, Product, fastest_loop
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
@@ -42,6 +51,13 @@ PATIENCE_SECONDS = 2.0
 #: No round of a case begins later than this.
 BUDGET_SECONDS = 20.0
 
+#: A case of fewer pairs is over before it began: it is timed in so many times more rounds.
+FEW_PAIRS = 1 << 20
+MORE_ROUNDS = 10
+
+#: The temperature at which no latent of a curve can be left out, see :func:`unpruned_step`.
+WARM = 4.0
+
 
 @dataclass(frozen=True)
 class Target:
@@ -51,8 +67,8 @@ class Target:
         case: what is computed.
         peers: that it is compared with.
         ratio: how many times faster than the best peer.
-        unpruned_ratio: how many times faster than without leaving latents out, which is what our
-            own backend takes for as many pairs of normal data at beta = 1.
+        unpruned_ratio: how many times faster than our own backend without leaving latents out, see
+            :func:`unpruned_step`.
         share: of the machine's limit.
         seconds: at most so many.
         mebibytes: of memory beyond the inputs and outputs, at most so many.
@@ -160,20 +176,18 @@ def _loop(threads: int) -> ExponentialLoop:
 
 
 def limit(case: Case) -> ExponentialLoop | Product | None:
-    """What bounds this case on this machine; None where neither loop nor product does.
+    """What bounds this case on this machine; None where it is over before it began.
 
-    The loop has the work of two dimensions, and counts up to D = 4; the product bounds D from 32
-    on, as below it is memory that bounds the product. Neither visits a pair backward, or says
-    anything about pairs left out or a case that is over before it began.
+    The product counts from D = 32 on; below, it is memory that bounds it, and the loop counts,
+    which has the work of two dimensions. More dimensions and gradients take more work than either:
+    no such case can reach its limit. A case that leaves pairs out can pass it.
 
     Raises:
         NotAvailableError: the loop cannot be compiled.
     """
-    if case.backward or case.layout != "normal" or case.M * case.N < 1 << 20:
+    if case.M * case.N < FEW_PAIRS:
         return None
-    if case.D <= 4:
-        return _loop(torch.get_num_threads())
-    return Product(case) if case.D >= 32 else None
+    return Product(case) if case.D >= 32 else _loop(torch.get_num_threads())
 
 
 def _best(comparison: Comparison) -> Timing | None:
@@ -182,10 +196,18 @@ def _best(comparison: Comparison) -> Timing | None:
     return min(timed, key=lambda timing: timing.median, default=None)
 
 
-def _unpruned_step(case: Case, ours: str) -> Callable[[], object]:
-    """A step of ours for as many pairs, none of which can be left out."""
-    same = replace(case, layout="normal", beta=1.0)
-    return partial(providers(case.device)[ours](same), same.cotangent())
+def unpruned_step(case: Case, ours: str) -> Step:
+    """A step of ours for the same queries and latents that visits all their pairs, one by one.
+
+    At :data:`WARM` the exponents on a curve differ by fewer bits than it takes for a latent to be
+    left out, and a temperature for each query, though the same for all, rules out power series.
+    """
+
+    def compute(beta: float, **inputs: Any) -> Tensor:
+        warm = torch.full((case.M,), WARM, dtype=case.dtype, device=case.device)
+        return lebm_kernels.free_energy(beta=warm, backend=ours, **inputs)
+
+    return stepper(case, compute)
 
 
 def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> Row:
@@ -207,11 +229,11 @@ def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> 
     if bound is not None:
         beside["limit"] = bound
     if target.unpruned_ratio is not None:
-        beside["unpruned"] = _unpruned_step(case, ours)
+        beside["unpruned"] = partial(unpruned_step(case, ours), case.cotangent())
     comparison = compare(
         case,
         names,
-        rounds=rounds,
+        rounds=rounds * (MORE_ROUNDS if case.M * case.N < FEW_PAIRS else 1),
         budget=BUDGET_SECONDS,
         patience=PATIENCE_SECONDS,
         beside=beside,
@@ -232,13 +254,17 @@ def _fill(row: Row, target: Target, comparison: Comparison, bound_pairs: int | N
     row.seconds = mine.median
     row.pairs_per_second = comparison.pairs_per_second(mine)
     others = {timing.name: timing for timing in comparison.beside}
-    if bound_pairs is not None:
-        row.share = row.pairs_per_second * others["limit"].median / bound_pairs
+    limit_rate = None if bound_pairs is None else bound_pairs / others["limit"].median
+    if limit_rate is not None:
+        row.share = row.pairs_per_second / limit_rate
     best = _best(comparison)
     if target.unpruned_ratio is not None:
         if best is not None:
             row.notes.append(f"{best.name} takes {format_seconds(best.median)}")
         best = others["unpruned"]
+        rate = comparison.pairs_per_second(best)
+        of_limit = "" if limit_rate is None else f", {rate / limit_rate:.0%} of the limit"
+        row.notes.append(f"unpruned visits {format_pairs(rate)}{of_limit}")
     if best is not None:
         row.peer, row.peer_seconds = best.name, best.median
     ratio = None if best is None else comparison.ratio(best)

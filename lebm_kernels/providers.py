@@ -44,7 +44,7 @@ def default_backend(device: str = "cpu") -> str:
     return next(row.name for row in lebm_kernels.backends() if device in row.devices)
 
 
-def _stepper(case: Case, compute: Callable[..., Tensor]) -> Step:
+def stepper(case: Case, compute: Callable[..., Tensor]) -> Step:
     """The step of anything that autograd differentiates."""
     inputs = case.inputs()
     leaves = [inputs[name] for name in case.backward]
@@ -63,7 +63,7 @@ def _prepare_backend(case: Case, backend: str) -> Step:
     status = next(row for row in lebm_kernels.backends() if row.name == backend)
     if case.device not in status.devices:
         raise NotAvailableError(status.reason)
-    return _stepper(case, partial(lebm_kernels.free_energy, backend=backend))
+    return stepper(case, partial(lebm_kernels.free_energy, backend=backend))
 
 
 def _prepare_reference(case: Case) -> Step:
@@ -146,7 +146,7 @@ def _peer(
 
 
 def _prepare_eager(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    return _stepper(case, partial(_peer, energy_form))
+    return stepper(case, partial(_peer, energy_form))
 
 
 def _prepare_compiled(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor]) -> Step:
@@ -154,7 +154,7 @@ def _prepare_compiled(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor
     # without fullgraph, whatever fails to compile would run eagerly and go unnoticed.
     torch.compiler.reset()
     compiled = torch.compile(_peer, fullgraph=True, dynamic=False)
-    step = _stepper(case, partial(compiled, energy_form))
+    step = stepper(case, partial(compiled, energy_form))
     _build(step, case)
     return step
 
@@ -225,7 +225,7 @@ def _prepare_keops(case: Case) -> Step:
             arguments.append(exponent[:, None])
         return (log_sum - reduce(*arguments).squeeze(1)) / beta
 
-    step = _stepper(case, compute)
+    step = stepper(case, compute)
     _build(step, case)
     # GCC makes a library of -ffast-math turn denormal numbers off in whoever loads it.
     torch.set_flush_denormal(False)

@@ -1,8 +1,7 @@
 """Grids of many blocks and many queries, in any order, at the low D where blocks are left out.
 
 Latents without an order may be sorted into compact blocks: results must be those of the caller's
-order. The oracle is asked about some of the queries, scattered over all tiles; the others weigh
-nothing in the gradients of the latents.
+order.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ from functools import partial
 from typing import Any
 
 import pytest
+import subset
 import torch
-from conftest import assert_accurate, assert_gradients_accurate, gradients
+from conftest import gradients
 from oracle import exact
+from subset import check_index, restricted
 from torch import Tensor
 
-from lebm_kernels import free_energy, posterior, reference
+from lebm_kernels import free_energy, posterior
 
 BETAS = (1e-3, 0.1, 1.0, 30.0, 1e4, 1e12, math.inf)
 PER_QUERY = ("y", "beta", "scale")
@@ -54,32 +55,10 @@ def with_log_weight(arguments: dict[str, Any]) -> None:
     arguments["log_weight"] = torch.randn_like(arguments["decoded"][:, 0])
 
 
-def restricted(arguments: dict[str, Tensor], some: Tensor) -> dict[str, Tensor]:
-    """The problem of some queries alone."""
-    return {name: x[some] if name in PER_QUERY else x for name, x in arguments.items()}
-
-
-def check(backend: str, arguments: dict[str, Any], count: int = 8) -> None:
-    """F and all gradients, of ``count`` queries among them the first and the last."""
-    M = len(arguments["y"])
-    some = torch.cat((torch.tensor([0, M - 1]), torch.randperm(M)[:count])).unique()
-    few = restricted(arguments, some)
-    function = partial(free_energy, backend=backend)
-    assert_accurate(function(**arguments)[some], **few)
-    grad = torch.zeros(M, dtype=arguments["y"].dtype)
-    grad[some] = torch.randn(len(some), dtype=grad.dtype)
-    found = restricted(gradients(function, arguments, grad), some)
-    assert_gradients_accurate(found, few, grad[some])
-    # Of the index, the energy must be the least, as far as the dtype shows.
-    index = posterior(**arguments, backend=backend).index[some]
-    energy = reference.energies(
-        *(few[name].double() for name in ("y", "decoded")),
-        *(few[name].double() if name in few else None for name in ("scale", "latent_energy")),
-    )
-    excess = energy.gather(-1, index[:, None])[:, 0] - energy.amin(-1)
-    magnitude = exact(**{**few, "beta": torch.full_like(few["beta"], math.inf)}).magnitude
-    slack = 16 * torch.finfo(grad.dtype).eps * torch.from_numpy(magnitude.astype(float))
-    assert (excess <= slack).all()
+def check(backend: str, arguments: dict[str, Any]) -> None:
+    """F, all gradients and the index of the minimum, of some queries."""
+    subset.check(backend, arguments, 8)
+    check_index(backend, arguments, 8)
 
 
 @pytest.mark.parametrize(

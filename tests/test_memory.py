@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from lebm_kernels import free_energy
@@ -64,6 +65,50 @@ def test_the_measure_sees_a_matrix() -> None:
     command = [sys.executable, "-c", MEASURE, "reference", "", size]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(run.stdout) > BOUND_MIB
+
+
+STREAM = """
+import sys
+from pathlib import Path
+import torch
+from lebm_kernels import free_energy
+from lebm_kernels.backends import native
+
+native.force_instruction_set(sys.argv[1])
+torch.set_num_threads(2)
+
+def step(N, backward):
+    sizes = {"y": 3, "decoded": N}
+    given = {name: torch.randn(n, 2, requires_grad=name in backward) for name, n in sizes.items()}
+    # The peak begins anew: what came before took more memory than it keeps.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    value = free_energy(**given)
+    wanted = [given[name] for name in backward]
+    outputs = torch.autograd.grad(value.sum(), wanted) if wanted else ()
+    return peak() - before - sum(x.nbytes for x in outputs) / 2**20
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+step(5000, ["y", "decoded"])
+print(max(step(int(sys.argv[2]), backward) for backward in ([], ["y"], ["y", "decoded"])))
+"""
+
+# Latents whose copy alone would hold several times the bound.
+STREAMED = 4_000_000
+STREAM_BOUND_MIB = 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read as Linux tells it")
+@pytest.mark.parametrize("isa", native.instruction_sets())
+def test_few_queries_keep_no_copy_of_the_latents(isa: str) -> None:
+    assert STREAMED * 2 * 4 / 2**20 > 3 * STREAM_BOUND_MIB
+    command = [sys.executable, "-c", STREAM, isa, str(STREAMED)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < STREAM_BOUND_MIB
 
 
 def test_what_is_kept_for_the_backward_is_small(backend: str, dtype: torch.dtype) -> None:

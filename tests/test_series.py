@@ -1,19 +1,16 @@
 """Many queries that share beta and scale, over many latents at D = 1 and 2: whole blocks of latents
 are summed as power series there, and blocks of blocks where these reach.
-
-The oracle is asked about some of the queries; the others weigh nothing in the gradients of what all
-share.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from conftest import assert_accurate, assert_gradients_accurate, gradients
+from conftest import assert_accurate, gradients
+from subset import check
 from torch import Tensor
 
 from lebm_kernels import free_energy
@@ -45,20 +42,6 @@ def problem(
     if scaled:
         arguments["scale"] = torch.tensor([-1.3, 0.6], dtype=dtype)[:D]
     return arguments
-
-
-def check(backend: str, arguments: dict[str, Any], count: int = 10) -> None:
-    """F and all gradients, of ``count`` queries among them the first and the last."""
-    y = arguments["y"]
-    some = torch.cat((torch.tensor([0, len(y) - 1]), torch.randperm(len(y))[:count])).unique()
-    few = {**arguments, "y": y[some]}
-    function = partial(free_energy, backend=backend)
-    assert_accurate(function(**arguments)[some], **few)
-    grad = torch.zeros(len(y), dtype=y.dtype)
-    grad[some] = torch.randn(len(some), dtype=y.dtype)
-    found = gradients(function, arguments, grad)
-    found["y"] = found["y"][some]
-    assert_gradients_accurate(found, few, grad[some])
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])

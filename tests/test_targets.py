@@ -11,11 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 
+import lebm_kernels
 import peak
 import targets
 from lebm_kernels.benchmarking import Comparison, Timing
 from lebm_kernels.cases import Case
-from lebm_kernels.providers import NotAvailableError, providers
+from lebm_kernels.providers import NotAvailableError, default_backend, providers
 from targets import Row, Target
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -132,10 +133,10 @@ def test_peak_names_a_bad_argument(capsys, arguments, message):
     [
         (Case(2048, 2048, 2), "loop"),
         (Case(2048, 2048, 64), peak.Product),
-        (Case(2048, 2048, 8), type(None)),
+        (Case(2048, 2048, 8), "loop"),
         (Case(24, 48, 2), type(None)),
-        (Case(2048, 2048, 2, backward=("y",)), type(None)),
-        (Case(2048, 2048, 2, layout="curve"), type(None)),
+        (Case(2048, 2048, 2, backward=("y",)), "loop"),
+        (Case(2048, 2048, 2, layout="curve"), "loop"),
     ],
     ids=str,
 )
@@ -190,9 +191,31 @@ def test_the_share_is_of_the_limit_in_the_same_rounds(aim, reached):
 def test_pruning_is_compared_with_ours_unpruned():
     case = Case(100, 20, 2)
     target = Target(case, unpruned_ratio=10)
-    row = targets._fill(Row("", ""), target, comparison(case, Timing("unpruned", [30.0])), None)
+    others = comparison(case, Timing("unpruned", [30.0]), Timing("limit", [4.0]))
+    row = targets._fill(Row("", ""), target, others, 400)
     assert (row.peer, row.figure, row.reached) == ("unpruned", 15.0, True)
-    assert row.notes == ["fast takes 7 s"]
+    # 2000 pairs in 30 s, of 100 a second.
+    assert row.notes == ["fast takes 7 s", "unpruned visits 0.0667 k/s, 67% of the limit"]
+    assert row.share == 10.0
+
+
+def test_nothing_can_be_left_out_of_the_unpruned_case():
+    # A latent is left out whose exponent, in bits, is below another's by log2 N and those of a
+    # float, at the least.
+    case = Case(500, 4000, 2, beta=1e4, layout="curve")
+    inputs = case.inputs()
+    energy = torch.cdist(inputs["y"], inputs["decoded"]).square()
+    bits = targets.WARM * (energy.amax(1) - energy.amin(1)) / math.log(2)
+    assert bits.max() < 24 + math.log2(case.N)
+    # It is the same problem at another temperature.
+    (value,) = targets.unpruned_step(case, default_backend())(case.cotangent())
+    wanted = lebm_kernels.free_energy(inputs["y"], inputs["decoded"], targets.WARM)
+    torch.testing.assert_close(value, wanted)
+
+
+def test_a_case_of_few_pairs_has_more_rounds():
+    row = targets.measure_time(Target(Case(5, 6, 2), ratio=1.0), 2, lambda text: None)
+    assert len(row.timings[default_backend()]) == 2 * targets.MORE_ROUNDS
 
 
 @pytest.mark.parametrize(("aim", "reached"), [(2.0, True), (1.9, False)])
@@ -230,7 +253,7 @@ def test_ours_without_pruning_has_as_many_pairs():
     row = targets.measure_time(target, 2, lambda text: None)
     assert row.peer == "unpruned"
     assert row.figure is not None
-    assert len(row.timings["unpruned"]) == 2
+    assert len(row.timings["unpruned"]) == len(row.timings[default_backend()])
 
 
 def test_memory_is_measured_in_a_process_of_its_own():
@@ -284,7 +307,8 @@ def test_the_command_measures_what_is_asked_for_and_writes_it(monkeypatch, tmp_p
     assert row["title"] == "5 x 6, D 2: forward"
     assert row["reached"] is False
     assert row["peer"] in targets.EAGER
-    assert all(len(seconds) == 2 for seconds in row["timings"].values())
+    rounds = 2 * targets.MORE_ROUNDS
+    assert all(len(seconds) == rounds for seconds in row["timings"].values())
     assert math.isclose(row["figure"], row["peer_seconds"] / row["seconds"])
     assert record["facts"]["PyTorch"] == torch.__version__
     assert "5 x 6" in capsys.readouterr().out
