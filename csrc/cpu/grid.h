@@ -14,20 +14,39 @@ template <typename T>
 struct Block {
   int64_t first;    // index of its first latent
   const T* g;       // [D][block]
-  const T* v;       // [D][block]
+  const T* v;       // [D][block]; beyond kFewDimensions [block][row_length(D)]
   const T* r;       // [block]
   const T* log2_w;  // [block], log2(w / largest w)
   const T* w;       // [block], w / largest w
   const T* centre;  // [D]
+  const T* across;  // [D][block], v; from kManyDimensions on
+  const T* square;  // [block], |v|^2 + r; likewise
 };
+
+// Up to here the kernels know D when they are compiled.
+constexpr int64_t kFewDimensions = 4;
+
+// From here on energies may be taken as products, see product.h.
+constexpr int64_t kManyDimensions = 48;
+
+// Numbers in a row of dimensions: whole vectors, where rows are what is read. Rows a multiple of
+// 128 bytes apart would meet in the first cache's sets.
+template <typename T>
+LEBM_INLINE int64_t row_length(int64_t D) {
+  if (D <= kFewDimensions) return D;
+  const int64_t row = (D + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  return row * sizeof(T) % 128 == 0 ? row + kLanes<T> : row;
+}
 
 template <typename T>
 struct Grid {
   int64_t N, D, block, num_blocks;
   T *g, *v, *r, *log2_w, *w, *centre, *low, *high;  // low, high: [num_blocks][D], bounding boxes
-  double* block_weight;                             // [num_blocks]
+  T *across, *square;
+  double* block_weight;   // [num_blocks]
   T* half;                // [num_blocks][D], half the sides of the bounding box
-  T* extent;              // [num_blocks], squared half diagonal of the bounding box
+  T* extent;              // [num_blocks], squared half diagonal of the bounding box; beyond
+                          // kFewDimensions the largest |v|^2
   T *r_floor, *r_top;     // [num_blocks], of the latents that count; empty: r_floor > r_top
   bool* whole;            // [num_blocks], whether all its latents count
   int64_t* order;         // [num_blocks][block], which latent lies there; null: as given
@@ -39,23 +58,28 @@ struct Grid {
   bool has_infinite;  // a latent with infinite energy: it counts in the weights alone
 
   Block<T> at(int64_t i) const {
-    return {i * block,          g + i * D * block, v + i * D * block, r + i * block,
-            log2_w + i * block, w + i * block,     centre + i * D};
+    return {i * block,      g + i * D * block,      v + i * row_length<T>(D) * block,
+            r + i * block,  log2_w + i * block,     w + i * block,
+            centre + i * D, across + i * D * block, square + i * block};
   }
 };
 
 constexpr int64_t kMostLatents = 512;
 
-// 512 latents at low D; fewer where a block would outgrow the caches.
+// 512 latents at low D; fewer where a block would outgrow the caches, and then a multiple of three
+// vectors of any instruction set. Powers of two would make the rows of a block meet in the first
+// cache's sets.
 LEBM_INLINE int64_t block_size(int64_t D) {
-  return D <= 8 ? kMostLatents : D <= 64 ? 256 : D <= 256 ? 128 : 64;
+  return D <= kFewDimensions ? kMostLatents : D <= 16 ? 384 : D <= 128 ? 192 : 96;
 }
 
 template <typename T>
 static size_t grid_bytes(int64_t N, int64_t D) {
   const int64_t block = block_size(D), blocks = (N + block - 1) / block;
-  return sizeof(T) * (size_t)(blocks * block * (2 * D + 3) + blocks * (4 * D + 3) + 2 * D) +
-         (sizeof(double) + 1) * (size_t)blocks;
+  const int64_t across = D < kManyDimensions ? 0 : D + 1;
+  const int64_t of_latent = D + row_length<T>(D) + across + 3;
+  return sizeof(T) * (size_t)(blocks * block * of_latent + blocks * (4 * D + 3) + 2 * D) +
+         (sizeof(double) + 1) * (size_t)blocks + 64;
 }
 
 template <typename T>
@@ -67,14 +91,18 @@ static Grid<T> lay_out(void* memory, int64_t N, int64_t D) {
   grid.num_blocks = (N + grid.block - 1) / grid.block;
   const int64_t size = grid.num_blocks * grid.block;
   grid.block_weight = static_cast<double*>(memory);
-  T* next = reinterpret_cast<T*>(grid.block_weight + grid.num_blocks);
+  // Vectors that straddle cache lines cost twice.
+  const size_t address = reinterpret_cast<size_t>(grid.block_weight + grid.num_blocks);
+  T* next = reinterpret_cast<T*>(padded(address));
   auto take = [&](int64_t count) {
     T* taken = next;
     next += count;
     return taken;
   };
   grid.g = take(size * D);
-  grid.v = take(size * D);
+  grid.v = take(size * row_length<T>(D));
+  grid.across = take(D < kManyDimensions ? 0 : size * D);
+  grid.square = take(D < kManyDimensions ? 0 : size);
   grid.r = take(size);
   grid.log2_w = take(size);
   grid.w = take(size);
@@ -97,11 +125,44 @@ struct BlockFlags {
   double r_low, r_high;
 };
 
+// Beyond kFewDimensions v lies latent by latent: where it is read, the dimensions of a latent are
+// what is taken side by side. Returns the largest |v|^2.
+template <typename T>
+static T pack_rows(const Grid<T>& grid, int64_t i, T* v) {
+  const int64_t block = grid.block, D = grid.D, row = row_length<T>(D);
+  const T *g = grid.g + i * D * block, *centre = grid.centre + i * D, *r = grid.r + i * block;
+  const bool many = D >= kManyDimensions;
+  double square[kMostLatents], part[kMostLatents];
+  fill(square, block, 0.0);
+  fill(part, block, 0.0);
+  for (int64_t d = 0; d < D; ++d) {
+    T* across = many ? grid.across + (i * D + d) * block : nullptr;
+    for (int64_t j = 0; j < block; ++j) {
+      const T x = r[j] == kAbsent<T> ? T(0) : g[d * block + j] - centre[d];
+      v[j * row + d] = x;
+      if (many) across[j] = x;
+      part[j] += double(x) * x;
+    }
+    // Sums of sixteen are added up, which rounds less than one long sum.
+    if (d % 16 != 15 && d != D - 1) continue;
+    for (int64_t j = 0; j < block; ++j) square[j] += part[j];
+    fill(part, block, 0.0);
+  }
+  T largest = 0;
+  for (int64_t j = 0; j < block; ++j) {
+    for (int64_t d = D; d < row; ++d) v[j * row + d] = T(0);
+    if (many) grid.square[i * block + j] = T(square[j] + double(r[j]));
+    if (square[j] > largest) largest = T(square[j]);
+  }
+  return largest;
+}
+
 template <typename T>
 static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, const Grid<T>& grid,
                              int64_t i) {
   const int64_t block = grid.block, D = grid.D, first = i * block;
-  T *g = grid.g + i * D * block, *v = grid.v + i * D * block, *r = grid.r + i * block;
+  T *g = grid.g + i * D * block, *v = grid.v + i * row_length<T>(D) * block;
+  T* r = grid.r + i * block;
   T *log2_w = grid.log2_w + i * block, *w = grid.w + i * block;
   BlockFlags flags{false, false, __builtin_inf(), -__builtin_inf()};
   double weight = 0;
@@ -161,8 +222,10 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
     const T half = empty ? T(0) : above > below ? above : below;
     grid.half[i * D + d] = half;
     grid.extent[i] += half * half;
-    for (int64_t j = 0; j < block; ++j) v[d * block + j] = g[d * block + j] - centre;
+    for (int64_t j = 0; j < block && D <= kFewDimensions; ++j)
+      v[d * block + j] = g[d * block + j] - centre;
   }
+  if (D > kFewDimensions) grid.extent[i] = pack_rows(grid, i, v);
   grid.block_weight[i] = weight;
   grid.r_floor[i] = flags.r_low <= flags.r_high ? T(flags.r_low) : T(1);
   grid.r_top[i] = flags.r_low <= flags.r_high ? T(flags.r_high) : T(0);
