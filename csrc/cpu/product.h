@@ -42,7 +42,9 @@ static Verdict judge(const TileState<T>& state, int64_t q, T square, T extent, T
   const double squares = double(square) + v * v, product = (squares - low) / 2;
   if (!(squares < kAbsent<T>)) return kLost;
   const double dot = (product > 0 ? product : -product) + u * v / __builtin_sqrt(double(D));
-  const double error = 2 * kRoundingOfDot * dot + kRoundingOfSquares * squares;
+  // The two are independent.
+  const double of_dot = 2 * kRoundingOfDot * dot, of_squares = kRoundingOfSquares * squares;
+  const double error = __builtin_sqrt(of_dot * of_dot + of_squares * of_squares);
   const double margin = 16 * double(Exponent<T>::epsilon) * error;
   const double excess = double(smallest) - margin - double(state.least[q]);
   const bool cold = !is_finite(rate);
