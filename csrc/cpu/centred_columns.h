@@ -9,7 +9,7 @@
 template <typename T, int kD>
 struct CentredChunk {
   T y[kD][kChunk], s[kD][kChunk], u[kD][kChunk], rate[kChunk], least[kChunk], whole[kChunk];
-  T square[kChunk], radius[kChunk], factor[kChunk];
+  T square[kChunk], rise[kChunk], fall[kChunk], floor[kChunk], factor[kChunk];
   // The centred ones, packed.
   int64_t centred;
   T at_y[kD][kChunk], at_s[kD][kChunk], linear[kD][kChunk], quadratic[kD][kChunk];
@@ -20,8 +20,8 @@ struct CentredChunk {
   T other_y[(kChunk + 3) * kD], other_s[(kChunk + 3) * kD];
 };
 
-// u, |u|^2, rho and 2^start of the queries [first, first + count), in the arithmetic of centred.h:
-// beta |u|^2 may be so large that a last bit of it matters.
+// What plan.h finds out about a block, for the queries [first, first + count), and in its
+// arithmetic: beta |u|^2 may be so large that a last bit of it matters.
 template <typename T, int kD>
 static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int64_t count,
                           CentredChunk<T, kD>& chunk) {
@@ -38,19 +38,15 @@ static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, i
   }
   const Vec<T> r_floor = broadcast(grid.r_floor[i]);
   for (int64_t k = 0; k < count; k += kLanes<T>) {
-    Vec<T> square = broadcast(T(0)), radius = broadcast(T(0));
-    for (int d = 0; d < kD; ++d) {
-      const Vec<T> s = load(chunk.s[d] + k);
-      const Vec<T> u = fnma(s, broadcast(grid.centre[i * kD + d]), load(chunk.y[d] + k));
-      store(chunk.u[d] + k, u);
-      square = fma(u, u, square);
-      const Vec<T> half = mul(s, broadcast(grid.half[i * kD + d]));
-      radius = fma(half, half, radius);
-    }
-    store(chunk.square + k, square);
-    store(chunk.radius + k, root(radius));
-    const Vec<T> excess = add(sub(square, load(chunk.least + k)), r_floor);
-    const Vec<T> start = sub(broadcast(T(0)), mul(load(chunk.rate + k), excess));
+    const Reach<T, kD> reach(grid, i, chunk, k);
+    const Vec<T> rate = load(chunk.rate + k);
+    for (int d = 0; d < kD; ++d) store(chunk.u[d] + k, reach.u[d]);
+    store(chunk.square + k, reach.square);
+    store(chunk.rise + k, mul(rate, fnma(reach.nearest, reach.nearest, reach.square)));
+    store(chunk.fall + k, mul(rate, reach.width));
+    store(chunk.floor + k, reach.lower_end(grid, i));
+    const Vec<T> excess = add(sub(reach.square, load(chunk.least + k)), r_floor);
+    const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
     store(chunk.factor + k, exp2_of<T>(sub(start, load(chunk.whole + k))));
   }
 }
@@ -66,13 +62,9 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
   chunk.centred = chunk.others = 0;
   for (int64_t k = 0; k < last - first; ++k) {
     const ColumnQuery<T>& query = task.queries[first + k];
-    const T distance = root_of(chunk.square[k]), radius = chunk.radius[k];
-    const T nearest = distance > radius ? distance - radius : T(0);
-    const T floor = nearest * nearest + grid.r_floor[i];
     // p <= 2^this: a latent's gradient could not show it.
-    if (query.rate * (query.least - floor) - query.whole < threshold) continue;
-    const T fall = query.rate * radius * (2 * distance + radius);
-    if (query.rate * (chunk.square[k] - nearest * nearest) > kRise<T> || fall > most ||
+    if (query.rate * (query.least - chunk.floor[k]) - query.whole < threshold) continue;
+    if (chunk.rise[k] > kRise<T> || chunk.fall[k] > most ||
         is_coarse(grid, i, query.rate, chunk.square[k])) {
       const int64_t at = chunk.others++;
       chunk.other[at] = query;

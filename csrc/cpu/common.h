@@ -18,9 +18,6 @@ static void fill(T* x, int64_t count, T value) {
   for (int64_t i = 0; x && i < count; ++i) x[i] = value;
 }
 
-LEBM_INLINE float root_of(float x) { return __builtin_sqrtf(x); }
-LEBM_INLINE double root_of(double x) { return __builtin_sqrt(x); }
-
 LEBM_INLINE size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // body(i) for i in [0, count), on the threads of `parallel`.

@@ -66,6 +66,7 @@ LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
 }
 
 // Entries of a table of floats that one operation looks up; entry n mod 8; a's bits plus n 2^20.
+constexpr bool kFused = true;  // whether fma rounds once
 constexpr int kTable = 8;
 LEBM_INLINE VecF look_up(VecF table, VecF whole) {
   return _mm256_permutevar8x32_ps(table, _mm256_castps_si256(whole));

@@ -58,6 +58,7 @@ LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
   return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a), n));
 }
 
+constexpr bool kFused = true;  // whether fma rounds once
 constexpr int kTable = 0;
 template <typename V>
 LEBM_INLINE V in_register(V a) {

@@ -64,6 +64,7 @@ LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
   return (VecD)((VecU64)a + ((VecU64)whole << 52));
 }
 
+constexpr bool kFused = false;  // whether fma rounds once
 constexpr int kTable = 0;
 template <typename V>
 LEBM_INLINE V in_register(V a) {

@@ -138,8 +138,10 @@ struct Carver {
 };
 
 // The layers over a packed grid, within `memory`; the packed grid alone where it has no leaves.
+// `expands`: whether there are series.
 template <typename T>
-static Layers<T> lay_out_layers(const Problem<T>& p, const Grid<T>& packed, Carver& carver) {
+static Layers<T> lay_out_layers(const Problem<T>& p, const Grid<T>& packed, bool expands,
+                                Carver& carver) {
   Layers<T> layers{};
   layers.count = 1;
   layers.grid[0] = packed;
@@ -160,6 +162,7 @@ static Layers<T> lay_out_layers(const Problem<T>& p, const Grid<T>& packed, Carv
       grid.r_floor = carver.take<T>(grid.num_blocks);
       grid.r_top = carver.take<T>(grid.num_blocks);
     }
+    if (!expands) continue;
     BlockSeries<T>& series = layers.series[k];
     series.order = k == 0 ? kLeafOrder : kMostOrder + 2;
     series.terms = series_terms(p.D, series.order);
@@ -169,35 +172,43 @@ static Layers<T> lay_out_layers(const Problem<T>& p, const Grid<T>& packed, Carv
   return layers;
 }
 
+// The layers of grid b, in memory of their own. `in_series`: whether the passes can use series.
 template <typename T>
-static size_t layers_bytes(const Problem<T>& p, const Grid<T>& packed) {
-  Carver carver{nullptr};
-  lay_out_layers(p, packed, carver);
-  return carver.used;
-}
+class BuiltLayers {
+ public:
+  Layers<T> layers;
 
-template <typename T>
-static Layers<T> build_layers(const Problem<T>& p, int64_t b, const Grid<T>& packed, void* memory,
-                              const Parallel& parallel) {
-  Carver carver{static_cast<char*>(memory)};
-  Layers<T> layers = lay_out_layers(p, packed, carver);
-  SeriesOf<T> of;
-  const bool expands = has_series(p, b, packed, of);
-  int64_t leaves = 1;
-  for (int k = 0; k < layers.count; ++k, leaves *= kFan) {
-    Grid<T>& grid = layers.grid[k];
-    BlockSeries<T>& series = layers.series[k];
-    if (!expands) series.coefficients = nullptr;
-    if (k == 0 && !expands) continue;
-    for_each(parallel, grid.num_blocks, [&](int64_t i) {
-      if (k > 0) bound_block(layers.grid[k - 1], grid, i);
-      if (!expands) return;
-      auto expand = [&](auto d) {
-        expand_block<T, d.value>(packed, grid, leaves, i, of, series.order,
-                                 series.coefficients + i * series.terms, series.width + i * p.D);
-      };
-      p.D == 1 ? expand(Constant<int, 1>{}) : expand(Constant<int, 2>{});
-    });
+  BuiltLayers(const Problem<T>& p, int64_t b, const Grid<T>& packed, bool in_series,
+              const Parallel& parallel)
+      : expands_(in_series && has_series(p, b, packed, of_)), memory_(bytes(p, packed)) {
+    Carver carver{static_cast<char*>(memory_.get())};
+    layers = lay_out_layers(p, packed, expands_, carver);
+    int64_t leaves = 1;
+    for (int k = 0; k < layers.count; ++k, leaves *= kFan) {
+      if (k == 0 && !expands_) continue;
+      for_each(parallel, layers.grid[k].num_blocks, [&](int64_t i) {
+        if (k > 0) bound_block(layers.grid[k - 1], layers.grid[k], i);
+        if (!expands_) return;
+        p.D == 1 ? expand<1>(packed, k, leaves, i) : expand<2>(packed, k, leaves, i);
+      });
+    }
   }
-  return layers;
-}
+
+ private:
+  size_t bytes(const Problem<T>& p, const Grid<T>& packed) const {
+    Carver carver{nullptr};
+    lay_out_layers(p, packed, expands_, carver);
+    return carver.used;
+  }
+
+  template <int kD>
+  void expand(const Grid<T>& packed, int k, int64_t leaves, int64_t i) {
+    const BlockSeries<T>& series = layers.series[k];
+    expand_block<T, kD>(packed, layers.grid[k], leaves, i, of_, series.order,
+                        series.coefficients + i * series.terms, series.width + i * kD);
+  }
+
+  SeriesOf<T> of_;
+  bool expands_;
+  Scratch memory_;
+};

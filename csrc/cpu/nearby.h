@@ -18,7 +18,14 @@ LEBM_INLINE Range distances(const QueryBox& box, const T* low, const T* high) {
   Range result{0, 0};
   for (int d = 0; d < kD; ++d) {
     const double a = box.scale[d] * low[d], b = box.scale[d] * high[d];
-    const double under = box.low[d] - (a > b ? a : b), over = (a < b ? a : b) - box.high[d];
+    double upper = a > b ? a : b, lower = a < b ? a : b;
+    if (!kFused && box.scale[d] != 1) {
+      // Energies have s g rounded.
+      const double rounding = Exponent<T>::epsilon * (upper > -lower ? upper : -lower);
+      upper += rounding;
+      lower -= rounding;
+    }
+    const double under = box.low[d] - upper, over = lower - box.high[d];
     const double gap = under > over ? under : over;
     const double far = under < over ? -under : -over;
     if (gap > 0) result.low += gap * gap;
@@ -51,12 +58,17 @@ static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, d
       if (q.y[d] > box.high[d]) box.high[d] = q.y[d];
     }
   }
+  // What a bound rounds and what energies do that are held against it, see Reach.
+  auto rounding = [&](double square, int64_t i) {
+    const double r = grid.r_floor[i];
+    return 16 * double(Exponent<T>::epsilon) * (square + (r < 0 ? -r : r));
+  };
   // An energy that every query attains somewhere.
   double upper = __builtin_inf();
   for (int64_t i = first; leaves_out && i < last; ++i) {
     if (!(grid.r_floor[i] <= grid.r_top[i])) continue;
     const Range range = distances<T, kD>(box, grid.low + i * kD, grid.high + i * kD);
-    const double high = range.high + grid.r_top[i];
+    const double high = range.high + grid.r_floor[i] + rounding(range.high, i);
     upper = high < upper ? high : upper;
   }
   const double margin = (__builtin_log2(double(grid.N)) - unseen) / rate;
@@ -64,8 +76,7 @@ static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, d
   for (int64_t i = first; i < last; ++i) {
     if (leaves_out) {
       const Range range = distances<T, kD>(box, grid.low + i * kD, grid.high + i * kD);
-      // A margin for the rounding of the energies themselves.
-      const double low = (range.low + grid.r_floor[i]) * (1 - 16 * double(Exponent<T>::epsilon));
+      const double low = range.low + grid.r_floor[i] - rounding(range.low, i);
       if (!(grid.r_floor[i] <= grid.r_top[i]) || low > upper + margin) continue;
     }
     blocks[chosen++] = i;

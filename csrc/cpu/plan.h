@@ -12,9 +12,10 @@
 // (|u|^2 - E), which is kept below kRise; below -most_fall it would round too much, or need the
 // floor. Elsewhere the energies are taken one by one (add_block).
 //
-// A block's energies lie within (|u| -+ rho)^2, rho its radius. U, the least of the upper ends, is
-// above an energy that is attained; a block whose exponents are all below that of U by log2 N and
-// the width of a rounding is left out: the pruned mass is less than the sum's rounding.
+// A block's energies lie within (|u| -+ rho)^2, rho its radius, and its range of latent energies.
+// U, the least of the upper ends, is above an energy that is attained; a block whose exponents are
+// all below that of U by log2 N and the width of a rounding is left out: the pruned mass is less
+// than the sum's rounding.
 
 template <typename T>
 constexpr T kRise = 16;
@@ -34,6 +35,12 @@ LEBM_INLINE bool is_coarse(const Grid<T>& grid, int64_t i, T rate, T square) {
   const T low = grid.r_floor[i], high = grid.r_top[i];
   const T size = square + (low > 0 ? low : -low) + (high > 0 ? high : -high);
   return !(rate * size * Exponent<T>::epsilon < T(1.0 / 64));
+}
+
+// A bound on what rounds away when a latent energy meets others: two roundings of both, and theirs.
+template <typename T>
+LEBM_INLINE T rounding_of(T r) {
+  return 16 * Exponent<T>::epsilon * (r < 0 ? -r : r);
 }
 
 // log2 of a share of the sum that cannot be seen, for the default tolerance.
@@ -57,10 +64,11 @@ template <typename T, int kD>
 struct Plan {
   T y[kD][kTile], s[kD][kTile], rate[kTile], upper[kTile], reference[kTile], least[kTile];
   T linear[kD][kTile], quadratic[kD][kTile];  // x = linear . v - quadratic . v^2
-  T start[kTile], factor[kTile], factor_minus_1[kTile], rise[kTile], fall[kTile], floor[kTile];
-  T reach[kTile];     // of the block's series: a bound on |2 beta s u . v|
-  T square_u[kTile];  // |u|^2
-  int order[kTile];   // of the series that is needed
+  T start[kTile], factor_minus_1[kTile], rise[kTile], fall[kTile], floor[kTile];
+  double factor[kTile];  // 2^start, which may be below the range of a float where r or N is large
+  T growth[kTile];       // of the block's series: a bound on |2 beta s u . v|
+  T square_u[kTile];     // |u|^2
+  int order[kTile];      // of the series that is needed
   How how[kTile];
   bool uniform;     // one rate for all
   bool scaled;      // some s is not 1
@@ -88,21 +96,49 @@ static void begin_plan(Plan<T, kD>& plan, const Query<T>* queries, int64_t count
   }
 }
 
-// |u|^2 and rho of a block for a vector of queries.
+// How far a block lies from a vector of queries.
 template <typename T, int kD>
-LEBM_INLINE void reach_of(const Grid<T>& grid, int64_t i, const Plan<T, kD>& plan, int64_t q,
-                          Vec<T>* u, Vec<T>& square, Vec<T>& radius) {
-  square = broadcast(T(0));
-  radius = broadcast(T(0));
-  for (int d = 0; d < kD; ++d) {
-    const Vec<T> s = load(plan.s[d] + q);
-    u[d] = fnma(s, broadcast(grid.centre[i * kD + d]), load(plan.y[d] + q));
-    square = fma(u[d], u[d], square);
-    const Vec<T> half = mul(s, broadcast(grid.half[i * kD + d]));
-    radius = fma(half, half, radius);
+struct Reach {
+  Vec<T> u[kD], square, distance, radius;  // u, |u|^2, |u| and rho
+  Vec<T> nearest, farthest;  // within these lie all |y - s g|, whatever was rounded on the way
+  Vec<T> width;              // |u|^2 - |y - s g|^2 is at most this in size
+
+  // `queries` has y[d] and s[d] side by side, from q on.
+  template <typename Queries>
+  LEBM_INLINE Reach(const Grid<T>& grid, int64_t i, const Queries& queries, int64_t q) {
+    const Vec<T> zero = broadcast(T(0));
+    Vec<T> size = zero;
+    square = radius = zero;
+    for (int d = 0; d < kD; ++d) {
+      const Vec<T> s = load(queries.s[d] + q), centre = broadcast(grid.centre[i * kD + d]);
+      u[d] = fnma(s, centre, load(queries.y[d] + q));
+      square = fma(u[d], u[d], square);
+      const Vec<T> half = mul(s, broadcast(grid.half[i * kD + d]));
+      radius = fma(half, half, radius);
+      if constexpr (!kFused) {
+        const Vec<T> rounded = select_equal(s, broadcast(T(1)), zero, mul(s, centre));
+        size = add(size, max(rounded, sub(zero, rounded)));
+      }
+    }
+    distance = root(square);
+    radius = root(radius);
+    const Vec<T> most = add(distance, radius);
+    // Of their own, and of the energies that are held against them: some 2 and 1.5 of these each.
+    const Vec<T> margin = mul(broadcast(8 * Exponent<T>::epsilon), add(most, size));
+    nearest = max(sub(sub(distance, radius), margin), zero);
+    farthest = add(most, margin);
+    width = mul(radius, add(distance, most));
   }
-  radius = root(radius);
-}
+
+  // Below all of the block's energies, as they are computed too.
+  LEBM_INLINE Vec<T> lower_end(const Grid<T>& grid, int64_t i) const {
+    return fma(nearest, nearest, broadcast(grid.r_floor[i] - rounding_of(grid.r_floor[i])));
+  }
+  // Above one of them: that of the latent which has the least latent energy.
+  LEBM_INLINE Vec<T> upper_end(const Grid<T>& grid, int64_t i) const {
+    return fma(farthest, farthest, broadcast(grid.r_floor[i] + rounding_of(grid.r_floor[i])));
+  }
+};
 
 // Finds `upper`, the least upper end of the blocks' energies, and a `reference` m: the least |u|^2,
 // to which starts and exponents are small, of blocks whose exponents then don't underflow, and of
@@ -114,14 +150,12 @@ static void bound(const Grid<T>& grid, int64_t first_block, int64_t last_block, 
     Vec<T> upper = load(plan.upper + q), reference = load(plan.reference + q);
     for (int64_t i = first_block; i < last_block; ++i) {
       if (!(grid.r_floor[i] <= grid.r_top[i])) continue;
-      Vec<T> u[kD], square, radius;
-      reach_of<T, kD>(grid, i, plan, q, u, square, radius);
-      const Vec<T> distance = root(square), far = add(distance, radius);
-      const Vec<T> end = fma(far, far, broadcast(grid.r_top[i]));
-      const Vec<T> fall = mul(mul(load(plan.rate + q), radius), add(distance, far));
+      const Reach<T, kD> reach(grid, i, plan, q);
+      const Vec<T> end = reach.upper_end(grid, i);
+      const Vec<T> fall = mul(load(plan.rate + q), reach.width);
       upper = min(upper, end);
       reference = min(reference, select_less(fall, broadcast(most_fall(grid)),
-                                             add(square, broadcast(grid.r_floor[i])), end));
+                                             add(reach.square, broadcast(grid.r_floor[i])), end));
     }
     store(plan.upper + q, upper);
     store(plan.reference + q, reference);
@@ -135,56 +169,60 @@ static void plan_block(const Grid<T>& grid, int64_t i, double unseen, bool exact
                        const BlockSeries<T>* series, const Query<T>* queries, const Sums* sums,
                        Plan<T, kD>& plan, const int64_t* active, int64_t count) {
   const bool empty = !(grid.r_floor[i] <= grid.r_top[i]);
-  const T threshold = T(unseen - __builtin_log2(double(grid.N))), fall = most_fall(grid);
+  const T log2_N = T(__builtin_log2(double(grid.N))), threshold = T(unseen) - log2_N;
+  const T fall = most_fall(grid);
+  // 2^start as 2^(start + kLift) and a power of two.
+  constexpr T kLift = 100;
+  constexpr double kUnlifted = 0x1p-100;
+  const Vec<T> zero = broadcast(T(0)), lift = broadcast(kLift), below = broadcast(-kLift);
+  alignas(64) T lifted[kTile];
   for (int64_t k = 0; k < count; ++k) plan.least[active[k]] = T(sums[active[k]].least);
   for (int64_t k = 0, q = -kLanes<T>; k < count; ++k) {
     if (active[k] < q + kLanes<T>) continue;
     q = active[k] / kLanes<T> * kLanes<T>;
-    Vec<T> u[kD], square, radius;
-    reach_of<T, kD>(grid, i, plan, q, u, square, radius);
-    const Vec<T> rate = load(plan.rate + q), near = sub(root(square), radius);
-    const Vec<T> nearest = max(near, broadcast(T(0)));
-    store(plan.floor + q, fma(nearest, nearest, broadcast(grid.r_floor[i])));
-    store(plan.square_u + q, square);
-    store(plan.rise + q, mul(rate, fnma(nearest, nearest, square)));
-    // x >= -rate rho (2 |u| + rho), and |u| - rho = near
-    const Vec<T> twice = add(add(near, near), mul(broadcast(T(3)), radius));
-    store(plan.fall + q, mul(mul(rate, radius), twice));
-    const Vec<T> excess = add(sub(square, load(plan.least + q)), broadcast(grid.r_floor[i]));
+    const Reach<T, kD> reach(grid, i, plan, q);
+    const Vec<T> rate = load(plan.rate + q);
+    store(plan.floor + q, reach.lower_end(grid, i));
+    store(plan.square_u + q, reach.square);
+    store(plan.rise + q, mul(rate, fnma(reach.nearest, reach.nearest, reach.square)));
+    store(plan.fall + q, mul(rate, reach.width));
+    const Vec<T> excess = add(sub(reach.square, load(plan.least + q)), broadcast(grid.r_floor[i]));
     const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
     store(plan.start + q, start);
-    store(plan.factor + q, exp2_of<T>(start));
+    store(lifted + q, exp2_of<T>(add(start, select_less(start, below, lift, zero))));
     store(plan.factor_minus_1 + q, exp2m1_of<T>(start));
-    Vec<T> reach = broadcast(T(0));
+    Vec<T> growth = zero;
     for (int d = 0; d < kD; ++d) {
-      const Vec<T> s = load(plan.s[d] + q), by = mul(rate, s), linear = mul(add(by, by), u[d]);
+      const Vec<T> s = load(plan.s[d] + q), by = mul(rate, s);
+      const Vec<T> linear = mul(add(by, by), reach.u[d]);
       store(plan.linear[d] + q, linear);
       store(plan.quadratic[d] + q, mul(by, s));
       if (!series) continue;
-      const Vec<T> size = max(linear, sub(broadcast(T(0)), linear));
-      reach = fma(size, broadcast(T(kLn2 * series->width[i * kD + d])), reach);
+      const Vec<T> size = max(linear, sub(zero, linear));
+      growth = fma(size, broadcast(T(kLn2 * series->width[i * kD + d])), growth);
     }
-    store(plan.reach + q, reach);
+    store(plan.growth + q, growth);
   }
   for (int64_t j = 0; j < count; ++j) {
     const int64_t k = active[j];
     const Mode mode = queries[k].mode;
     const T lowest = plan.floor[k];
+    plan.factor[k] = plan.start[k] < -kLift ? double(lifted[k]) * kUnlifted : double(lifted[k]);
     plan.how[k] = kOneByOne;
     if (mode == kSkip) {
       plan.how[k] = kLeftOut;
     } else if (mode == kCold) {
-      // A margin for the rounding of the bounds themselves.
-      if (lowest * (1 - 16 * Exponent<T>::epsilon) > plan.upper[k]) plan.how[k] = kLeftOut;
+      if (lowest > plan.upper[k]) plan.how[k] = kLeftOut;
     } else if (mode == kNormal || mode == kSmall) {
       if (empty || plan.rate[k] * (plan.upper[k] - lowest) < threshold) {
         plan.how[k] = kLeftOut;
       } else if (!exact && plan.rise[k] <= kRise<T> && plan.fall[k] <= fall &&
-                 !is_coarse(grid, i, plan.rate[k], plan.square_u[k])) {
+                 plan.start[k] <= kRise<T> && !is_coarse(grid, i, plan.rate[k], plan.square_u[k])) {
         plan.how[k] = kCentred;
         // In double, a series does not tell sums near 1 apart as kSmall must.
         if (series && (mode == kNormal || sizeof(T) == 4)) {
-          plan.order[k] = order_for(plan.reach[k], plan.rate[k] * (lowest - plan.upper[k]));
+          plan.order[k] =
+              order_for(plan.growth[k], plan.rate[k] * (lowest - plan.upper[k]), log2_N);
           if (plan.order[k] + 2 <= series->order) plan.how[k] = kSeries;
         }
       }

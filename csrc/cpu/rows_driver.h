@@ -194,18 +194,26 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
 }
 
 template <typename T, int kD>
-static void sweep_level(const Pass<T>& pass, int64_t first_block, int64_t last_block, int64_t count,
-                        Tile<T>& tile) {
+static void sweep_level(const Pass<T>& pass, int layer, int64_t first_block, int64_t last_block,
+                        int64_t count, Tile<T>& tile) {
   Grid<T> grid = *pass.grid;
   grid.scratch = static_cast<T*>(tile.block);
   if constexpr (kD > 0) {
     if (!grid.weighted) {
       auto sweep_at = [&](auto level) {
-        TileSweep<T, kD, level.value> sweep{
-            grid,         *pass.layers, first_block,
-            last_block,   pass.unseen,  pass.first && pass.out->index,
-            tile.queries, count,        tile.energy,
-            tile.sums,    tile.vectors, {}};
+        TileSweep<T, kD, level.value> sweep{grid,
+                                            *pass.layers,
+                                            layer,
+                                            first_block,
+                                            last_block,
+                                            pass.unseen,
+                                            pass.first && pass.out->index,
+                                            tile.queries,
+                                            count,
+                                            tile.energy,
+                                            tile.sums,
+                                            tile.vectors,
+                                            {}};
         sweep.run();
       };
       return pass.level == kSumOnly ? sweep_at(Constant<Level, kSumOnly>{})
@@ -229,19 +237,19 @@ static void sweep_level(const Pass<T>& pass, int64_t first_block, int64_t last_b
 }
 
 template <typename T>
-static void sweep_any(const Pass<T>& pass, int64_t first_block, int64_t last_block, int64_t count,
-                      Tile<T>& tile) {
+static void sweep_any(const Pass<T>& pass, int layer, int64_t first_block, int64_t last_block,
+                      int64_t count, Tile<T>& tile) {
   switch (pass.grid->D) {
     case 1:
-      return sweep_level<T, 1>(pass, first_block, last_block, count, tile);
+      return sweep_level<T, 1>(pass, layer, first_block, last_block, count, tile);
     case 2:
-      return sweep_level<T, 2>(pass, first_block, last_block, count, tile);
+      return sweep_level<T, 2>(pass, layer, first_block, last_block, count, tile);
     case 3:
-      return sweep_level<T, 3>(pass, first_block, last_block, count, tile);
+      return sweep_level<T, 3>(pass, layer, first_block, last_block, count, tile);
     case 4:
-      return sweep_level<T, 4>(pass, first_block, last_block, count, tile);
+      return sweep_level<T, 4>(pass, layer, first_block, last_block, count, tile);
     default:
-      return sweep_level<T, 0>(pass, first_block, last_block, count, tile);
+      return sweep_level<T, 0>(pass, layer, first_block, last_block, count, tile);
   }
 }
 
@@ -260,6 +268,14 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
   const Grid<T>& grid = *pass.grid;
   const int64_t size = tile_size(grid.D), tiles = (pass.count + size - 1) / size;
   const int64_t pieces = latent_pieces(tiles, grid.num_blocks, parallel);
+  // A piece has whole blocks of the widest layer of which there are enough.
+  int layer = pass.layers->count - 1;
+  while (layer > 0 && pass.layers->grid[layer].num_blocks < 2 * pieces) --layer;
+  auto piece_start = [&](int64_t piece) {
+    const Grid<T>& wide = pass.layers->grid[layer];
+    const int64_t start = wide.num_blocks * piece / pieces * (wide.block / grid.block);
+    return start < grid.num_blocks ? start : grid.num_blocks;
+  };
   const size_t bytes = Tile<T>::bytes(grid.D, grid.block) + grid.scratch_bytes();
   const size_t stride = (bytes + 63) / 64 * 64;
   auto count_of = [&](int64_t t) {
@@ -277,7 +293,7 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
       Tile<T> tile(scratch.get(), grid.D, grid.block);
       for (int64_t t = tiles * share / shares; t < tiles * (share + 1) / shares; ++t) {
         load_tile(pass, t * size, count_of(t), tile);
-        sweep_any(pass, 0, grid.num_blocks, count_of(t), tile);
+        sweep_any(pass, layer, 0, grid.num_blocks, count_of(t), tile);
         finish_tile(t, tile);
       }
     });
@@ -292,8 +308,7 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
     const int64_t t = i / pieces, piece = i % pieces;
     Tile<T> tile = tile_at(t, piece);
     load_tile(pass, t * size, count_of(t), tile);
-    sweep_any(pass, grid.num_blocks * piece / pieces, grid.num_blocks * (piece + 1) / pieces,
-              count_of(t), tile);
+    sweep_any(pass, layer, piece_start(piece), piece_start(piece + 1), count_of(t), tile);
   });
   for (int64_t t = 0; t < tiles; ++t) {
     Tile<T> whole = tile_at(t, 0);
@@ -324,9 +339,10 @@ static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t 
   const Scratch order_memory(sorted ? order_bytes(p.M) : 0);
   const int64_t* by_place =
       sorted ? sort_by_place(p.y, b, p.M, p.D, kTile, order_memory.get(), parallel) : nullptr;
-  Scratch layers_memory(layers_bytes(p, grid));
-  const Layers<T> layers = build_layers(p, b, grid, layers_memory.get(), parallel);
-  Pass<T> pass{&p, &out, &grid, b, mode, by_place, p.M, &layers, level, unseen, true};
+  // Not for the least energy's own index, nor for <E> of latent energies that differ.
+  const bool in_series = !out.index && !(level == kAllMoments && grid.r_low != grid.r_high);
+  const BuiltLayers<T> built(p, b, grid, in_series, parallel);
+  Pass<T> pass{&p, &out, &grid, b, mode, by_place, p.M, &built.layers, level, unseen, true};
   run(pass, parallel);
   pass.first = false;
   pass.level = kSumOnly;

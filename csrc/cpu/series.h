@@ -53,19 +53,19 @@ constexpr OrderTable order_table() {
 constexpr OrderTable kOrderTable = order_table();
 
 // The order that makes a sum as exact as it must be, or kNoOrder. `below`: the block's largest
-// exponential is at most 2^-below of a sum that it is added to.
+// exponential is at most 2^-below of the sum of all N that it is added to.
 //
-// Either the block's own sum, of which every term is at least e^-X h, is exact to a rounding; or it
-// is wrong by less than a rounding of the whole, whose 2^-below its 512 largest terms are.
+// Either the block's own sum, of which every term is at least e^-X h, is exact to a rounding; or
+// each of its terms is wrong by less than 1/N of a rounding of the whole. That goes for moments
+// about the block's centre too: they are as exact as those of the whole sum are.
 template <typename T>
-LEBM_INLINE int order_for(T reach, T below) {
+LEBM_INLINE int order_for(T reach, T below, T log2_N) {
   constexpr T rounding = sizeof(T) == 4 ? T(26) : T(55), own = sizeof(T) == 4 ? T(6) : T(1.25);
-  constexpr T spare = 53 - 9 - rounding;
+  const T of_whole = rounding + log2_N - below, spare = 53 - rounding - log2_N;
   if (!(reach < T(OrderTable::kReaches) / 4)) return kNoOrder;
   const T growth = reach * T(kLog2E);
   T bits = reach < own ? rounding + growth : T(4 * OrderTable::kBits);
-  if (growth <= below + spare && rounding + 9 - below < bits)
-    bits = rounding + 9 > below ? rounding + 9 - below : T(0);
+  if (growth <= below + spare && of_whole < bits) bits = of_whole > 0 ? of_whole : T(0);
   const int j = int(bits * T(0.25)) + 1;
   return j < OrderTable::kBits ? kOrderTable.at[int(reach * 4)][j] : kNoOrder;
 }

@@ -12,7 +12,8 @@ template <typename T, int kD, Level kLevel>
 struct TileSweep {
   const Grid<T>& packed;  // layer 0, with this thread's scratch
   const Layers<T>& layers;
-  int64_t first_block, last_block;  // of layer 0
+  int layer;                        // from which to go down
+  int64_t first_block, last_block;  // of layer 0, whole ones of `layer`
   double unseen;
   bool exact;
   const Query<T>* queries;
@@ -26,11 +27,8 @@ struct TileSweep {
   void visit(int k, int64_t i, const int64_t* active, int64_t num_active) {
     const Grid<T>& grid = layers.grid[k];
     const BlockSeries<T>& series = layers.series[k];
-    // <E> takes the mean latent energy, which the series don't have.
-    const bool serves =
-        series.coefficients && (kLevel < kAllMoments || grid.r_floor[i] == grid.r_top[i]);
-    plan_block(grid, i, unseen, exact, serves ? &series : nullptr, queries, sums, plan, active,
-               num_active);
+    plan_block(grid, i, unseen, exact, series.coefficients ? &series : nullptr, queries, sums, plan,
+               active, num_active);
     int64_t summed[kTile], others[kTile], in_series = 0, left = 0;
     for (int64_t j = 0; j < num_active; ++j) {
       const int64_t q = active[j];
@@ -82,12 +80,9 @@ struct TileSweep {
   }
 
   void run() {
-    // Part of the blocks: one by one, since a higher layer's may be part of this and of another.
-    const bool whole = first_block == 0 && last_block == packed.num_blocks;
-    const int layer = whole ? layers.count - 1 : 0;
     const Grid<T>& grid = layers.grid[layer];
-    const int64_t first = whole ? 0 : first_block, last = whole ? grid.num_blocks : last_block;
     const int64_t leaves = grid.block / packed.block;
+    const int64_t first = first_block / leaves, last = (last_block + leaves - 1) / leaves;
     begin_plan(plan, queries, count);
     Scratch memory(sizeof(int64_t) * size_t(last - first));
     auto* blocks = static_cast<int64_t*>(memory.get());
