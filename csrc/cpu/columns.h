@@ -36,7 +36,8 @@ struct ColumnTask {
   double unseen;  // log2 of the share of a sum that may be left out
 };
 
-// A latent block's sums: for each latent D of grad_g, then grad_r's and two of grad_l's.
+// A latent block's sums: for each latent D of grad_g, then grad_r's and two of grad_l's. Beyond
+// kFewDimensions those of grad_g lie as [block][row_length(D)].
 template <typename T>
 struct ColumnSums {
   T *g, *r, *l;             // [D][block], [block], [block], over a chunk
@@ -76,89 +77,54 @@ static void add_chunk(int64_t D, int64_t size, const ColumnSums<T>& sums) {
 
 template <typename T, int kD, Treatment kHow, bool kWeighted, bool kWantsL, bool kHasScale>
 static void chunk_against_block(const ColumnTask<T>& task, const Block<T>& block, int64_t first,
-                                int64_t last, T* scratch, const ColumnSums<T>& sums) {
+                                int64_t last, const ColumnSums<T>& sums) {
   const int64_t size = task.grid->block;
-  if constexpr (kD > 0) {
-    for (int64_t j = 0; j < size; j += kLanes<T>) {
-      Vec<T> g[kD], sum_g[kD], r = broadcast(T(0)), l = broadcast(T(0));
+  for (int64_t j = 0; j < size; j += kLanes<T>) {
+    Vec<T> g[kD], sum_g[kD], r = broadcast(T(0)), l = broadcast(T(0));
+    for (int d = 0; d < kD; ++d) {
+      g[d] = load(block.g + d * size + j);
+      sum_g[d] = broadcast(T(0));
+    }
+    const Vec<T> r0 = load(block.r + j), log2_w = load(block.log2_w + j), w = load(block.w + j);
+    for (int64_t q = first; q < last; ++q) {
+      const T *y = task.y + q * kD, *s = task.s + q * kD;
+      Vec<T> difference[kD], e = r0;
       for (int d = 0; d < kD; ++d) {
-        g[d] = load(block.g + d * size + j);
-        sum_g[d] = broadcast(T(0));
+        difference[d] = fnma(broadcast(s[d]), g[d], broadcast(y[d]));
+        e = fma(difference[d], difference[d], e);
       }
-      const Vec<T> r0 = load(block.r + j), log2_w = load(block.log2_w + j), w = load(block.w + j);
-      for (int64_t q = first; q < last; ++q) {
-        const T *y = task.y + q * kD, *s = task.s + q * kD;
-        Vec<T> difference[kD], e = r0;
-        for (int d = 0; d < kD; ++d) {
-          difference[d] = fnma(broadcast(s[d]), g[d], broadcast(y[d]));
-          e = fma(difference[d], difference[d], e);
-        }
-        const Vec<T> share =
-            share_of<T, kHow, kWeighted, kWantsL>(task.queries[q], e, log2_w, w, l);
-        r = add(r, share);
-        for (int d = 0; d < kD; ++d) {
-          const Vec<T> pull = kHasScale ? mul(share, broadcast(s[d])) : share;
-          sum_g[d] = fma(pull, difference[d], sum_g[d]);
-        }
-      }
-      for (int d = 0; d < kD; ++d) store(sums.g + d * size + j, sum_g[d]);
-      store(sums.r + j, r);
-      if (kWantsL) store(sums.l + j, l);
-    }
-  } else {
-    const int64_t D = task.grid->D;
-    fill(sums.g, D * size, T(0));
-    fill(sums.r, size, T(0));
-    fill(sums.l, size, T(0));
-    for (int64_t q = first; q < last; q += 4) {
-      T unused[4];
-      const int some = last - q < 4 ? int(last - q) : 4;
-      // Rows past the last query are another treatment's, or padding: computed and not used.
-      energies_of_four(block, size, D, task.y + q * D, task.s + q * D, scratch, unused);
-      for (int k = 0; k < 4; ++k) {
-        for (int64_t j = 0; j < size; j += kLanes<T>) {
-          Vec<T> l = load(sums.l + j), share = broadcast(T(0));
-          if (k < some) {
-            share = share_of<T, kHow, kWeighted, kWantsL>(
-                task.queries[q + k], load(scratch + k * size + j), load(block.log2_w + j),
-                load(block.w + j), l);
-            if (kWantsL) store(sums.l + j, l);
-            store(sums.r + j, add(load(sums.r + j), share));
-          }
-          store(scratch + k * size + j, share);
-        }
-      }
-      for (int64_t d = 0; d < D; ++d) {
-        Vec<T> y[4], s[4];
-        for (int k = 0; k < 4; ++k) {
-          // A row past the last may hold a NaN, which a share of 0 would not silence.
-          y[k] = broadcast(k < some ? task.y[(q + k) * D + d] : T(0));
-          s[k] = broadcast(k < some ? task.s[(q + k) * D + d] : T(0));
-        }
-        for (int64_t j = 0; j < size; j += kLanes<T>) {
-          const Vec<T> g = load(block.g + d * size + j);
-          Vec<T> total = load(sums.g + d * size + j);
-          for (int k = 0; k < 4; ++k) {
-            const Vec<T> share = load(scratch + k * size + j);
-            const Vec<T> pull = kHasScale ? mul(share, s[k]) : share;
-            total = fma(pull, fnma(s[k], g, y[k]), total);
-          }
-          store(sums.g + d * size + j, total);
-        }
+      const Vec<T> share = share_of<T, kHow, kWeighted, kWantsL>(task.queries[q], e, log2_w, w, l);
+      r = add(r, share);
+      for (int d = 0; d < kD; ++d) {
+        const Vec<T> pull = kHasScale ? mul(share, broadcast(s[d])) : share;
+        sum_g[d] = fma(pull, difference[d], sum_g[d]);
       }
     }
+    for (int d = 0; d < kD; ++d) store(sums.g + d * size + j, sum_g[d]);
+    store(sums.r + j, r);
+    if (kWantsL) store(sums.l + j, l);
   }
-  add_chunk(kD ? kD : task.grid->D, size, sums);
+  add_chunk(kD, size, sums);
   double* l_all = kHow == kFinite ? sums.l_all : sums.l_small;
   for (int64_t i = 0; kWantsL && i < size; ++i) l_all[i] += sums.l[i];
 }
+
+// Any D: see tiled_columns.h.
+template <typename T, Treatment kHow, bool kWeighted, bool kWantsL, bool kHasScale>
+static void many_against_block(const ColumnTask<T>& task, const Block<T>& block, int64_t first,
+                               int64_t last, T* scratch, const ColumnSums<T>& sums);
 
 template <typename T, int kD, Treatment kHow>
 static void treat(const ColumnTask<T>& task, const Block<T>& block, int64_t first, int64_t last,
                   T* scratch, const ColumnSums<T>& sums) {
   auto call = [&](auto weighted, auto wants_l, auto has_scale) {
-    chunk_against_block<T, kD, kHow, weighted.value, wants_l.value, has_scale.value>(
-        task, block, first, last, scratch, sums);
+    if constexpr (kD > 0) {
+      chunk_against_block<T, kD, kHow, weighted.value, wants_l.value, has_scale.value>(
+          task, block, first, last, sums);
+    } else {
+      many_against_block<T, kHow, weighted.value, wants_l.value, has_scale.value>(
+          task, block, first, last, scratch, sums);
+    }
   };
   auto with_scale = [&](auto weighted, auto wants_l) {
     task.has_scale ? call(weighted, wants_l, Yes{}) : call(weighted, wants_l, No{});

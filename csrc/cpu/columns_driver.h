@@ -182,23 +182,29 @@ struct BlockScratch {
   T* unpacked;  // a streamed block
 
   static size_t bytes(const Grid<T>& grid) {
-    const size_t D = size_t(grid.D);
-    return padded(size_t(grid.block) * (sizeof(double) * (D + 3) + sizeof(T) * (D + 6)) +
-                  grid.scratch_bytes());
+    const int64_t D = grid.D, block = grid.block, own = block * (row_length<T>(D) + 2);
+    return padded(sizeof(double) * doubles(D, block)) +
+           padded(sizeof(T) * size_t(own + energies(D, block)) + grid.scratch_bytes());
+  }
+  // The sums over all chunks lie one behind the other.
+  static size_t doubles(int64_t D, int64_t block) { return size_t(block * (row_length<T>(D) + 3)); }
+  static int64_t energies(int64_t D, int64_t block) {
+    return D <= kFewDimensions ? 0 : TiledColumns<T>::count(D, block);
   }
   BlockScratch(void* memory, const Grid<T>& grid) {
-    const int64_t D = grid.D, block = grid.block;
+    const int64_t D = grid.D, block = grid.block, row = row_length<T>(D);
     sums.g_all = static_cast<double*>(memory);
-    sums.r_all = sums.g_all + D * block;
+    sums.r_all = sums.g_all + row * block;
     sums.l_all = sums.r_all + block;
     sums.l_small = sums.l_all + block;
-    sums.g = reinterpret_cast<T*>(sums.l_small + block);
-    sums.r = sums.g + D * block;
+    sums.g = reinterpret_cast<T*>(static_cast<char*>(memory) +
+                                  padded(sizeof(double) * doubles(D, block)));
+    sums.r = sums.g + row * block;
     sums.l = sums.r + block;
     energy = sums.l + block;
-    unpacked = energy + 4 * block;
+    unpacked = energy + energies(D, block);
   }
-  void clear(int64_t D, int64_t block) { fill(sums.g_all, (D + 3) * block, 0.0); }
+  void clear(int64_t D, int64_t block) { fill(sums.g_all, int64_t(doubles(D, block)), 0.0); }
 };
 
 // -2 sums [D][block] to out [block][D].
@@ -226,6 +232,8 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
     }
   }
   const double total = grid.total;
+  const bool few = p.D <= kFewDimensions;
+  const int64_t of_latent = few ? 1 : row_length<T>(p.D), of_dimension = few ? grid.block : 1;
   for (int64_t j = 0; j < grid.block && block.first + j < p.N; ++j) {
     const int64_t n = grid.order ? grid.order[block.first + j] : block.first + j;
     const int64_t at = b * p.N + n;
@@ -233,8 +241,9 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
     const bool absent = block.r[j] == kAbsent<T>;
     for (int64_t d = 0; out.grad_decoded && d < p.D; ++d)
       out.grad_decoded[at * p.D + d] = poisoned ? nan
-                                       : absent ? T(0)
-                                                : T(-2 * sums.g_all[d * grid.block + j]);
+                                       : absent
+                                           ? T(0)
+                                           : T(-2 * sums.g_all[d * of_dimension + j * of_latent]);
     if (out.grad_latent_energy)
       out.grad_latent_energy[at] = poisoned ? nan : absent ? T(0) : T(sums.r_all[j]);
     if (out.grad_log_weight) {
@@ -307,8 +316,8 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
     BlockScratch<T> whole = scratch_at(i, 0);
     for (int64_t piece = 1; piece < pieces; ++piece) {
       BlockScratch<T> part = scratch_at(i, piece);
-      for (int64_t k = 0; k < (p.D + 3) * grid.block; ++k)
-        whole.sums.g_all[k] += part.sums.g_all[k];
+      const auto count = int64_t(BlockScratch<T>::doubles(p.D, grid.block));
+      for (int64_t k = 0; k < count; ++k) whole.sums.g_all[k] += part.sums.g_all[k];
     }
     write_block(p, arguments, b, grid, block_at(i, whole), whole.sums, pulled, poisoned);
   }

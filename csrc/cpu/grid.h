@@ -21,12 +21,29 @@ template <typename T>
 struct Block {
   int64_t first;    // index of its first latent
   const T* g;       // [D][block]
-  const T* v;       // [D][block]
+  const T* v;       // [D][block]; beyond kFewDimensions [block][row_length(D)]
   const T* r;       // [block]
   const T* log2_w;  // [block], log2(w / largest w)
   const T* w;       // [block], w / largest w
   const T* centre;  // [D]
+  const T* across;  // [D][block], v; from kManyDimensions on
+  const T* square;  // [block], |v|^2 + r; likewise
 };
+
+// Up to here the kernels know D when they are compiled.
+constexpr int64_t kFewDimensions = 4;
+
+// From here on energies may be taken as products, see product.h.
+constexpr int64_t kManyDimensions = 48;
+
+// Numbers in a row of dimensions: whole vectors, where rows are what is read. Rows a multiple of
+// 128 bytes apart would meet in the first cache's sets.
+template <typename T>
+LEBM_INLINE int64_t row_length(int64_t D) {
+  if (D <= kFewDimensions) return D;
+  const int64_t row = (D + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  return row * sizeof(T) % 128 == 0 ? row + kLanes<T> : row;
+}
 
 template <typename T, int kD>
 static void transpose(const T* __restrict x, int64_t block, T* __restrict g) {
@@ -64,9 +81,11 @@ template <typename T>
 struct Grid {
   int64_t N, D, block, num_blocks;
   T *g, *v, *r, *log2_w, *w, *centre, *low, *high;  // low, high: [num_blocks][D], bounding boxes
-  double* block_weight;                             // [num_blocks]
+  T *across, *square;
+  double* block_weight;   // [num_blocks]
   T* half;                // [num_blocks][D], the bounding box's longer sides from the centre
-  T* extent;              // [num_blocks], their squared length
+  T* extent;              // [num_blocks], their squared length; beyond kFewDimensions the largest
+                          // |v|^2
   T *r_floor, *r_top;     // [num_blocks], of the latents that count; empty: r_floor > r_top
   bool* whole;            // [num_blocks], whether all its latents count
   int64_t* order;         // [num_blocks][block], which latent lies there; null: as given
@@ -86,12 +105,15 @@ struct Grid {
   Block<T> at(int64_t i) const {
     if (streamed && i < num_blocks - 1) {
       unpack(streamed + i * D * block, D, block, centre + i * D, scratch, scratch + D * block);
-      return {i * block, scratch, scratch + D * block, zeros, zeros, ones, centre + i * D};
+      return {i * block, scratch, scratch + D * block, zeros, zeros, ones, centre + i * D,
+              across,    square};
     }
-    const int64_t slot = streamed ? 0 : i, at_g = slot * D * block, at_r = slot * block;
+    const int64_t slot = streamed ? 0 : i, at_r = slot * block, at_g = D * at_r;
+    const int64_t at_v = row_length<T>(D) * at_r;
     if (plain && whole[i])
-      return {i * block, g + at_g, v + at_g, zeros, zeros, ones, centre + i * D};
-    return {i * block, g + at_g, v + at_g, r + at_r, log2_w + at_r, w + at_r, centre + i * D};
+      return {i * block, g + at_g, v + at_v, zeros, zeros, ones, centre + i * D, across, square};
+    return {i * block, g + at_g,       v + at_v,      r + at_r,     log2_w + at_r,
+            w + at_r,  centre + i * D, across + at_g, square + at_r};
   }
   size_t scratch_bytes() const { return streamed ? sizeof(T) * size_t(2 * D * block) : 0; }
 };
@@ -112,18 +134,21 @@ static bool has_leaves(const Problem<T>& p) {
 // A multiple of what every instruction set's loops take at a time: two of its vectors.
 constexpr int64_t kSmallestBlock = 32;
 
-// 512 latents at low D; fewer where a block would outgrow the caches, or is not filled.
+// 512 latents at low D; fewer where a block would outgrow the caches, or is not filled. Beyond
+// kFewDimensions a multiple of two and of three vectors of any instruction set, and no power of
+// two, at which the rows of a block would meet in the first cache's sets.
 template <typename T>
 static int64_t block_size(const Problem<T>& p) {
   if (has_leaves(p)) return kLeaf;
-  const int64_t most = p.D <= 8 ? kMostLatents : p.D <= 64 ? 256 : p.D <= 256 ? 128 : 64;
-  const int64_t unit = p.D <= 4 ? kSmallestBlock : 64, filled = (p.N + unit - 1) / unit * unit;
+  const bool few = p.D <= kFewDimensions;
+  const int64_t most = few ? kMostLatents : p.D <= 16 ? 384 : p.D <= 128 ? 192 : 96;
+  const int64_t unit = few ? kSmallestBlock : 96, filled = (p.N + unit - 1) / unit * unit;
   return filled < most ? filled : most;
 }
 
 template <typename T>
 static bool is_plain(const Problem<T>& p) {
-  return p.D <= 4 && !p.log_weight.data && !p.latent_energy.data &&
+  return p.D <= kFewDimensions && !p.log_weight.data && !p.latent_energy.data &&
          (p.D == 1 || p.decoded.stride[2] == 1) && p.decoded.stride[1] == p.D;
 }
 
@@ -143,8 +168,10 @@ template <typename T>
 static size_t grid_bytes(const Problem<T>& p, bool streamed) {
   const int64_t D = p.D, block = block_size(p), blocks = num_blocks(p);
   const int64_t size = (streamed ? 1 : blocks) * block;
-  return sizeof(T) * (size_t)(size * (2 * D + 3) + 2 * block + blocks * (4 * D + 3) + 2 * D) +
-         (sizeof(double) + 1) * (size_t)blocks;
+  const int64_t across = D < kManyDimensions ? 0 : D + 1;
+  const int64_t of_latent = D + row_length<T>(D) + across + 3;
+  return sizeof(T) * (size_t)(size * of_latent + 2 * block + blocks * (4 * D + 3) + 2 * D) +
+         (sizeof(double) + 1) * (size_t)blocks + 64;
 }
 
 template <typename T>
@@ -157,14 +184,18 @@ static Grid<T> lay_out(const Problem<T>& p, void* memory, bool streamed) {
   grid.num_blocks = num_blocks(p);
   const int64_t size = (streamed ? 1 : grid.num_blocks) * grid.block;
   grid.block_weight = static_cast<double*>(memory);
-  T* next = reinterpret_cast<T*>(grid.block_weight + grid.num_blocks);
+  // Vectors that straddle cache lines cost twice.
+  const size_t address = reinterpret_cast<size_t>(grid.block_weight + grid.num_blocks);
+  T* next = reinterpret_cast<T*>(padded(address));
   auto take = [&](int64_t count) {
     T* taken = next;
     next += count;
     return taken;
   };
   grid.g = take(size * D);
-  grid.v = take(size * D);
+  grid.v = take(size * row_length<T>(D));
+  grid.across = take(D < kManyDimensions ? 0 : size * D);
+  grid.square = take(D < kManyDimensions ? 0 : size);
   grid.r = take(size);
   grid.log2_w = take(size);
   grid.w = take(size);
@@ -245,11 +276,44 @@ static bool pack_whole_block(const T* x, const Grid<T>& grid, int64_t i, T* g, T
   return true;
 }
 
+// Beyond kFewDimensions v lies latent by latent: where it is read, the dimensions of a latent are
+// what is taken side by side. Returns the largest |v|^2.
+template <typename T>
+static T pack_rows(const Grid<T>& grid, int64_t i, T* v) {
+  const int64_t block = grid.block, D = grid.D, row = row_length<T>(D);
+  const T *g = grid.g + i * D * block, *centre = grid.centre + i * D, *r = grid.r + i * block;
+  const bool many = D >= kManyDimensions;
+  double square[kMostLatents], part[kMostLatents];
+  fill(square, block, 0.0);
+  fill(part, block, 0.0);
+  for (int64_t d = 0; d < D; ++d) {
+    T* across = many ? grid.across + (i * D + d) * block : nullptr;
+    for (int64_t j = 0; j < block; ++j) {
+      const T x = r[j] == kAbsent<T> ? T(0) : g[d * block + j] - centre[d];
+      v[j * row + d] = x;
+      if (many) across[j] = x;
+      part[j] += double(x) * x;
+    }
+    // Sums of sixteen are added up, which rounds less than one long sum.
+    if (d % 16 != 15 && d != D - 1) continue;
+    for (int64_t j = 0; j < block; ++j) square[j] += part[j];
+    fill(part, block, 0.0);
+  }
+  T largest = 0;
+  for (int64_t j = 0; j < block; ++j) {
+    for (int64_t d = D; d < row; ++d) v[j * row + d] = T(0);
+    if (many) grid.square[i * block + j] = T(square[j] + double(r[j]));
+    if (square[j] > largest) largest = T(square[j]);
+  }
+  return largest;
+}
+
 template <typename T>
 static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, const Grid<T>& grid,
                              int64_t i) {
   const int64_t block = grid.block, D = grid.D, first = i * block, slot = grid.streamed ? 0 : i;
-  T *g = grid.g + slot * D * block, *v = grid.v + slot * D * block, *r = grid.r + slot * block;
+  T *g = grid.g + slot * D * block, *v = grid.v + slot * row_length<T>(D) * block;
+  T* r = grid.r + slot * block;
   T *log2_w = grid.log2_w + slot * block, *w = grid.w + slot * block;
   BlockFlags flags{false, false, __builtin_inf(), -__builtin_inf()};
   double weight = 0;
@@ -304,8 +368,10 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
     const T about = count ? T(double(low) + mean / count) : T(0);
     low <= high ? set_sides(grid, i, d, about, low, high) : set_sides(grid, i, d, T(0), T(0), T(0));
     const T centre = grid.centre[i * D + d];
-    for (int64_t j = 0; j < block; ++j) v[d * block + j] = g[d * block + j] - centre;
+    for (int64_t j = 0; j < block && D <= kFewDimensions; ++j)
+      v[d * block + j] = g[d * block + j] - centre;
   }
+  if (D > kFewDimensions) grid.extent[i] = pack_rows(grid, i, v);
   grid.block_weight[i] = weight;
   grid.r_floor[i] = flags.r_low <= flags.r_high ? T(flags.r_low) : T(1);
   grid.r_top[i] = flags.r_low <= flags.r_high ? T(flags.r_high) : T(0);

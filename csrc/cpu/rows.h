@@ -38,6 +38,7 @@ struct Query {
   T rate;     // beta log2 e
   T gap;      // F - m, for kSlope
   T inverse;  // 1 / beta, for kSlope; 0 at beta = 0
+  T stretch;  // largest s^2, beyond kFewDimensions
   double beta;
   const T *y, *s;
 };
@@ -382,45 +383,6 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
   }
 }
 
-// Moments at general D of four queries, whose p of a block lie in `p`, 4 rows of `size`; about the
-// block's centre or of differences, see add_block.
-template <typename T, Level kLevel, bool kDifferences>
-static void moments_of_four(const Grid<T>& grid, const Block<T>& block, const Query<T>* queries,
-                            int count, const T* p, const BlockSums<T>* sums, Vectors* vectors) {
-  const int64_t size = grid.block;
-  const bool as_given = kDifferences || vectors[0].mean;
-  const T* latents = as_given ? block.g : block.v;
-  for (int64_t d = 0; d < grid.D; ++d) {
-    Vec<T> first[4], second[4], y[4], s[4];
-    for (int q = 0; q < 4; ++q) {
-      first[q] = second[q] = broadcast(T(0));
-      y[q] = broadcast(queries[q < count ? q : 0].y[d]);
-      s[q] = broadcast(queries[q < count ? q : 0].s[d]);
-    }
-    for (int64_t j = 0; j < size; j += kLanes<T>) {
-      const Vec<T> g = load(latents + d * size + j);
-      for (int q = 0; q < 4; ++q) {
-        const Vec<T> factor = kDifferences ? fnma(s[q], g, y[q]) : g;
-        const Vec<T> moment = mul(load(p + q * size + j), factor);
-        first[q] = add(first[q], moment);
-        if constexpr (kLevel == kAllMoments) second[q] = fma(moment, g, second[q]);
-      }
-    }
-    for (int q = 0; q < count; ++q) {
-      // A query that summed nothing here left energies in p.
-      if (sums[q].mass == T(0)) continue;
-      if (!kDifferences) {
-        add_moments(d, sum(first[q]), sum(second[q]), sums[q].mass,
-                    as_given ? T(0) : block.centre[d], queries[q].y[d], queries[q].s[d],
-                    vectors[q]);
-        continue;
-      }
-      if (vectors[q].residual) vectors[q].residual[d] += sum(first[q]);
-      if (vectors[q].stretch) vectors[q].stretch[d] += sum(second[q]);
-    }
-  }
-}
-
 // A tile of queries against a range of blocks. y and s of the queries lie in consecutive rows.
 template <typename T, int kD, Level kLevel>
 static void sweep_tile(const Grid<T>& grid, int64_t first_block, int64_t last_block,
@@ -428,33 +390,11 @@ static void sweep_tile(const Grid<T>& grid, int64_t first_block, int64_t last_bl
                        Vectors* vectors) {
   for (int64_t i = first_block; i < last_block; ++i) {
     const Block<T> block = grid.at(i);
-    if constexpr (kD > 0) {
-      for (int64_t q = 0; q < count; ++q) {
-        const T smallest = energies<T, kD>(block, grid.block, queries[q].y, queries[q].s, energy);
-        BlockSums<T> unused;
-        add_block<T, kD, kLevel>(grid, block, queries[q], smallest, energy, sums[q], vectors[q],
-                                 unused);
-      }
-    } else {
-      // The tile's rows are padded to a multiple of four.
-      for (int64_t q = 0; q < count; q += 4) {
-        T smallest[4];
-        BlockSums<T> of_block[4];
-        const int some = count - q < 4 ? int(count - q) : 4;
-        energies_of_four(block, grid.block, grid.D, queries[q].y, queries[q].s, energy, smallest);
-        for (int k = 0; k < some; ++k) {
-          add_block<T, 0, kLevel>(grid, block, queries[q + k], smallest[k], energy + k * grid.block,
-                                  sums[q + k], vectors[q + k], of_block[k]);
-        }
-        if constexpr (kLevel >= kMean) {
-          bool near = false;
-          for (int k = 0; k < some; ++k) near |= is_near(grid, block, smallest[k], vectors[q + k]);
-          near ? moments_of_four<T, kLevel, true>(grid, block, queries + q, some, energy, of_block,
-                                                  vectors + q)
-               : moments_of_four<T, kLevel, false>(grid, block, queries + q, some, energy, of_block,
-                                                   vectors + q);
-        }
-      }
+    for (int64_t q = 0; q < count; ++q) {
+      const T smallest = energies<T, kD>(block, grid.block, queries[q].y, queries[q].s, energy);
+      BlockSums<T> unused;
+      add_block<T, kD, kLevel>(grid, block, queries[q], smallest, energy, sums[q], vectors[q],
+                               unused);
     }
   }
 }

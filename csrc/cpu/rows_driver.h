@@ -135,6 +135,8 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
   }
 }
 
+LEBM_INLINE int64_t tile_size(int64_t D) { return D <= kFewDimensions ? kTile : kMany; }
+
 // Scratch of one tile of queries.
 template <typename T>
 struct Tile {
@@ -145,28 +147,33 @@ struct Tile {
   double* moments;
   void* block;  // where streamed blocks are unpacked
 
+  static int64_t energies(int64_t D, int64_t block) {
+    return D <= kFewDimensions ? block : TiledScratch<T>::count(D, block);
+  }
   static size_t bytes(int64_t D, int64_t block) {
-    return sizeof(T) * size_t(2 * kTile * D + 4 * block) +
-           kTile * (sizeof(Query<T>) + sizeof(Sums) + sizeof(Vectors) +
-                    sizeof(double) * 3 * size_t(D)) +
+    const int64_t tile = tile_size(D);
+    return sizeof(T) * size_t(2 * tile * D + energies(D, block)) +
+           size_t(tile) * (sizeof(Query<T>) + sizeof(Sums) + sizeof(Vectors) +
+                           sizeof(double) * 3 * size_t(D)) +
            64;
   }
   Tile(void* memory, int64_t D, int64_t size) {
+    const int64_t tile = tile_size(D);
     sums = static_cast<Sums*>(memory);
-    vectors = reinterpret_cast<Vectors*>(sums + kTile);
-    queries = reinterpret_cast<Query<T>*>(vectors + kTile);
-    moments = reinterpret_cast<double*>(queries + kTile);
-    y = reinterpret_cast<T*>(moments + 3 * kTile * D);
-    s = y + kTile * D;
-    energy = s + kTile * D;
-    block = energy + 4 * size;
+    vectors = reinterpret_cast<Vectors*>(sums + tile);
+    queries = reinterpret_cast<Query<T>*>(vectors + tile);
+    moments = reinterpret_cast<double*>(queries + tile);
+    y = reinterpret_cast<T*>(moments + 3 * tile * D);
+    s = y + tile * D;
+    energy = s + tile * D;
+    block = energy + energies(D, size);
   }
 };
 
 template <typename T>
 static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>& tile) {
   const Problem<T>& p = *pass.problem;
-  const int64_t D = p.D, padded = (count + 3) / 4 * 4;
+  const int64_t D = p.D, padded = in_groups(count);
   for (int64_t i = 0; i < padded; ++i) {
     const int64_t m = pass.query_at(first + (i < count ? i : count - 1));
     for (int64_t d = 0; d < D; ++d) {
@@ -183,6 +190,7 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
     const double* state = pass.out->state + 3 * (pass.b * p.M + m);
     q.gap = pass.first ? T(0) : T(state[2]);
     q.inverse = q.beta == 0 ? T(0) : T(1 / q.beta);
+    q.stretch = D <= kFewDimensions ? T(0) : largest_square(q.s, D);
     double* moments = tile.moments + 3 * i * D;
     const bool sum_only = pass.level == kSumOnly;
     tile.vectors[i] = {sum_only || !pass.out->slope_y ? nullptr : moments,
@@ -220,16 +228,19 @@ static void sweep_level(const Pass<T>& pass, int layer, int64_t first_block, int
                                     : sweep_at(Constant<Level, kAllMoments>{});
     }
   }
-  if (pass.level == kSumOnly) {
-    sweep_tile<T, kD, kSumOnly>(grid, first_block, last_block, tile.queries, count, tile.energy,
-                                tile.sums, tile.vectors);
-  } else if (pass.level == kMean) {
-    sweep_tile<T, kD, kMean>(grid, first_block, last_block, tile.queries, count, tile.energy,
-                             tile.sums, tile.vectors);
-  } else {
-    sweep_tile<T, kD, kAllMoments>(grid, first_block, last_block, tile.queries, count, tile.energy,
-                                   tile.sums, tile.vectors);
-  }
+  auto sweep_at = [&](auto level) {
+    if constexpr (kD > 0) {
+      sweep_tile<T, kD, level.value>(grid, first_block, last_block, tile.queries, count,
+                                     tile.energy, tile.sums, tile.vectors);
+    } else {
+      sweep_tile_of_many<T, level.value>(
+          grid, first_block, last_block, pass.problem->scale.data != nullptr,
+          pass.first && pass.out->index, tile.queries, count, tile.energy, tile.sums, tile.vectors);
+    }
+  };
+  pass.level == kSumOnly ? sweep_at(Constant<Level, kSumOnly>{})
+  : pass.level == kMean  ? sweep_at(Constant<Level, kMean>{})
+                         : sweep_at(Constant<Level, kAllMoments>{});
 }
 
 template <typename T>
@@ -262,7 +273,7 @@ LEBM_INLINE int64_t latent_pieces(int64_t tiles, int64_t blocks, const Parallel&
 template <typename T>
 static void run(const Pass<T>& pass, const Parallel& parallel) {
   const Grid<T>& grid = *pass.grid;
-  const int64_t tiles = (pass.count + kTile - 1) / kTile;
+  const int64_t size = tile_size(grid.D), tiles = (pass.count + size - 1) / size;
   const int64_t pieces = latent_pieces(tiles, grid.num_blocks, parallel);
   // A piece has whole blocks of the widest layer of which there are enough.
   int layer = pass.layers->count - 1;
@@ -275,11 +286,11 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
   const size_t bytes = Tile<T>::bytes(grid.D, grid.block) + grid.scratch_bytes();
   const size_t stride = (bytes + 63) / 64 * 64;
   auto count_of = [&](int64_t t) {
-    return pass.count - t * kTile < kTile ? pass.count - t * kTile : kTile;
+    return pass.count - t * size < size ? pass.count - t * size : size;
   };
   auto finish_tile = [&](int64_t t, Tile<T>& tile) {
     for (int64_t i = 0; i < count_of(t); ++i)
-      finish(pass, pass.query_at(t * kTile + i), tile.queries[i], tile.sums[i], tile.vectors[i]);
+      finish(pass, pass.query_at(t * size + i), tile.queries[i], tile.sums[i], tile.vectors[i]);
   };
   if (pieces == 1) {
     // Contiguous shares of the tiles, one scratch each.
@@ -288,7 +299,7 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
       Scratch scratch(bytes);
       Tile<T> tile(scratch.get(), grid.D, grid.block);
       for (int64_t t = tiles * share / shares; t < tiles * (share + 1) / shares; ++t) {
-        load_tile(pass, t * kTile, count_of(t), tile);
+        load_tile(pass, t * size, count_of(t), tile);
         sweep_any(pass, layer, 0, grid.num_blocks, count_of(t), tile);
         finish_tile(t, tile);
       }
@@ -303,7 +314,7 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
   for_each(parallel, tiles * pieces, [&](int64_t i) {
     const int64_t t = i / pieces, piece = i % pieces;
     Tile<T> tile = tile_at(t, piece);
-    load_tile(pass, t * kTile, count_of(t), tile);
+    load_tile(pass, t * size, count_of(t), tile);
     sweep_any(pass, layer, piece_start(piece), piece_start(piece + 1), count_of(t), tile);
   });
   for (int64_t t = 0; t < tiles; ++t) {

@@ -1,0 +1,240 @@
+// Rows at D > kFewDimensions: a tile of queries against a block of latents at a time, as products
+// of small matrices held in registers. Included inside an instruction set's namespace, after
+// rows.h.
+//
+//     energies   E[q][j] = r[j] + sum_d (y[q][d] - s[q][d] g[d][j])^2           energies_of_tile
+//     sweep      p[q][j] = w[j] exp(-beta (E[q][j] - m[q]))                     add_block
+//     moments    first[q][d] = sum_j p[q][j] v[j][d], second with v^2           add_product
+//
+// Moments are taken about the block's centre c, v = g - c, which loses digits where a query is much
+// nearer to a latent than the latents are to c: there, differences are summed (moments_of_one).
+
+// out[a][d] += sum_k factor[a][k] x[k][d] for kA rows a and kV vectors of d. `of_row` and `of_term`
+// are factor's strides in a and k. kSquared: x^2 stands in for x.
+template <typename T, int kA, int kV, bool kSquared>
+LEBM_INLINE void add_outer_products(const T* factor, int64_t of_row, int64_t of_term, const T* x,
+                                    int64_t count, int64_t row, T* out) {
+  Vec<T> total[kA][kV];
+  for (int a = 0; a < kA; ++a)
+    for (int i = 0; i < kV; ++i) total[a][i] = broadcast(T(0));
+  for (int64_t k = 0; k < count; ++k) {
+    Vec<T> xs[kV];
+    for (int i = 0; i < kV; ++i) {
+      xs[i] = load(x + k * row + i * kLanes<T>);
+      if (kSquared) xs[i] = mul(xs[i], xs[i]);
+    }
+    for (int a = 0; a < kA; ++a) {
+      const Vec<T> by = broadcast(factor[a * of_row + k * of_term]);
+      for (int i = 0; i < kV; ++i) total[a][i] = fma(by, xs[i], total[a][i]);
+    }
+  }
+  for (int a = 0; a < kA; ++a) {
+    for (int i = 0; i < kV; ++i) {
+      T* place = out + a * row + i * kLanes<T>;
+      store(place, add(load(place), total[a][i]));
+    }
+  }
+}
+
+// The same for `rows` rows, a multiple of eight, and rows of x and out of any length.
+constexpr int64_t kOuterGroup = 8;
+
+// Terms are taken in slabs, whose x stay in the first cache; a sum of their sums rounds less than
+// one long sum.
+constexpr int64_t kTerms = 48;
+
+template <typename T, bool kSquared>
+static void add_product_of_slab(const T* factor, int64_t of_row, int64_t of_term, const T* x,
+                                int64_t count, int64_t row, int64_t rows, T* out) {
+  int64_t d = 0;
+  auto strip = [&](auto group, auto vectors) {
+    for (int64_t a = 0; a < rows; a += group.value) {
+      add_outer_products<T, group.value, vectors.value, kSquared>(
+          factor + a * of_row, of_row, of_term, x + d, count, row, out + a * row + d);
+    }
+    d += vectors.value * kLanes<T>;
+  };
+  while (d < row) {
+    const int64_t left = (row - d) / kLanes<T>;
+    if (left == 1) {
+      strip(Constant<int, 8>{}, Constant<int, 1>{});
+    } else if (left == 2 || left == 4) {
+      strip(Constant<int, 4>{}, Constant<int, 2>{});
+    } else {
+      strip(Constant<int, 4>{}, Constant<int, 3>{});
+    }
+  }
+}
+
+template <typename T, bool kSquared>
+static void add_product(const T* factor, int64_t of_row, int64_t of_term, const T* x, int64_t count,
+                        int64_t row, int64_t rows, T* out) {
+  for (int64_t k = 0; k < count; k += kTerms) {
+    add_product_of_slab<T, kSquared>(factor + k * of_term, of_row, of_term, x + k * row,
+                                     count - k < kTerms ? count - k : kTerms, row, rows, out);
+  }
+}
+
+// Whether moments about a block's centre would show their rounding: the latents lie too many times
+// as far from the centre as the query from its nearest, and p tells them apart. It shows in a
+// component of the difference, and these are the smaller the more there are. In float, what is left
+// of the sums is subtracted in double; in double it rounds again. `stretch` is the largest s^2.
+template <typename T>
+LEBM_INLINE bool is_too_near(const Grid<T>& grid, int64_t i, T smallest, T rate, T stretch) {
+  const T most = sizeof(T) == 4 ? 32 : 4, of_many = T(512) / T(grid.D);
+  const T times = of_many > most ? most : of_many > 2 ? of_many : T(2);
+  const T reach = stretch * grid.extent[i];
+  return !(rate * reach < T(2)) && times * (smallest - grid.r_top[i]) < reach;
+}
+
+template <typename T>
+static T largest_square(const T* s, int64_t D) {
+  T largest = 0;
+  for (int64_t d = 0; d < D; ++d) largest = s[d] * s[d] > largest ? s[d] * s[d] : largest;
+  return largest;
+}
+
+// Scratch of a tile of queries.
+template <typename T>
+struct TiledScratch {
+  T* p;               // [kMany][block], energies, then p
+  T* spare;           // [kGroup][block]
+  T* u;               // [kMany][row_length(D)], y - c
+  T *first, *second;  // the same shape, moments
+
+  static int64_t count(int64_t D, int64_t block) {
+    return (kMany + kGroup) * block + 3 * kMany * row_length<T>(D);
+  }
+  TiledScratch(T* memory, int64_t D, int64_t block) {
+    const int64_t rows = kMany * row_length<T>(D);
+    p = memory;
+    spare = p + kMany * block;
+    u = spare + kGroup * block;
+    first = u + rows;
+    second = first + rows;
+  }
+};
+
+// The moments of one query, whose p lie in a row, of differences y - s g or, where the posterior
+// mean is wanted, of g as it stands.
+template <typename T, Level kLevel, bool kDifferences>
+static void moments_of_one(const Block<T>& block, int64_t size, int64_t D, const Query<T>& query,
+                           double mass, const T* p, Vectors& vectors) {
+  constexpr int kDims = 4;
+  for (int64_t start = 0; start < D; start += kDims) {
+    Vec<T> first[kDims], second[kDims], y[kDims], s[kDims];
+    const T* g[kDims];
+    for (int i = 0; i < kDims; ++i) {
+      const int64_t d = start + i < D ? start + i : D - 1;
+      first[i] = second[i] = broadcast(T(0));
+      y[i] = broadcast(query.y[d]);
+      s[i] = broadcast(query.s[d]);
+      g[i] = block.g + d * size;
+    }
+    for (int64_t j = 0; j < size; j += kLanes<T>) {
+      const Vec<T> weight = load(p + j);
+      for (int i = 0; i < kDims; ++i) {
+        const Vec<T> latents = load(g[i] + j);
+        const Vec<T> moment = mul(weight, kDifferences ? fnma(s[i], latents, y[i]) : latents);
+        first[i] = add(first[i], moment);
+        if constexpr (kLevel == kAllMoments) second[i] = fma(moment, latents, second[i]);
+      }
+    }
+    for (int64_t d = start; d < D && d < start + kDims; ++d) {
+      const double one = sum(first[d - start]), two = sum(second[d - start]);
+      if (!kDifferences) {
+        add_moments(d, one, two, mass, 0.0, query.y[d], query.s[d], vectors);
+        continue;
+      }
+      if (vectors.residual) vectors.residual[d] += one;
+      if (vectors.stretch) vectors.stretch[d] += two;
+    }
+  }
+}
+
+// add_moments for all dimensions, from the moments about the block's centre.
+template <typename T>
+static void add_moments_of_block(const Block<T>& block, int64_t D, const Query<T>& query,
+                                 double mass, const T* first, const T* second, Vectors& vectors) {
+  const T *y = query.y, *s = query.s, *centre = block.centre;
+  for (int64_t d = 0; vectors.residual && d < D; ++d) {
+    const double u = double(y[d]) - double(s[d]) * centre[d];
+    vectors.residual[d] += u * mass - double(s[d]) * first[d];
+  }
+  for (int64_t d = 0; vectors.stretch && d < D; ++d) {
+    const double scale = s[d], c = centre[d], u = double(y[d]) - scale * c;
+    vectors.stretch[d] += c * (u * mass - scale * first[d]) + u * first[d] - scale * second[d];
+  }
+}
+
+// The moments of a tile, whose sums over a block are `of_block`, from p in the scratch.
+template <typename T, Level kLevel>
+static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, const Query<T>* queries,
+                                int64_t count, const BlockSums<T>* of_block, const T* smallest,
+                                const TiledScratch<T>& scratch, Vectors* vectors) {
+  const int64_t size = grid.block, D = grid.D, row = row_length<T>(D), i = block.first / size;
+  bool product[kMany], any = false;
+  for (int64_t q = 0; q < count; ++q) {
+    product[q] = false;
+    // A query that summed nothing here left energies in p.
+    if (of_block[q].mass == T(0)) continue;
+    const T* p = scratch.p + q * size;
+    if (vectors[q].mean) {
+      moments_of_one<T, kLevel, false>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
+    } else if (is_too_near(grid, i, smallest[q], queries[q].rate, queries[q].stretch)) {
+      moments_of_one<T, kLevel, true>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
+    } else {
+      product[q] = any = true;
+    }
+  }
+  if (!any) return;
+  const int64_t rows = (count + kOuterGroup - 1) / kOuterGroup * kOuterGroup;
+  const bool squares = kLevel == kAllMoments && vectors[0].stretch;
+  fill(scratch.first, rows * row, T(0));
+  add_product<T, false>(scratch.p, size, 1, block.v, size, row, rows, scratch.first);
+  if (squares) {
+    fill(scratch.second, rows * row, T(0));
+    add_product<T, true>(scratch.p, size, 1, block.v, size, row, rows, scratch.second);
+  }
+  for (int64_t q = 0; q < count; ++q) {
+    if (!product[q]) continue;
+    add_moments_of_block(block, D, queries[q], of_block[q].mass, scratch.first + q * row,
+                         scratch.second + q * row, vectors[q]);
+  }
+}
+
+// A tile of at most kMany queries, whose y and s lie in consecutive rows, against a range of
+// blocks. `exact`: m and its index must be those of the least energy itself.
+template <typename T, Level kLevel>
+static void sweep_tile_of_many(const Grid<T>& grid, int64_t first_block, int64_t last_block,
+                               bool scaled, bool exact, const Query<T>* queries, int64_t count,
+                               T* memory, Sums* sums, Vectors* vectors) {
+  const int64_t size = grid.block, D = grid.D;
+  const TiledScratch<T> scratch(memory, D, size);
+  const T *y = queries[0].y, *s = queries[0].s;
+  TileState<T> state;
+  state.weighted = grid.weighted;
+  state.exact = exact;
+  state.postpone = 0;
+  for (int64_t q = 0; q < count; ++q) state.rate[q] = queries[q].rate;
+  // Rows of the last group that nobody filled are multiplied too.
+  fill(scratch.p, kMany * size, T(0));
+  fill(scratch.u, kMany * row_length<T>(D), T(0));
+  for (int64_t i = first_block; i < last_block; ++i) {
+    const Block<T> block = grid.at(i);
+    T smallest[kMany];
+    BlockSums<T> of_block[kMany];
+    for (int64_t q = 0; q < count; ++q) state.least[q] = T(sums[q].least);
+    if (!scaled && D >= kManyDimensions) centre_tile(y, block.centre, D, count, scratch.u);
+    energies_of_tile(grid, block, scaled, y, s, count, scratch.u, state, scratch.p, scratch.spare,
+                     smallest);
+    for (int64_t q = 0; q < count; ++q)
+      add_block<T, 0, kLevel>(grid, block, queries[q], smallest[q], scratch.p + q * size, sums[q],
+                              vectors[q], of_block[q]);
+    if constexpr (kLevel >= kMean) {
+      if (vectors[0].residual || vectors[0].stretch || vectors[0].mean)
+        add_moments_of_tile<T, kLevel>(grid, block, queries, count, of_block, smallest, scratch,
+                                       vectors);
+    }
+  }
+}
