@@ -61,11 +61,25 @@ struct SeriesPoints {
   }
 };
 
-// Fills the coefficients and widths of block i of a layer whose blocks hold `leaves` packed ones.
+// A query within a block has |2 beta s u . v| up to some 2 beta s^2 . half^2. Beyond this, hardly
+// any is near enough to the centre for a series.
+constexpr double kMostReach = 8;
+
+// Fills the coefficients and widths of block i of a layer whose blocks hold `leaves` packed ones;
+// a width of inf says that there are none.
 template <typename T, int kD>
 static void expand_block(const Grid<T>& packed, const Grid<T>& layer, int64_t leaves, int64_t i,
                          const SeriesOf<T>& of, int order, double* coefficients, double* width) {
-  for (int d = 0; d < kD; ++d) width[d] = series_width(layer.half[i * kD + d], of.s[d], of.beta);
+  double reach = 0;
+  for (int d = 0; d < kD; ++d) {
+    const double half = double(of.s[d]) * layer.half[i * kD + d];
+    reach += 2 * of.beta * half * half;
+    width[d] = series_width(layer.half[i * kD + d], of.s[d], of.beta);
+  }
+  if (!(reach < kMostReach)) {
+    for (int d = 0; d < kD; ++d) width[d] = __builtin_inf();
+    return;
+  }
   PowerSums<kD> sums;
   sums.clear();
   const int64_t end = (i + 1) * leaves < packed.num_blocks ? (i + 1) * leaves : packed.num_blocks;

@@ -238,9 +238,14 @@ static int64_t first_minimum(const Grid<T>& grid, const Block<T>& block, const T
 // Moments about the block's centre cost least. They are wrong by a rounding of the block's size,
 // which would show where the query lies nearer to a latent than that: there, differences y - s g
 // are summed instead. The posterior mean is of the latents' size, and summed as it stands.
-template <typename T>
-LEBM_INLINE bool is_near(const Grid<T>& grid, const Block<T>& block, T smallest, const Vectors& v) {
-  return !v.mean && smallest < grid.extent[block.first / grid.block];
+template <typename T, int kD>
+LEBM_INLINE bool is_near(const Grid<T>& grid, int64_t i, const T* s, T smallest, const Vectors& v) {
+  T size = 0;
+  for (int d = 0; d < kD; ++d) {
+    const T half = s[d] * grid.half[i * kD + d];
+    size += half * half;
+  }
+  return !v.mean && smallest - grid.r_top[i] < size;
 }
 
 // At beta = inf: the minima of a block, with their weights. There are few, so no vectors; but if
@@ -309,7 +314,8 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
     return;
   }
 
-  const bool near = kD > 0 && kLevel >= kMean && is_near(grid, block, smallest, v);
+  const bool near =
+      kD > 0 && kLevel >= kMean && is_near<T, kD>(grid, block.first / size, q.s, smallest, v);
   const T* latents = v.mean ? block.g : block.v;
   Vec<T> first[kD ? kD : 1], second[kD ? kD : 1];
   for (int d = 0; d < kD; ++d) first[d] = second[d] = broadcast(T(0));
