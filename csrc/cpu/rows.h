@@ -198,6 +198,37 @@ static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const
   return {apart ? sum(sum_) : total, total, kExcess ? sum(excess_) : T(0)};
 }
 
+// The sum of p = exp(-beta (E - m)) of a block, without log-weights; kStore: energies become p.
+template <typename T, bool kStore>
+static T sum_powers(int64_t size, T rate, T m, T* energy) {
+  using Power = Exp2<T>;
+  constexpr int K = 2;
+  const Power power;
+  const Vec<T> least_ = broadcast(m), by = broadcast(-Power::kSteps * rate);
+  const Vec<T> lowest = broadcast(Power::kSteps * Power::kLowest),
+               unit = broadcast(T(Power::kUnit));
+  Vec<T> total[K];
+  for (int k = 0; k < K; ++k) total[k] = broadcast(T(0));
+  for (int64_t j = 0; j < size; j += K * kLanes<T>) {
+    Vec<T> x[K], p[K], scale[K];
+    for (int k = 0; k < K; ++k)
+      x[k] = max(mul(sub(load(energy + j + k * kLanes<T>), least_), by), lowest);
+    power(x, p, scale);
+    for (int k = 0; k < K; ++k) {
+      if constexpr (kStore) {
+        p[k] = Power::value(p[k], scale[k]);
+        if constexpr (Power::kUnit != 1) p[k] = mul(p[k], unit);
+        store(energy + j + k * kLanes<T>, p[k]);
+        total[k] = add(total[k], p[k]);
+      } else {
+        total[k] = Power::add_to(total[k], p[k], scale[k]);
+      }
+    }
+  }
+  const T sum_ = sum(add(total[0], total[1]));
+  return kStore ? sum_ : T(sum_ * Power::kUnit);
+}
+
 // The largest log2(w) - rate (E - m) of a block: where the weighted sum must be anchored.
 template <typename T, bool kIsCold>
 static T largest_exponent(const Block<T>& block, int64_t size, T rate, T m, const T* energy) {
@@ -348,6 +379,12 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
   auto sweep_with = [&](auto&& gather) LEBM_INLINE_LAMBDA {
     switch (q.mode) {
       case kNormal:
+        if constexpr (kD == 0 && kLevel < kAllMoments) {
+          if (!grid.weighted) {
+            sums.sum = sums.mass = sum_powers<T, kLevel == kMean>(size, q.rate, m, energy);
+            break;
+          }
+        }
         sums = grid.weighted
                    ? sweep<T, kNormal, true, kExcess>(block, size, q, m, offset, energy, gather)
                    : sweep<T, kNormal, false, kExcess>(block, size, q, m, offset, energy, gather);

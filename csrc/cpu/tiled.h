@@ -116,40 +116,51 @@ struct TiledScratch {
 };
 
 // The moments of one query, whose p lie in a row, of differences y - s g or, where the posterior
-// mean is wanted, of g as it stands.
+// mean is wanted, of g as it stands: kDims dimensions from `start` on.
+template <typename T, Level kLevel, bool kDifferences, int kDims>
+static void moments_of_dims(const Block<T>& block, int64_t size, int64_t start,
+                            const Query<T>& query, double mass, const T* p, Vectors& vectors) {
+  Vec<T> first[kDims], second[kDims], y[kDims], s[kDims];
+  for (int i = 0; i < kDims; ++i) {
+    first[i] = second[i] = broadcast(T(0));
+    y[i] = broadcast(query.y[start + i]);
+    s[i] = broadcast(query.s[start + i]);
+  }
+  const T* g = block.g + start * size;
+  for (int64_t j = 0; j < size; j += kLanes<T>) {
+    const Vec<T> weight = load(p + j);
+    for (int i = 0; i < kDims; ++i) {
+      const Vec<T> latents = load(g + i * size + j);
+      const Vec<T> factor = kDifferences ? fnma(s[i], latents, y[i]) : latents;
+      if constexpr (kLevel == kAllMoments) {
+        const Vec<T> moment = mul(weight, factor);
+        first[i] = add(first[i], moment);
+        second[i] = fma(moment, latents, second[i]);
+      } else {
+        first[i] = fma(weight, factor, first[i]);
+      }
+    }
+  }
+  for (int i = 0; i < kDims; ++i) {
+    const int64_t d = start + i;
+    const double one = sum(first[i]), two = sum(second[i]);
+    if (!kDifferences) {
+      add_moments(d, one, two, mass, 0.0, query.y[d], query.s[d], vectors);
+      continue;
+    }
+    if (vectors.residual) vectors.residual[d] += one;
+    if (vectors.stretch) vectors.stretch[d] += two;
+  }
+}
+
 template <typename T, Level kLevel, bool kDifferences>
 static void moments_of_one(const Block<T>& block, int64_t size, int64_t D, const Query<T>& query,
                            double mass, const T* p, Vectors& vectors) {
-  constexpr int kDims = 4;
-  for (int64_t start = 0; start < D; start += kDims) {
-    Vec<T> first[kDims], second[kDims], y[kDims], s[kDims];
-    const T* g[kDims];
-    for (int i = 0; i < kDims; ++i) {
-      const int64_t d = start + i < D ? start + i : D - 1;
-      first[i] = second[i] = broadcast(T(0));
-      y[i] = broadcast(query.y[d]);
-      s[i] = broadcast(query.s[d]);
-      g[i] = block.g + d * size;
-    }
-    for (int64_t j = 0; j < size; j += kLanes<T>) {
-      const Vec<T> weight = load(p + j);
-      for (int i = 0; i < kDims; ++i) {
-        const Vec<T> latents = load(g[i] + j);
-        const Vec<T> moment = mul(weight, kDifferences ? fnma(s[i], latents, y[i]) : latents);
-        first[i] = add(first[i], moment);
-        if constexpr (kLevel == kAllMoments) second[i] = fma(moment, latents, second[i]);
-      }
-    }
-    for (int64_t d = start; d < D && d < start + kDims; ++d) {
-      const double one = sum(first[d - start]), two = sum(second[d - start]);
-      if (!kDifferences) {
-        add_moments(d, one, two, mass, 0.0, query.y[d], query.s[d], vectors);
-        continue;
-      }
-      if (vectors.residual) vectors.residual[d] += one;
-      if (vectors.stretch) vectors.stretch[d] += two;
-    }
-  }
+  int64_t d = 0;
+  for (; d + 4 <= D; d += 4)
+    moments_of_dims<T, kLevel, kDifferences, 4>(block, size, d, query, mass, p, vectors);
+  for (; d < D; ++d)
+    moments_of_dims<T, kLevel, kDifferences, 1>(block, size, d, query, mass, p, vectors);
 }
 
 // add_moments for all dimensions, from the moments about the block's centre.

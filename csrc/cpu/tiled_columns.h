@@ -65,17 +65,45 @@ static void shares_of_one(const ColumnQuery<T>& query, const Block<T>& block, in
   }
 }
 
-// Adds P s (y - s g) of one query to near_g, and takes it out of the product.
+// The same without log-weights, for a query of which grad_l is not wanted.
 template <typename T>
+static void finite_shares_of_one(const ColumnQuery<T>& query, int64_t size, T* share, T* r) {
+  using Power = Exp2<T>;
+  constexpr int K = 2;
+  const Power power;
+  const Vec<T> least_ = broadcast(query.least), rate = broadcast(-Power::kSteps * query.rate);
+  const Vec<T> whole = broadcast(-Power::kSteps * query.whole);
+  const Vec<T> lowest = broadcast(Power::kSteps * Power::kLowest);
+  const Vec<T> of_query = broadcast(T(double(query.share) * Power::kUnit));
+  for (int64_t j = 0; j < size; j += K * kLanes<T>) {
+    Vec<T> x[K], p[K], scale[K];
+    for (int k = 0; k < K; ++k) {
+      const Vec<T> excess = sub(load(share + j + k * kLanes<T>), least_);
+      x[k] = max(fma(excess, rate, whole), lowest);
+    }
+    power(x, p, scale);
+    for (int k = 0; k < K; ++k) {
+      const int64_t at = j + k * kLanes<T>;
+      p[k] = mul(Power::value(p[k], scale[k]), of_query);
+      store(r + at, add(load(r + at), p[k]));
+      store(share + at, p[k]);
+    }
+  }
+}
+
+// Adds P s (y - s g) of one query to near_g, and takes it out of the product.
+template <typename T, bool kHasScale>
 static void add_near(const Block<T>& block, int64_t size, int64_t D, const T* y, const T* s,
                      T* share, T* near_g) {
   for (int64_t d = 0; d < D; ++d) {
     const Vec<T> at = broadcast(y[d]), by = broadcast(s[d]);
+    const T* g = block.g + d * size;
+    T* total = near_g + d * size;
     for (int64_t j = 0; j < size; j += kLanes<T>) {
-      const Vec<T> pull = mul(load(share + j), by);
-      const Vec<T> difference = fnma(by, load(block.g + d * size + j), at);
-      T* total = near_g + d * size + j;
-      store(total, fma(pull, difference, load(total)));
+      const Vec<T> of_pair = load(share + j), latents = load(g + j);
+      const Vec<T> pull = kHasScale ? mul(of_pair, by) : of_pair;
+      const Vec<T> difference = kHasScale ? fnma(by, latents, at) : sub(at, latents);
+      store(total + j, fma(pull, difference, load(total + j)));
     }
   }
   fill(share, size, T(0));
@@ -138,9 +166,12 @@ static void many_against_block(const ColumnTask<T>& task, const Block<T>& block,
         fill(scratch.near_g, D * size, T(0));
         fill(scratch.near_r, size, T(0));
       }
-      shares_of_one<T, kHow, kWeighted, kWantsL>(query, block, size, share,
-                                                 near ? scratch.near_r : sums.r, sums.l);
-      if (near) add_near(block, size, D, y + q * D, s + q * D, share, scratch.near_g);
+      T* r = near ? scratch.near_r : sums.r;
+      if constexpr (kHow == kFinite && !kWeighted && !kWantsL)
+        finite_shares_of_one(query, size, share, r);
+      else
+        shares_of_one<T, kHow, kWeighted, kWantsL>(query, block, size, share, r, sums.l);
+      if (near) add_near<T, kHasScale>(block, size, D, y + q * D, s + q * D, share, scratch.near_g);
     }
     add_product<T, false>(scratch.share, 1, size, scratch.u, count, row, size, sums.g);
     if (kHasScale)
