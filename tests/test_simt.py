@@ -199,6 +199,10 @@ TWO_BARRIERS = """if (x < 16) {
   }"""
 EARLY_RETURN = """int x = threadIdx.x;
   if (left + x >= columns) return;"""
+LARGE_ARRAY = """int before_tile = 0;
+  volatile char large[70000];
+  for (int i = 0; i < 70000; ++i) large[i] = 0;
+  before_tile = large[0];"""
 SHUFFLE = """const int other = __shfl_up_sync(kAllLanes, sum, delta);
       if (lane >= delta) sum += other;"""
 BRANCHED_SHUFFLE = "if (lane >= delta) sum += __shfl_up_sync(kAllLanes, sum, delta);"
@@ -232,9 +236,12 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     "a wrong bound of what is written": ("transpose", ("left + y < col", "left + y <= col")),
     "a wrong bound of what is read": ("transpose", ("top + y < rows &&", "top + y <= rows &&")),
     "a wrong bound of a tail": ("scan", ("if (i + 1 < count) {", "if (i < count) {")),
+    "a vector that is not aligned": ("scan", ("(in + i);", "(in + i - 1);")),
     "shared memory not initialised": ("pairs", ("if (lane == 0) scratch",
                                                 "if (lane == 0 && warp != 1) scratch")),
     "a block too large": ("pairs", ("kThreads = 96", "kThreads = 1056")),
+    "too much stack": ("scan", ("int before_tile = 0;", LARGE_ARRAY)),
+    "a trap": ("scan", ("int before_tile = 0;", "int before_tile = (__trap(), 0);")),
     "too much static shared memory": ("pairs", ("tile, [kThreads]", "tile, [kThreads * 129]")),
     "too much dynamic shared memory": ("scan", ("kWarps * sizeof(int)", "(48 << 10) + 1")),
 }  # fmt: skip
@@ -272,9 +279,12 @@ CAUGHT: list[tuple[str, Mode, str]] = [
     ("a wrong bound of what is read", "checked", "global bounds"),
     ("a wrong bound of what is read", "asan", "asan"),
     ("a wrong bound of a tail", "checked", "global bounds"),
+    ("a vector that is not aligned", "checked", "misaligned"),
     ("shared memory not initialised", "plain", "poison"),
     ("shared memory not initialised", "checked", "uninitialised"),
     ("a block too large", "plain", "launch"),
+    ("too much stack", "plain", "stack"),
+    ("a trap", "plain", "trap"),
     ("too much static shared memory", "plain", "launch"),
     ("too much dynamic shared memory", "plain", "launch"),
 ]
@@ -354,6 +364,18 @@ def test_shared_memory_is_limited_as_configured(build: Build) -> None:
     run("transpose_floats", *transpose_arguments(), schedule=Schedule(shared_limit=needed))
     with pytest.raises(Fault) as caught:
         run("transpose_floats", *transpose_arguments(), schedule=Schedule(shared_limit=needed - 1))
+    assert caught.value.kind == "launch"
+
+
+def test_more_dynamic_shared_memory_where_the_kernel_asks_for_it(build: Build) -> None:
+    allow = "cudaFuncSetAttribute(scan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 50000)"
+    launch = "LEBM_LAUNCH(scan_kernel, 1, kThreads, {}, stream, in, out, count)"
+    edit = (launch.format("kWarps * sizeof(int)"), f"{allow};\n  {launch.format(50000)}")
+    run, arguments = build("scan", "plain", edit).run, scan_arguments()
+    run("inclusive_scan", *arguments)
+    np.testing.assert_array_equal(arguments[1], np.cumsum(arguments[0], dtype=np.int32))
+    with pytest.raises(Fault) as caught:
+        run("inclusive_scan", *arguments, schedule=Schedule(shared_limit=49999))
     assert caught.value.kind == "launch"
 
 

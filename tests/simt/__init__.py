@@ -305,11 +305,15 @@ class Builder:
         library = folder / f"{harness.stem}.so"
         command = [self._compiler, *self._flags, f"-I{HERE}"]
         command += [f"-I{path}" for path in (*folders, CUDA)]
-        instrument = {"plain": [], "checked": ["-fsanitize=thread"], "asan": ["-fsanitize=address"]}
+        instrument = {
+            "plain": [],
+            "checked": ["-fsanitize=thread,alignment"],
+            "asan": ["-fsanitize=address"],
+        }
         command += instrument[mode]
         compiled = folder / f"{harness.stem}.o"
         _execute([*command, "-c", str(harness), "-o", str(compiled)])
-        # Not linked with ThreadSanitizer, whose functions checker.cpp has in its place.
+        # Not linked with the sanitizers whose functions checker.cpp has in their place.
         link = ["-shared", *(instrument[mode] if mode == "asan" else [])]
         objects = self._emulator(mode == "asan")
         _execute([self._compiler, *link, str(compiled), *map(str, objects), "-o", str(library)])

@@ -243,7 +243,13 @@ void note_atomic(const void* address, size_t bytes, const void* caller) {
 
 }  // namespace simt
 
-// What -fsanitize=thread inserts. The calls return to the instruction after the access.
+// What -fsanitize=alignment passes on: where, and what else we do not need.
+struct SimtMisaligned {
+  const char* file;
+  uint32_t line;
+};
+
+// What the compiler inserts. Calls return to the instruction after the access.
 extern "C" {
 #define SIMT_ACCESS(name, bytes, write)                                      \
   void name(const void* address) {                                           \
@@ -264,6 +270,11 @@ void __tsan_read_range(const void* address, size_t bytes) {
 }
 void __tsan_write_range(const void* address, size_t bytes) {
   simt::access(address, bytes, true, false, __builtin_return_address(0));
+}
+void __ubsan_handle_type_mismatch_v1(const SimtMisaligned* where, const void* address) {
+  if (!simt::current || !simt::settings.checked) return;
+  simt::fail("misaligned", "thread %u accesses %p at %s:%u", simt::current->rank, address,
+             simt::base_name(where->file), where->line);
 }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}

@@ -82,10 +82,12 @@ void (*entries[kMaxThreadsPerBlock])();
 unsigned entering;  // the fiber that a first switch leads to
 
 // One mapping for all, of which pages are taken as they are touched. Pages that must not be touched
-// between the stacks would be mappings of their own, of which a process may have few.
+// between the stacks would be mappings of their own, of which a process may have few. What the
+// first thread has too much lies in a spare stack, what others have, in their neighbour's.
+constexpr size_t kAllStacksBytes = (kMaxThreadsPerBlock + 1) * kStackBytes;
 char* stacks() {
   static char* const all = [] {
-    void* found = mmap(nullptr, kMaxThreadsPerBlock * kStackBytes, PROT_READ | PROT_WRITE,
+    void* found = mmap(nullptr, kAllStacksBytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (found == MAP_FAILED) {
       std::perror("simt: no memory for stacks");
@@ -99,7 +101,7 @@ char* stacks() {
 // Stands at the far end of a stack.
 constexpr uintptr_t kUntouched = 0x5afe57ac;
 
-char* stack_of(unsigned thread) { return stacks() + thread * kStackBytes; }
+char* stack_of(unsigned thread) { return stacks() + (thread + 1) * kStackBytes; }
 uintptr_t& far_end_of(unsigned thread) { return *reinterpret_cast<uintptr_t*>(stack_of(thread)); }
 
 SIMT_NOIPA void switch_context(Context& from, Context& to, [[maybe_unused]] bool finished) {
@@ -167,7 +169,7 @@ void suspend_fiber(unsigned thread, bool finished) {
 bool has_overflown(unsigned thread) { return far_end_of(thread) != kUntouched; }
 
 bool on_fiber_stack(const void* address) {
-  return address >= stacks() && address < stack_of(kMaxThreadsPerBlock);
+  return address >= stacks() && address < stacks() + kAllStacksBytes;
 }
 
 }  // namespace simt

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <numeric>
 #include <string>
 #include <string_view>
@@ -95,14 +96,13 @@ bool same_place(const Thread& a, const Thread& b) {
 std::string describe(const Thread& thread) {
   if (thread.state == State::kReturned) return "returned";
   if (thread.state == State::kReady) return "can run";
-  const std::string file(thread.site.file);
   char text[256];
   char mask[32] = "";
   if (thread.state == State::kAtWarpSync) {
     std::snprintf(mask, sizeof mask, " with mask 0x%08x", thread.mask);
   }
   std::snprintf(text, sizeof text, "wait in %s%s at %s:%d", thread.operation, mask,
-                file.substr(file.rfind('/') + 1).c_str(), thread.site.line);
+                base_name(thread.site.file), thread.site.line);
   return text;
 }
 
@@ -189,6 +189,11 @@ void run_block() {
 }
 
 }  // namespace
+
+const char* base_name(const char* path) {
+  const char* const slash = std::strrchr(path, '/');
+  return slash ? slash + 1 : path;
+}
 
 void fail(const char* kind, const char* format, ...) {
   char text[1024];
@@ -290,11 +295,11 @@ const uint64_t* wait_for_warp(const char* operation, uint32_t mask, uint64_t val
   const unsigned lanes = std::min<unsigned>(warpSize, thread_count - first);
   if (!(mask >> lane & 1)) {
     fail("divergent mask", "lane %u calls %s at %s:%d with mask 0x%08x, which leaves it out", lane,
-         operation, site.file, site.line, mask);
+         operation, base_name(site.file), site.line, mask);
   }
   if (lanes < warpSize && mask >> lanes) {
     fail("divergent mask", "%s at %s:%d has the mask 0x%08x in a warp of %u threads", operation,
-         site.file, site.line, mask, lanes);
+         base_name(site.file), site.line, mask, lanes);
   }
   self.operation = operation;
   self.site = site;

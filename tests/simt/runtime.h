@@ -58,6 +58,8 @@ extern Launch running;
 [[noreturn]] __attribute__((format(printf, 2, 3))) void fail(const char* kind, const char* format,
                                                              ...);
 
+const char* base_name(const char* path);
+
 // Whether the barrier or fence there is to be left out, for a test to see that it is missed.
 bool left_out(Site site);
 
@@ -124,7 +126,7 @@ inline int __syncthreads_and(int predicate, simt::Site site = simt::Site::here()
 }
 
 inline void __trap(simt::Site site = simt::Site::here()) {
-  simt::fail("trap", "__trap at %s:%d", site.file, site.line);
+  simt::fail("trap", "__trap at %s:%d", simt::base_name(site.file), site.line);
 }
 
 // What a kernel may use without being told so ends at 48 KiB; the launch checks it.

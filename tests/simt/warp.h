@@ -34,7 +34,7 @@ T shuffle(const char* operation, uint32_t mask, T value, int source, int begin, 
   if (source < begin || source >= end) return value;
   if (!(mask >> source & 1)) {
     fail("divergent mask", "%s at %s:%d reads lane %d, which its mask 0x%08x leaves out", operation,
-         site.file, site.line, source, mask);
+         base_name(site.file), site.line, source, mask);
   }
   return from_bits<T>(values[source]);
 }
