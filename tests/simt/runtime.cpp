@@ -86,10 +86,19 @@ void run_thread() {
   suspend_fiber(current->rank, true);
 }
 
+// Names are compared by address: equal literals of a library are one.
 bool same_place(const Thread& a, const Thread& b) {
   return a.state == b.state && a.mask == b.mask && a.site.line == b.site.line &&
-         std::string_view(a.operation) == b.operation &&
-         std::string_view(a.site.file) == b.site.file;
+         a.site.file == b.site.file && a.operation == b.operation;
+}
+
+// Whether all lanes of a thread's mask are where it is.
+bool all_lanes_are_at(const Thread& self) {
+  const Thread* const warp = &self - self.rank % warpSize;
+  for (uint32_t mask = self.mask; mask; mask &= mask - 1) {
+    if (!same_place(warp[__builtin_ctz(mask)], self)) return false;
+  }
+  return true;
 }
 
 // What a thread does, in words.
@@ -306,11 +315,7 @@ const uint64_t* wait_for_warp(const char* operation, uint32_t mask, uint64_t val
   self.mask = mask;
   self.value = value;
   self.state = State::kAtWarpSync;
-  bool complete = true;
-  for (unsigned i = 0; i < lanes; ++i) {
-    complete &= !(mask >> i & 1) || same_place(threads[first + i], self);
-  }
-  if (complete) {
+  if (all_lanes_are_at(self)) {
     for (unsigned i = 0; i < lanes; ++i) {
       if (!(mask >> i & 1)) continue;
       Thread& receiver = threads[first + i];
