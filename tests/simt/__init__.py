@@ -40,8 +40,8 @@ FLAGS = (
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),
 )
 POISONS = (0x3F, 0xBE)
-"""Bytes that make a number about 1 and one below 0 in every type of floating point: such numbers
-leave their mark in sums, in exponentials and in minima."""
+"""Bytes that make a positive and a negative number in every type, in floating point one of at most
+1: such numbers leave their mark in sums, in exponentials and in minima."""
 
 _GUARD = 4096  # bytes on either side of an array
 _ALIGNMENT = 256  # that of cudaMalloc
@@ -176,7 +176,8 @@ class Library:
     def _run_apart(self, function: str, arguments: Sequence[Any], schedule: Schedule) -> None:
         """Call it in a process of its own, which AddressSanitizer ends at the first fault."""
         environment = os.environ | {
-            "LD_PRELOAD": _asan(),
+            # The second one for exceptions, which the first one wants to know of when it starts.
+            "LD_PRELOAD": f"{_asan()} {_library('libstdc++.so.6')}",
             "ASAN_OPTIONS": "detect_leaks=0",
             "PYTHONMALLOC": "malloc",
             "PYTHONPATH": str(HERE.parent),
@@ -185,8 +186,11 @@ class Library:
         command = [sys.executable, "-m", "simt"]
         done = subprocess.run(command, input=job, env=environment, capture_output=True)
         if done.returncode != 0:
-            report = done.stderr.decode(errors="replace")
-            raise Fault("asan", report[report.find("AddressSanitizer") :] or str(done.returncode))
+            said = done.stderr.decode(errors="replace")
+            report = re.search(r"ERROR: AddressSanitizer: (\S+).*", said, re.DOTALL)
+            if not report:
+                raise RuntimeError(said)
+            raise Fault(f"asan {report[1]}", report[0])
         fault, results = pickle.loads(done.stdout)
         if fault:
             raise Fault(*fault)
@@ -263,8 +267,12 @@ def _said(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def _library(name: str) -> str:
+    return _said(str(compiler()), f"-print-file-name={name}")
+
+
 def _asan() -> str:
-    return _said(str(compiler()), "-print-file-name=libasan.so")
+    return _library("libasan.so")
 
 
 def _execute(command: Sequence[str]) -> None:
