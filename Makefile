@@ -7,7 +7,9 @@ LIBRARY := lebm_kernels/_native.abi3.so
 # Where there is a compiler, the tests take a missing extension for a failure.
 COMPILER := $(if $(shell command -v $(or $(CXX),c++)),1,0)
 KERNELS := $(wildcard $(foreach kind,cpp h inl,csrc/*.$(kind) csrc/*/*.$(kind)))
-SOURCES := $(KERNELS) $(wildcard bench/*.cpp)
+DEVICE := $(wildcard csrc/*/*.cuh)
+EMULATOR := $(wildcard $(foreach kind,cpp h,tests/simt/*.$(kind)) tests/simt/*/*.cpp tests/simt/*/*.cuh)
+SOURCES := $(KERNELS) $(DEVICE) $(EMULATOR) $(wildcard bench/*.cpp)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -1,0 +1,16 @@
+"""Runs one function in a process of its own; standard input says which, standard output the end."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+
+from simt import Fault, Library
+
+path, function, arguments, schedule = pickle.load(sys.stdin.buffer)
+fault = None
+try:
+    Library(path).run_here(function, arguments, schedule, guard=0)
+except Fault as error:
+    fault = (error.kind, str(error).partition(": ")[2])
+sys.stdout.buffer.write(pickle.dumps((fault, arguments)))
