@@ -31,7 +31,8 @@ def status(name: str) -> BackendStatus:
     return next(row for row in lebm_kernels.backends() if row.name == name)
 
 
-def _kernel_parameters() -> list[tuple[str, str | None]]:
+def kernel_parameters() -> list[tuple[str, str | None]]:
+    """The backends to test, the native one with each instruction set."""
     parameters: list[tuple[str, str | None]] = []
     for name in KERNELS:
         sets = native.instruction_sets() if name == "native" else [None]
@@ -40,7 +41,8 @@ def _kernel_parameters() -> list[tuple[str, str | None]]:
 
 
 @contextmanager
-def _selected(name: str, instruction_set: str | None) -> Iterator[str]:
+def selected(name: str, instruction_set: str | None) -> Iterator[str]:
+    """The backend's name, while that instruction set is in use."""
     if instruction_set is None:
         yield name
         return
@@ -58,7 +60,7 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> list[str]:
     """Say what is tested and, of what is not, why."""
-    tested = ", ".join("-".join(filter(None, parameter)) for parameter in _kernel_parameters())
+    tested = ", ".join("-".join(filter(None, parameter)) for parameter in kernel_parameters())
     lines = [f"lebm_kernels backends tested: {tested}"]
     for row in lebm_kernels.backends():
         if "cpu" not in row.devices:
@@ -66,21 +68,29 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
-def _identify(parameter: tuple[str, str | None]) -> str:
+def identify(parameter: tuple[str, str | None]) -> str:
+    """Such a parameter in a test's name."""
     return "-".join(filter(None, parameter))
 
 
-@pytest.fixture(params=_kernel_parameters(), ids=_identify)
+@pytest.fixture(params=kernel_parameters(), ids=identify)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every kernel backend that can run here; the native one on each instruction set."""
-    with _selected(*request.param) as name:
+    with selected(*request.param) as name:
         yield name
 
 
-@pytest.fixture(params=[*_kernel_parameters(), ("reference", None)], ids=_identify)
+@pytest.fixture(params=[p for p in kernel_parameters() if p[0] == "native"], ids=identify)
+def pruning_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend that can leave pairs out, on each instruction set."""
+    with selected(*request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=[*kernel_parameters(), ("reference", None)], ids=identify)
 def any_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The kernel backends, and the reference: for what all must do and none defines."""
-    with _selected(*request.param) as name:
+    with selected(*request.param) as name:
         yield name
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from conftest import identify, kernel_parameters, selected
 from subset import check, check_index
 from torch import Tensor
 
@@ -25,13 +26,34 @@ DISTANCES = {
 }
 
 
-@pytest.fixture(params=COUNTS)
-def M(request: pytest.FixtureRequest, backend: str) -> int:
-    """A number of queries."""
-    count: int = request.param
-    if backend != "native" and count > 1:
-        pytest.skip("a backend without bounds treats all queries alike")
-    return count
+Case = tuple[tuple[str, str | None], int]
+
+# A backend without bounds treats all queries alike.
+CASES: list[Case] = [
+    (parameter, M)
+    for parameter in kernel_parameters()
+    for M in (COUNTS if parameter[0] == "native" else COUNTS[:1])
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{identify(case[0])}-{case[1]}")
+def case(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """A backend and a number of queries."""
+    parameter, M = request.param
+    with selected(*parameter) as name:
+        yield name, M
+
+
+@pytest.fixture
+def backend(case: tuple[str, int]) -> str:
+    """The backend of the case."""
+    return case[0]
+
+
+@pytest.fixture
+def M(case: tuple[str, int]) -> int:
+    """Its number of queries."""
+    return case[1]
 
 
 def ends(M: int) -> Tensor:

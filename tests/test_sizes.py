@@ -24,8 +24,6 @@ Array = npt.NDArray[np.float64]
 @pytest.mark.parametrize("streamed", [True, False])
 def test_ten_million_equal_energies(backend: str, streamed: bool) -> None:
     # F is their energy, and every latent has its share of the posterior.
-    if backend != "native" and not streamed:
-        return  # it has no streams
     y, decoded = torch.tensor([[0.7]], requires_grad=True), torch.full((MANY, 1), -0.4)
     decoded.requires_grad_()
     pull = 2 * float((y - decoded[:1]).detach())
@@ -53,8 +51,6 @@ def sums(y: float, decoded: Array, beta: float, least: float) -> Array:
 
 @pytest.mark.parametrize("beta", [0.5, 1e4])
 def test_ten_million_random_latents(backend: str, beta: float) -> None:
-    if backend != "native" and beta > 1:
-        return  # it does nothing special there, and takes its time
     y, decoded = torch.tensor([[0.3], [-2.0]]), torch.randn(MANY, 1)
     wide = decoded[:, 0].double().numpy()
     y.requires_grad_()
@@ -78,10 +74,8 @@ def test_ten_million_random_latents(backend: str, beta: float) -> None:
     assert abs(of_decoded.double().sum().item() + slope.double().sum().item()) <= 2 * moved
 
 
-def more_than_32_bits_count(backend: str) -> dict[str, torch.Tensor]:
+def more_than_32_bits_count() -> dict[str, torch.Tensor]:
     """Queries near a curve, with that curve's latents."""
-    if backend != "native":
-        pytest.skip("every pair takes its time")
     angle = torch.rand(70_001) * (2 * math.pi)
     decoded = torch.stack((angle.cos(), 0.5 * angle.sin()), -1)
     y = decoded[:-1] + 0.01 * torch.randn(70_000, 2)
@@ -90,13 +84,15 @@ def more_than_32_bits_count(backend: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("beta", [1e4, math.inf])
-def test_more_pairs_than_32_bits_count(backend: str, beta: float) -> None:
-    check(backend, {**more_than_32_bits_count(backend), "beta": torch.tensor(beta)}, 1)
+def test_more_pairs_than_32_bits_count(pruning_backend: str, beta: float) -> None:
+    check(pruning_backend, {**more_than_32_bits_count(), "beta": torch.tensor(beta)}, 1)
 
 
-def test_more_pairs_in_series_than_32_bits_count(backend: str) -> None:
+def test_more_pairs_in_series_than_32_bits_count(pruning_backend: str) -> None:
     # Without the gradients of the latents, for which there are no series.
-    arguments = more_than_32_bits_count(backend)
+    arguments = more_than_32_bits_count()
     some = torch.tensor([0, 65_536, 69_999])
     few = {**arguments, "y": arguments["y"][some]}
-    assert_accurate(free_energy(**arguments, beta=1.0, backend=backend)[some], beta=1.0, **few)
+    assert_accurate(
+        free_energy(**arguments, beta=1.0, backend=pruning_backend)[some], beta=1.0, **few
+    )
