@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,16 @@ def assert_gradients_accurate(
             half = torch.finfo(found.dtype)
             bound = bound + half.eps * np.abs(wanted) + half.smallest_normal
         _assert_within(found, wanted, bound, f"gradient of {name}")
+
+
+def check(backend: str, arguments: dict[str, Any]) -> Tensor:
+    """F and its gradients by every argument keep the promises; returns F."""
+    function = partial(lebm_kernels.free_energy, backend=backend)
+    value = function(**arguments)
+    assert_accurate(value, **arguments)
+    grad = torch.randn_like(value)
+    assert_gradients_accurate(gradients(function, arguments, grad), arguments, grad)
+    return value
 
 
 def gradients(function: Any, arguments: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_accurate, assert_gradients_accurate, gradients
+from conftest import check, gradients
 
 from lebm_kernels import free_energy, posterior
 
@@ -34,15 +34,6 @@ def problem(
         arguments["log_weight"] = torch.randn(N, dtype=dtype)
         arguments["latent_energy"] = torch.rand(N, dtype=dtype)
     return arguments
-
-
-def check(backend: str, arguments: dict[str, Any]) -> None:
-    """F and all gradients."""
-    function = partial(free_energy, backend=backend)
-    value = function(**arguments)
-    assert_accurate(value, **arguments)
-    grad = torch.randn_like(value)
-    assert_gradients_accurate(gradients(function, arguments, grad), arguments, grad)
 
 
 @pytest.mark.parametrize("D", DIMENSIONS)

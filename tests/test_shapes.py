@@ -8,22 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_accurate, assert_gradients_accurate, gradients
-from torch import Tensor
+from conftest import assert_accurate, check, gradients
 
 from lebm_kernels import free_energy, posterior
 
 SIZES = (1, 2, 3, 17, 255, 507)
-
-
-def check(backend: str, arguments: dict[str, Any]) -> Tensor:
-    """F and every gradient; returns F."""
-    function = partial(free_energy, backend=backend)
-    value = function(**arguments)
-    assert_accurate(value, **arguments)
-    grad = torch.randn_like(value)
-    assert_gradients_accurate(gradients(function, arguments, grad), arguments, grad)
-    return value
 
 
 @pytest.mark.parametrize("M", SIZES)
