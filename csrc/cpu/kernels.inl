@@ -15,4 +15,5 @@
 #include "rows_driver.h"
 #include "columns.h"
 #include "centred_columns.h"
+#include "series_columns.h"
 #include "columns_driver.h"
