@@ -46,8 +46,30 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        simple = type(grad) is Tensor and not torch.is_grad_enabled() and _unattended()
-        return ops.differentiate(ctx, grad, columns=_columns if simple else None)[:6]
+        if type(grad) is not Tensor or torch.is_grad_enabled() or not _unattended():
+            return ops.differentiate(ctx, grad)[:6]
+        _, by_decoded, _, _, by_log_weight, by_latent_energy = ctx.needs_input_grad
+        if by_decoded or by_log_weight or by_latent_energy:
+            return ops.differentiate(ctx, grad, columns=_columns)[:6]
+        return _weighted_slopes(ctx, grad)
+
+
+def _weighted_slopes(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """As ``ops.differentiate`` where no latent-side gradient is wanted, in as few calls."""
+    _, _, beta, scale, _, _, slope_y, slope_scale, slope_beta, _ = ctx.saved_tensors
+    column = grad.unsqueeze(-1)
+    by_y = by_beta = by_scale = None
+    if slope_y is not None:
+        by_y = column * slope_y
+    if slope_beta is not None:
+        by_beta = grad * slope_beta
+        if beta.dim() == 0:
+            by_beta = by_beta.sum()
+    if slope_scale is not None:
+        by_scale = column * slope_scale
+        if scale.dim() == 1:
+            by_scale = by_scale.sum(0)
+    return by_y, None, by_beta, by_scale, None, None
 
 
 def _columns(grad: Tensor, state: Tensor, *rest: Any) -> Any:

@@ -278,6 +278,9 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
   const int64_t wanted = 4 * parallel.threads, most = (used + kChunk - 1) / kChunk;
   int64_t pieces = parallel.threads == 1 || blocks >= wanted ? 1 : (wanted + blocks - 1) / blocks;
   pieces = pieces < most ? pieces : most > 0 ? most : 1;
+  const ColumnSeries<T> series(p, b, task, poisoned ? 0 : used, parallel);
+  const int64_t leaves = series.serves ? series.leaves() : 1,
+                roots = (blocks + leaves - 1) / leaves;
   const size_t bytes = BlockScratch<T>::bytes(grid);
   auto block_at = [&](int64_t i, const BlockScratch<T>& own) {
     Grid<T> mine = grid;
@@ -287,9 +290,32 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
   auto sweep_piece = [&](const Block<T>& block, int64_t piece, BlockScratch<T>& own) {
     own.clear(p.D, grid.block);
     if (poisoned) return;
+    if (series.serves) {
+      const Scratch lists(series.list_bytes());
+      return sweep_series(series, task, block.first / grid.block, used * piece / pieces,
+                          used * (piece + 1) / pieces, &own.sums, own.energy, lists.get());
+    }
     queries_against_any(task, block, used * piece / pieces, used * (piece + 1) / pieces, own.energy,
                         own.sums);
   };
+  if (series.serves && pieces == 1) {
+    for_each(parallel, roots, [&](int64_t root) {
+      const int64_t first = root * leaves, end = first + leaves < blocks ? first + leaves : blocks;
+      const Scratch mine(bytes * size_t(leaves)), lists(series.list_bytes());
+      auto own_of = [&](int64_t leaf) {
+        return BlockScratch<T>(static_cast<char*>(mine.get()) + bytes * size_t(leaf), grid);
+      };
+      ColumnSums<T> sums[kRootLeaves];
+      for (int64_t leaf = 0; leaf < leaves; ++leaf) {
+        own_of(leaf).clear(p.D, grid.block);
+        sums[leaf] = own_of(leaf).sums;
+      }
+      sweep_series(series, task, root, 0, used, sums, own_of(0).energy, lists.get());
+      for (int64_t i = first; i < end; ++i)
+        write_block(p, arguments, b, grid, grid.at(i), sums[i - first], pulled, poisoned);
+    });
+    return;
+  }
   if (pieces == 1) {
     const int64_t shares = blocks < 8 * parallel.threads ? blocks : 8 * parallel.threads;
     for_each(parallel, shares, [&](int64_t share) {

@@ -18,4 +18,5 @@
 #include "columns.h"
 #include "centred_columns.h"
 #include "tiled_columns.h"
+#include "series_columns.h"
 #include "columns_driver.h"

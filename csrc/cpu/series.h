@@ -124,11 +124,12 @@ template <int kD>
 static void add_powers(int64_t order, int64_t count, const double* h, const double* const* x,
                        PowerSums<kD>& sums) {
   alignas(64) double left[kSeriesStride * kSeriesPoints], right[kSeriesStride * kSeriesPoints];
-  const int64_t padded_order = (order + 11) / 12 * 12;
+  // add_products goes beyond the order, to multiples of what it takes at a time.
+  const int64_t left_order = (order + 2) / 3 * 3, right_order = (order + 3) / 4 * 4;
   for (int64_t start = 0; start < count; start += kSeriesPoints) {
-    powers(padded_order, h + start, x[0] + start, left);
+    powers(left_order, h + start, x[0] + start, left);
     if constexpr (kD == 2) {
-      powers(padded_order, nullptr, x[1] + start, right);
+      powers(right_order, nullptr, x[1] + start, right);
       add_products(order, left, right, sums.at);
     } else {
       for (int64_t a = 0; a < order; ++a)

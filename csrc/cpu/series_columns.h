@@ -1,0 +1,496 @@
+// The column pass by series: the roles of layers.h exchanged. Included inside an instruction set's
+// namespace, after layers.h and centred_columns.h.
+//
+// With u = y - s c and v = g - c about the centre c of a block of latents, the share of a pair is
+//
+//   G p = w h exp(a . x),   a = 2 beta s u width,   x = v / width,
+//
+// where w = G 2^start is the query's and h = exp(-beta (s^2 . v^2 + r - least r)) the latent's own.
+// So the sum over the queries is a polynomial in x, whose coefficients are sums of w a^k:
+//
+//   sum G p             = h P(x)
+//   sum G p s (y - s g) = h (P'(x) / (2 beta width) - s^2 v P(x))
+//
+// A query costs a product a monomial, however many latents the block has, and so does a latent,
+// however many queries there are. Blocks are tried from the widest down; a query goes down where a
+// block does not serve it.
+//
+// Every share is exact to a rounding of itself, the first of the rules of order_for: a latent's sum
+// may be small beside those of its block, and shares may cancel. And y - s g must vanish where
+// y = s g, but u and s v, both of the block's size near it, leave an error of that size. Floats need
+// more terms there; in double, near queries are taken pair by pair.
+
+// Queries that repay a block's coefficients and their evaluation.
+constexpr int64_t kFewestInSeries = 48;
+
+// The highest orders that repay themselves, for a packed block and for blocks of blocks.
+constexpr int kColumnOrders[kLayers] = {27, 24, 24};
+
+// Packed blocks of one of the last layer's.
+constexpr int64_t kRootLeaves = kFan * kFan;
+static_assert(kLayers == 3);
+
+// Orders go up in steps: queries of one step are summed together.
+constexpr int kOrderStep = 3;
+constexpr int kOrderSteps = kSeriesStride / kOrderStep;
+
+// Sums of that many points are added up, which rounds less than one long sum.
+constexpr int64_t kSeriesRun = 1024;
+
+// The step of a query's order, for the derivative to be exact to `bits` of each share where |a . x|
+// < (i + 1) / 4; kNoOrder where rounding would show, see order_for.
+struct OrderSteps {
+  unsigned char at[OrderTable::kReaches];
+};
+
+constexpr OrderSteps order_steps(double bits, double most_reach) {
+  OrderSteps steps{};
+  for (int i = 0; i < OrderTable::kReaches; ++i) {
+    const double reach = double(i + 1) / 4;
+    const int order = kOrderTable.at[i][int((bits + reach * kLog2E) / 4) + 1];
+    const bool serves = reach <= most_reach && order < kMostOrder;
+    steps.at[i] = serves ? (unsigned char)(order / kOrderStep + 1) : (unsigned char)kNoOrder;
+  }
+  return steps;
+}
+
+template <typename T>
+constexpr OrderSteps kFarSteps = sizeof(T) == 4 ? order_steps(26, 6) : order_steps(55, 1.25);
+template <typename T>
+constexpr OrderSteps kNearSteps = sizeof(T) == 4 ? order_steps(36, 6) : order_steps(0, 0);
+
+// Blocks of the column pass: bounds alone, see layers.h.
+template <typename T>
+struct ColumnLayers {
+  int count;
+  Grid<T> grid[kLayers];
+};
+
+template <typename T>
+static ColumnLayers<T> lay_out_column_layers(const Grid<T>& packed, Carver& carver) {
+  ColumnLayers<T> layers{};
+  layers.grid[0] = packed;
+  layers.count = 1;
+  for (; layers.count < kLayers && layers.grid[layers.count - 1].num_blocks > 1; ++layers.count) {
+    const Grid<T>& below = layers.grid[layers.count - 1];
+    Grid<T>& grid = layers.grid[layers.count];
+    grid.N = packed.N;
+    grid.D = packed.D;
+    grid.block = below.block * kFan;
+    grid.num_blocks = (below.num_blocks + kFan - 1) / kFan;
+    grid.block_weight = carver.take<double>(grid.num_blocks);
+    T** const vectors[] = {&grid.centre, &grid.low, &grid.high, &grid.half};
+    for (T** vector : vectors) *vector = carver.take<T>(grid.num_blocks * grid.D);
+    grid.r_floor = carver.take<T>(grid.num_blocks);
+    grid.r_top = carver.take<T>(grid.num_blocks);
+  }
+  return layers;
+}
+
+// Queries that lie together, and are left out together.
+constexpr int64_t kColumnTile = 64;
+
+// The queries that have a gradient, side by side, in an order in which neighbours lie together.
+template <typename T>
+struct ColumnQueries {
+  T *y[2], *least, *whole, *share;
+  const int64_t* place;  // in the task
+  int64_t count;
+  // Of each tile: its box, and the largest of rate m - whole.
+  T *low[2], *high[2];
+  double* top;
+};
+
+template <typename T>
+static ColumnQueries<T> lay_out_queries(int64_t D, int64_t count, Carver& carver) {
+  ColumnQueries<T> queries{};
+  queries.count = count;
+  // A vector may be read beyond the last.
+  const int64_t size = count + kLanes<T>;
+  for (int64_t d = 0; d < D; ++d) queries.y[d] = carver.take<T>(size);
+  queries.least = carver.take<T>(size);
+  queries.whole = carver.take<T>(size);
+  queries.share = carver.take<T>(size);
+  const int64_t tiles = (count + kColumnTile - 1) / kColumnTile;
+  for (int64_t d = 0; d < D; ++d) {
+    queries.low[d] = carver.take<T>(tiles);
+    queries.high[d] = carver.take<T>(tiles);
+  }
+  queries.top = carver.take<double>(tiles);
+  return queries;
+}
+
+// What the series of a grid's columns need; `serves` is false where there are none.
+template <typename T>
+struct ColumnSeries {
+  SeriesOf<T> of;
+  bool serves;
+  int root;  // the layer that the sweeps begin with
+  ColumnLayers<T> layers;
+  ColumnQueries<T> queries;
+  Scratch memory, order;
+
+  // `used` queries have a gradient.
+  ColumnSeries(const Problem<T>& p, int64_t b, const ColumnTask<T>& task, int64_t used,
+               const Parallel& parallel)
+      : serves(task.ends[kFinite + 1] == used && used >= kSeriesQueries &&
+               used < int64_t(1) << 32 && has_series(p, b, *task.grid, of)),
+        root(0),
+        memory(serves ? lay_out(nullptr, *task.grid, used) : 0),
+        order(serves ? order_bytes(used) : 0) {
+    if (!serves) return;
+    lay_out(static_cast<char*>(memory.get()), *task.grid, used);
+    for (int k = 1; k < layers.count; ++k)
+      for (int64_t i = 0; i < layers.grid[k].num_blocks; ++i)
+        bound_block(layers.grid[k - 1], layers.grid[k], i);
+    take_queries(task, p.D, parallel);
+    // Enough blocks for every thread.
+    const int64_t wanted = parallel.threads == 1 ? 1 : 4 * parallel.threads;
+    root = layers.count - 1;
+    while (root > 0 && layers.grid[root].num_blocks < wanted) --root;
+  }
+
+  int64_t leaves() const { return layers.grid[root].block / layers.grid[0].block; }
+  size_t list_bytes() const { return serves ? sizeof(uint32_t) * (root + 1) * queries.count : 0; }
+
+ private:
+  size_t lay_out(char* start, const Grid<T>& packed, int64_t used) {
+    Carver carver{start};
+    layers = lay_out_column_layers(packed, carver);
+    queries = lay_out_queries<T>(packed.D, used, carver);
+    return carver.used;
+  }
+
+  void take_queries(const ColumnTask<T>& task, int64_t D, const Parallel& parallel) {
+    const View<T> y{task.y, {0, D, 1}};
+    queries.place = sort_by_place(y, 0, queries.count, D, kColumnTile, order.get(), parallel);
+    const double rate = of.rate;
+    for (int64_t q = 0; q < queries.count; ++q) {
+      const int64_t at = queries.place[q], tile = q / kColumnTile;
+      const bool first = q % kColumnTile == 0;
+      for (int64_t d = 0; d < D; ++d) {
+        const T here = task.y[at * D + d];
+        queries.y[d][q] = here;
+        if (first || here < queries.low[d][tile]) queries.low[d][tile] = here;
+        if (first || here > queries.high[d][tile]) queries.high[d][tile] = here;
+      }
+      const ColumnQuery<T>& query = task.queries[at];
+      queries.least[q] = query.least;
+      queries.whole[q] = query.whole;
+      queries.share[q] = query.share;
+      const double top = rate * query.least - query.whole;
+      if (first || top > queries.top[tile]) queries.top[tile] = top;
+    }
+  }
+};
+
+// A block of latents to queries of one rate and scale.
+template <typename T, int kD>
+struct ColumnBlock {
+  T centre[kD], s[kD], side[kD], per_u[kD];  // |a . x| <= sum per_u |u|
+  double width[kD], slope[kD], per_a[kD];    // a = per_a u = slope s u
+  T rate, r_floor, radius;
+  T near_square, coarse_square, far_square;  // |u|^2 up to, or from, which the block is so
+  bool serves_near;
+
+  ColumnBlock(const Grid<T>& grid, int64_t i, const SeriesOf<T>& of)
+      : rate(of.rate), r_floor(grid.r_floor[i]) {
+    T square = T(0);
+    for (int d = 0; d < kD; ++d) {
+      const T half = grid.half[i * kD + d];
+      centre[d] = grid.centre[i * kD + d];
+      s[d] = of.s[d];
+      side[d] = (s[d] < 0 ? -s[d] : s[d]) * half;
+      width[d] = series_width(half, s[d], of.beta);
+      slope[d] = 2 * kLn2 * double(rate) * width[d];
+      per_a[d] = slope[d] * double(s[d]);
+      per_u[d] = T(per_a[d] < 0 ? -per_a[d] : per_a[d]);
+      square += side[d] * side[d];
+    }
+    radius = T(__builtin_sqrt(double(square)));
+    // As in centred_columns.h: nearer than that, a latent may be where the query is.
+    near_square = T(2.25) * square;
+    // In a colder block, such a latent may be all that can be seen of it.
+    serves_near = sizeof(T) == 4 && rate * square < T(14);
+    const T low = r_floor, high = grid.r_top[i];
+    const T energies = (low > 0 ? low : -low) + (high > 0 ? high : -high);
+    coarse_square = T(1.0 / 64) / (rate * Exponent<T>::epsilon) - energies;  // is_coarse
+    const T most = (most_fall(grid) / (rate * radius) - radius) / 2;
+    far_square = most > 0 ? most * most : T(0);
+    if (coarse_square < far_square) far_square = coarse_square;
+  }
+};
+
+// Some queries, and what a block is to each.
+template <typename T, int kD>
+struct MeasuredQueries {
+  const T *y[kD], *least, *whole;
+  T s[kD][kColumnTile];
+  T square[kColumnTile], highest[kColumnTile], reach[kColumnTile], factor[kColumnTile];
+
+  explicit MeasuredQueries(const SeriesOf<T>& of) {
+    for (int d = 0; d < kD; ++d) fill(s[d], kColumnTile, of.s[d]);
+  }
+
+  // The queries `list`, or from `first` on.
+  void take(const ColumnQueries<T>& all, const uint32_t* list, int64_t first, int64_t count) {
+    for (int64_t j = 0; list && j < count; ++j) {
+      const int64_t q = list[first + j];
+      for (int d = 0; d < kD; ++d) own_y_[d][j] = all.y[d][q];
+      own_least_[j] = all.least[q];
+      own_whole_[j] = all.whole[q];
+    }
+    for (int d = 0; d < kD; ++d) y[d] = list ? own_y_[d] : all.y[d] + first;
+    least = list ? own_least_ : all.least + first;
+    whole = list ? own_whole_ : all.whole + first;
+  }
+
+  // The arithmetic of measure_chunk.
+  void measure(const Grid<T>& grid, int64_t i, const ColumnBlock<T, kD>& block, int64_t count) {
+    const Vec<T> zero = broadcast(T(0)), rate = broadcast(block.rate);
+    for (int64_t j = 0; j < count; j += kLanes<T>) {
+      const Reach<T, kD> from(grid, i, *this, j);
+      Vec<T> bound = zero;
+      for (int d = 0; d < kD; ++d)
+        bound = fma(max(from.u[d], sub(zero, from.u[d])), broadcast(block.per_u[d]), bound);
+      const Vec<T> m = load(least + j), bits = load(whole + j);
+      const Vec<T> excess = add(sub(from.square, m), broadcast(block.r_floor));
+      store(square + j, from.square);
+      store(reach + j, bound);
+      store(highest + j, fma(rate, sub(m, from.lower_end(grid, i)), sub(zero, bits)));
+      store(factor + j, exp2_of<T>(sub(sub(zero, mul(rate, excess)), bits)));
+    }
+  }
+
+ private:
+  T own_y_[kD][kColumnTile], own_least_[kColumnTile], own_whole_[kColumnTile];
+};
+
+// Queries whose powers are to be summed up to one order.
+template <typename T>
+struct SeriesBucket {
+  T factor[kSeriesPoints];
+  uint32_t query[kSeriesPoints];
+  int64_t count;
+};
+
+// All queries against a block of the last layer, or of a lower one.
+template <typename T, int kD>
+struct ColumnSweep {
+  const ColumnTask<T>& task;  // of the packed grid
+  const ColumnLayers<T>& layers;
+  const ColumnQueries<T>& all;
+  const SeriesOf<T>& of;
+  MeasuredQueries<T, kD> measured;
+  int64_t first_leaf;         // to which sums[0] belongs
+  const ColumnSums<T>* sums;  // of the packed blocks
+  T* energy;                  // scratch of a packed block
+  uint32_t* lists[kLayers];   // queries that a layer does not serve
+  SeriesBucket<T> buckets[kOrderSteps + 1];
+  PowerSums<kD> powers, totals;
+  int64_t run;  // points in `powers` that are not yet in `totals`
+  int steps;    // the highest order summed; 0: nothing is
+  CentredChunk<T, kD> chunk;
+  ColumnQuery<T> few[kChunk];
+  T few_y[kChunk * kD], few_s[kChunk * kD];
+
+  ColumnSweep(const ColumnSeries<T>& series, const ColumnTask<T>& task, int64_t first_leaf,
+              const ColumnSums<T>* sums, T* energy, uint32_t* memory)
+      : task(task),
+        layers(series.layers),
+        all(series.queries),
+        of(series.of),
+        measured(series.of),
+        first_leaf(first_leaf),
+        sums(sums),
+        energy(energy) {
+    for (int k = 0; k <= series.root; ++k) lists[k] = memory + k * all.count;
+  }
+
+  // The queries `list`, or from `first` on, against block i of layer k.
+  void visit(int k, int64_t i, const uint32_t* list, int64_t first, int64_t count) {
+    const Grid<T>& grid = layers.grid[k];
+    if (!(grid.r_floor[i] <= grid.r_top[i])) return;
+    const ColumnBlock<T, kD> block(grid, i, of);
+    const T threshold = T(task.unseen - __builtin_log2(double(grid.N)));
+    int64_t left = 0, waiting = 0;
+    steps = 0;
+    for (SeriesBucket<T>& bucket : buckets) bucket.count = 0;
+    // A tile of all queries begins at a multiple of its size; a list has none.
+    const int64_t offset = list ? 0 : first % kColumnTile;
+    for (int64_t begin = 0, some; begin < count; begin += some) {
+      const int64_t most = kColumnTile - (begin == 0 ? offset : 0);
+      some = count - begin < most ? count - begin : most;
+      if (!list && leaves_out(block, (first + begin) / kColumnTile, threshold)) continue;
+      measured.take(all, list, first + begin, some);
+      measured.measure(grid, i, block, some);
+      for (int64_t j = 0; j < some; ++j) {
+        const uint32_t q = list ? list[first + begin + j] : uint32_t(first + begin + j);
+        const T square = measured.square[j];
+        // As in plan_chunk: a latent's gradient could not show it.
+        if (measured.highest[j] < threshold && square < block.coarse_square) continue;
+        const int step = step_of(block, square, measured.reach[j]);
+        if (step * kOrderStep > kColumnOrders[k]) {
+          lists[k][left++] = q;
+          continue;
+        }
+        SeriesBucket<T>& bucket = buckets[step];
+        const int64_t at = bucket.count++;
+        bucket.query[at] = q;
+        bucket.factor[at] = measured.factor[j];
+        ++waiting;
+        if (bucket.count == kSeriesPoints) {
+          waiting -= kSeriesPoints;
+          add_bucket(block, step);
+        }
+      }
+    }
+    const bool repays = steps > 0 || waiting >= kFewestInSeries;
+    for (int step = 1; step <= kOrderSteps; ++step) {
+      SeriesBucket<T>& bucket = buckets[step];
+      for (int64_t j = 0; !repays && j < bucket.count; ++j) lists[k][left++] = bucket.query[j];
+      if (repays && bucket.count) add_bucket(block, step);
+    }
+    if (steps > 0) add_series(k, i, block);
+    if (left == 0) return;
+    if (k == 0) return sum_pairs(i, left);
+    const int64_t below = layers.grid[k - 1].num_blocks;
+    const int64_t end = (i + 1) * kFan < below ? (i + 1) * kFan : below;
+    for (int64_t child = i * kFan; child < end; ++child) visit(k - 1, child, lists[k], 0, left);
+  }
+
+  // Whether the block does not matter to any query of a tile.
+  bool leaves_out(const ColumnBlock<T, kD>& block, int64_t tile, T threshold) const {
+    double floor = block.r_floor, far = 0;
+    for (int d = 0; d < kD; ++d) {
+      const double low = all.low[d][tile], high = all.high[d][tile];
+      const double at = double(block.s[d]) * block.centre[d], side = block.side[d];
+      const double under = low - (at + side), over = (at - side) - high;
+      const double gap = under > over ? under : over;
+      const double low_u = at - low, high_u = high - at;
+      const double u = low_u > high_u ? low_u : high_u;
+      if (gap > 0) floor += gap * gap;
+      far += u * u;
+    }
+    // A margin for the rounding of exponents, which coarse_square bounds.
+    return far < block.coarse_square && all.top[tile] - block.rate * floor < threshold - 1;
+  }
+
+  int step_of(const ColumnBlock<T, kD>& block, T square, T reach) const {
+    if (!(square < block.far_square) || !(reach < T(OrderTable::kReaches) / 4)) return kNoOrder;
+    if (square > block.near_square) return kFarSteps<T>.at[int(reach * 4)];
+    return block.serves_near ? kNearSteps<T>.at[int(reach * 4)] : kNoOrder;
+  }
+
+  void add_bucket(const ColumnBlock<T, kD>& block, int step) {
+    alignas(64) double w[kSeriesPoints], a[kD][kSeriesPoints];
+    SeriesBucket<T>& bucket = buckets[step];
+    for (int64_t j = 0; j < bucket.count; ++j) {
+      const int64_t q = bucket.query[j];
+      w[j] = double(all.share[q]) * double(bucket.factor[j]);
+      for (int d = 0; d < kD; ++d) {
+        const double u = double(all.y[d][q]) - double(block.s[d]) * double(block.centre[d]);
+        a[d][j] = block.per_a[d] * u;
+      }
+    }
+    for (int64_t j = bucket.count; j < kSeriesPoints; ++j) {
+      w[j] = 0;
+      for (int d = 0; d < kD; ++d) a[d][j] = 0;
+    }
+    bucket.count = 0;
+    if (steps == 0) {
+      powers.clear();
+      totals.clear();
+      run = 0;
+    }
+    steps = step > steps ? step : steps;
+    const double* at[kD];
+    for (int d = 0; d < kD; ++d) at[d] = a[d];
+    add_powers<kD>(step * kOrderStep, kSeriesPoints, w, at, powers);
+    run += kSeriesPoints;
+    if (run == kSeriesRun) end_run();
+  }
+
+  void end_run() {
+    const int64_t order = steps * kOrderStep;
+    for (int64_t x = 0; x < order; ++x) {
+      for (int64_t y = 0; y < (kD == 1 ? 1 : order - x); ++y) {
+        const int64_t at = kD == 1 ? x : x * kSeriesStride + y;
+        totals.at[at] = add(totals.at[at], powers.at[at]);
+        powers.at[at] = broadcast(0.0);
+      }
+    }
+    run = 0;
+  }
+
+  // The series of block i of layer k to its latents.
+  void add_series(int k, int64_t i, const ColumnBlock<T, kD>& block) {
+    constexpr int kV = 4;
+    constexpr int64_t kSome = kV * kLanes<double>;
+    end_run();
+    const int64_t order = steps * kOrderStep;
+    double coefficients[kPowerSums<kD>];
+    coefficients_of<kD>(order, totals, coefficients);
+    const Grid<T>&packed = layers.grid[0], &grid = layers.grid[k];
+    const int64_t leaves = grid.block / packed.block;
+    const int64_t end = (i + 1) * leaves < packed.num_blocks ? (i + 1) * leaves : packed.num_blocks;
+    for (int64_t leaf = i * leaves; leaf < end; ++leaf) {
+      const SeriesPoints<T, kD> points(packed.at(leaf), packed.whole[leaf], of, block.centre,
+                                       block.width, block.r_floor);
+      const ColumnSums<T>& into = sums[leaf - first_leaf];
+      for (int64_t j = 0; j < kLeaf; j += kSome) {
+        VecD x[kV][kD];
+        SeriesValues<kD, kMean, kV> of_queries;
+        for (int v = 0; v < kV; ++v)
+          for (int d = 0; d < kD; ++d) x[v][d] = load(points.x[d] + j + v * kLanes<double>);
+        evaluate<kD, kMean, kV>(order, order, coefficients, x, of_queries);
+        for (int v = 0; v < kV; ++v) {
+          const int64_t n = j + v * kLanes<double>;
+          const VecD h = load(points.h + n), value = mul(h, of_queries.value[v]);
+          store(into.r_all + n, add(load(into.r_all + n), value));
+          for (int d = 0; d < kD; ++d) {
+            const double s = block.s[d], shift = s * s * block.width[d];
+            const VecD slope = mul(mul(h, of_queries.first[v][d]), broadcast(1 / block.slope[d]));
+            const VecD pull = fnma(mul(x[v][d], broadcast(shift)), value, slope);
+            store(into.g_all + d * kLeaf + n, add(load(into.g_all + d * kLeaf + n), pull));
+          }
+        }
+      }
+    }
+  }
+
+  // Pair by pair, the queries that no layer served.
+  void sum_pairs(int64_t i, int64_t count) {
+    const Block<T> block = layers.grid[0].at(i);
+    ColumnTask<T> pairs = task;
+    pairs.queries = few;
+    pairs.y = few_y;
+    pairs.s = few_s;
+    for (int64_t begin = 0; begin < count; begin += kChunk) {
+      const int64_t some = count - begin < kChunk ? count - begin : kChunk;
+      for (int64_t j = 0; j < some; ++j) {
+        const int64_t q = all.place[lists[0][begin + j]];
+        few[j] = task.queries[q];
+        for (int d = 0; d < kD; ++d) {
+          few_y[j * kD + d] = task.y[q * kD + d];
+          few_s[j * kD + d] = task.s[q * kD + d];
+        }
+      }
+      finite_queries_centred(pairs, block, 0, some, chunk, energy, sums[i - first_leaf]);
+    }
+  }
+};
+
+// Queries [first, last) against block i of the root layer; `sums` are of its packed blocks, `lists`
+// is scratch.
+template <typename T>
+static void sweep_series(const ColumnSeries<T>& series, const ColumnTask<T>& task, int64_t i,
+                         int64_t first, int64_t last, const ColumnSums<T>* sums, T* energy,
+                         void* lists) {
+  auto sweep = [&](auto d) {
+    ColumnSweep<T, d.value> of_block(series, task, i * series.leaves(), sums, energy,
+                                     static_cast<uint32_t*>(lists));
+    of_block.visit(series.root, i, nullptr, first, last - first);
+  };
+  task.grid->D == 1 ? sweep(Constant<int, 1>{}) : sweep(Constant<int, 2>{});
+}
