@@ -17,8 +17,8 @@
 //
 // Every share is exact to a rounding of itself, the first of the rules of order_for: a latent's sum
 // may be small beside those of its block, and shares may cancel. And y - s g must vanish where
-// y = s g, but u and s v, both of the block's size near it, leave an error of that size. Floats need
-// more terms there; in double, near queries are taken pair by pair.
+// y = s g, but u and s v, both of the block's size near it, leave an error of that size. Floats
+// need more terms there; in double, near queries are taken pair by pair.
 
 // Queries that repay a block's coefficients and their evaluation.
 constexpr int64_t kFewestInSeries = 48;
