@@ -133,6 +133,8 @@ def test_latents_that_are_not_numbers_in_long_grids(backend: str, place: int) ->
     arguments = problem(7, 4611, 2)
     arguments["decoded"][place, 0] = math.nan
     assert free_energy(**arguments, backend=backend).isnan().all()
+    found = gradients(partial(free_energy, backend=backend), arguments, torch.ones(7))
+    assert found["decoded"].isnan().all()
 
 
 def test_one_latent_too_far_to_average(backend: str) -> None:

@@ -255,13 +255,19 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
   }
 }
 
+// Few latents: the queries are cut in pieces too, and the pieces added in their order.
+LEBM_INLINE int64_t query_pieces(int64_t blocks, int64_t used, const Parallel& parallel) {
+  const int64_t wanted = 4 * parallel.threads, most = (used + kChunk - 1) / kChunk;
+  if (parallel.threads == 1 || blocks >= wanted || most == 0) return 1;
+  const int64_t pieces = (wanted + blocks - 1) / blocks;
+  return pieces < most ? pieces : most;
+}
+
+// Fails where bounded_block does.
 template <typename T>
-static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
-                            void* scratch, const Parallel& parallel) {
-  ColumnMemory<T> memory(scratch, p);
-  const Packed<T> packed(p, b, memory.packed, memory.flags,
-                         sorts(p) ? memory.order_of_latents : nullptr, parallel);
-  const Grid<T>& grid = packed.grid;
+static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
+                              const Grid<T>& grid, ColumnMemory<T>& memory,
+                              const Parallel& parallel) {
   int64_t ends[kTreatments + 1];
   ColumnTask<T> task{&grid,
                      memory.queries,
@@ -274,18 +280,15 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
   bool poisoned = grid.has_nan;
   const double pulled = sort_queries(p, arguments, b, grid, memory, task, ends, poisoned);
   const int64_t used = ends[kTreatments], blocks = grid.num_blocks;
-  // Few latents: the queries are cut in pieces too, and the pieces added in their order.
-  const int64_t wanted = 4 * parallel.threads, most = (used + kChunk - 1) / kChunk;
-  int64_t pieces = parallel.threads == 1 || blocks >= wanted ? 1 : (wanted + blocks - 1) / blocks;
-  pieces = pieces < most ? pieces : most > 0 ? most : 1;
+  const int64_t pieces = query_pieces(blocks, used, parallel);
   const ColumnSeries<T> series(p, b, task, poisoned ? 0 : used, parallel);
   const int64_t leaves = series.serves ? series.leaves() : 1,
                 roots = (blocks + leaves - 1) / leaves;
   const size_t bytes = BlockScratch<T>::bytes(grid);
-  auto block_at = [&](int64_t i, const BlockScratch<T>& own) {
+  auto scratch_of = [&](const BlockScratch<T>& own) {
     Grid<T> mine = grid;
     mine.scratch = own.unpacked;
-    return mine.at(i);
+    return mine;
   };
   auto sweep_piece = [&](const Block<T>& block, int64_t piece, BlockScratch<T>& own) {
     own.clear(p.D, grid.block);
@@ -314,20 +317,29 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
       for (int64_t i = first; i < end; ++i)
         write_block(p, arguments, b, grid, grid.at(i), sums[i - first], pulled, poisoned);
     });
-    return;
+    return true;
   }
   if (pieces == 1) {
     const int64_t shares = blocks < 8 * parallel.threads ? blocks : 8 * parallel.threads;
+    const Scratch flags(size_t(shares) * sizeof(bool));
+    bool* failed = static_cast<bool*>(flags.get());
     for_each(parallel, shares, [&](int64_t share) {
+      failed[share] = false;
       Scratch mine(bytes);
       BlockScratch<T> own(mine.get(), grid);
       for (int64_t i = blocks * share / shares; i < blocks * (share + 1) / shares; ++i) {
-        const Block<T> block = block_at(i, own);
+        Block<T> block;
+        if (!bounded_block(scratch_of(own), i, block)) {
+          failed[share] = true;
+          return;
+        }
         sweep_piece(block, 0, own);
         write_block(p, arguments, b, grid, block, own.sums, pulled, poisoned);
       }
     });
-    return;
+    for (int64_t share = 0; share < shares; ++share)
+      if (failed[share]) return false;
+    return true;
   }
   Scratch all(bytes * size_t(blocks * pieces));
   auto scratch_at = [&](int64_t i, int64_t piece) {
@@ -336,7 +348,7 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
   };
   for_each(parallel, blocks * pieces, [&](int64_t i) {
     BlockScratch<T> own = scratch_at(i / pieces, i % pieces);
-    sweep_piece(block_at(i / pieces, own), i % pieces, own);
+    sweep_piece(scratch_of(own).at(i / pieces), i % pieces, own);
   });
   for (int64_t i = 0; i < blocks; ++i) {
     BlockScratch<T> whole = scratch_at(i, 0);
@@ -345,8 +357,24 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
       const auto count = int64_t(BlockScratch<T>::doubles(p.D, grid.block));
       for (int64_t k = 0; k < count; ++k) whole.sums.g_all[k] += part.sums.g_all[k];
     }
-    write_block(p, arguments, b, grid, block_at(i, whole), whole.sums, pulled, poisoned);
+    write_block(p, arguments, b, grid, scratch_of(whole).at(i), whole.sums, pulled, poisoned);
   }
+  return true;
+}
+
+template <typename T>
+static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
+                            void* scratch, const Parallel& parallel) {
+  ColumnMemory<T> memory(scratch, p);
+  if (streams(p)) {
+    // Each block is met once: no need to read the latents for their bounds before.
+    const Grid<T> grid =
+        pack(p, b, memory.packed, memory.flags, nullptr, parallel, true, /*bounded=*/false);
+    if (columns_of_packed(p, arguments, b, grid, memory, parallel)) return;
+  }
+  const Packed<T> packed(p, b, memory.packed, memory.flags,
+                         sorts(p) ? memory.order_of_latents : nullptr, parallel);
+  columns_of_packed(p, arguments, b, packed.grid, memory, parallel);
 }
 
 template <typename T>

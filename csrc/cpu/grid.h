@@ -10,7 +10,7 @@
 // vectors, and its whole blocks share one r, log2_w and w. Where a plain grid is long and meets few
 // queries, it is streamed: writing it down would take longer than the sweep. Then only what
 // describes the blocks is kept, and a block is unpacked, into a scratch of the sweep's, when its
-// turn comes.
+// turn comes; where it comes once, its bounds are taken then too.
 
 template <typename T>
 constexpr T kAbsent = sizeof(T) == 4 ? T(8.0e37) : T(4.0e307);
@@ -100,13 +100,14 @@ struct Grid {
   T *zeros, *ones;    // [block], what whole blocks of a plain grid have for r, log2_w and w
   const T* streamed;  // the latents, if they are not written down, but for the last block
   T* scratch;         // [2][D][block], where a streamed block is unpacked: each thread's own
+  bool bounded;       // whether streamed blocks have bounds already, see bounded_block
 
+  bool is_streamed(int64_t i) const { return streamed && i < num_blocks - 1; }
   // A streamed block holds until the next.
   Block<T> at(int64_t i) const {
-    if (streamed && i < num_blocks - 1) {
+    if (is_streamed(i)) {
       unpack(streamed + i * D * block, D, block, centre + i * D, scratch, scratch + D * block);
-      return {i * block, scratch, scratch + D * block, zeros, zeros, ones, centre + i * D,
-              across,    square};
+      return unpacked(i);
     }
     const int64_t slot = streamed ? 0 : i, at_r = slot * block, at_g = D * at_r;
     const int64_t at_v = row_length<T>(D) * at_r;
@@ -114,6 +115,11 @@ struct Grid {
       return {i * block, g + at_g, v + at_v, zeros, zeros, ones, centre + i * D, across, square};
     return {i * block, g + at_g,       v + at_v,      r + at_r,     log2_w + at_r,
             w + at_r,  centre + i * D, across + at_g, square + at_r};
+  }
+  // A streamed block that lies in the scratch.
+  Block<T> unpacked(int64_t i) const {
+    return {i * block, scratch, scratch + D * block, zeros, zeros, ones, centre + i * D,
+            across,    square};
   }
   size_t scratch_bytes() const { return streamed ? sizeof(T) * size_t(2 * D * block) : 0; }
 };
@@ -274,6 +280,18 @@ static bool pack_whole_block(const T* x, const Grid<T>& grid, int64_t i, T* g, T
   grid.block_weight[i] = double(block);
   grid.r_floor[i] = grid.r_top[i] = T(0);
   return true;
+}
+
+// Block i, streamed or not, bounded if it was not yet. Fails as pack_whole_block does.
+template <typename T>
+static bool bounded_block(const Grid<T>& grid, int64_t i, Block<T>& block) {
+  if (grid.bounded || !grid.is_streamed(i)) {
+    block = grid.at(i);
+    return true;
+  }
+  const int64_t size = grid.D * grid.block;
+  block = grid.unpacked(i);
+  return pack_whole_block(grid.streamed + i * size, grid, i, grid.scratch, grid.scratch + size);
 }
 
 // Beyond kFewDimensions v lies latent by latent: where it is read, the dimensions of a latent are
@@ -439,7 +457,8 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
     // The last block is written down; another that is not whole makes the caller do without
     // streams.
     const int64_t last = grid.num_blocks - 1;
-    const int64_t shares = last < 8 * parallel.threads ? last : 8 * parallel.threads;
+    const int64_t most = grid.bounded ? 8 * parallel.threads : 0;
+    const int64_t shares = last < most ? last : most;
     for_each(parallel, shares, [&](int64_t share) {
       Scratch scratch(grid.scratch_bytes());
       auto* unpacked = static_cast<T*>(scratch.get());
@@ -452,7 +471,9 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
   } else {
     for_each(parallel, grid.num_blocks, pack_one);
   }
-  grid.total = 0;
+  // Streamed blocks without bounds are whole, or the grid serves for nothing.
+  const int64_t unbounded = grid.bounded ? 0 : grid.num_blocks - 1;
+  grid.total = double(unbounded * grid.block);
   grid.r_low = __builtin_inf();
   grid.r_high = -__builtin_inf();
   for (int64_t d = 0; d < p.D; ++d) {
@@ -462,7 +483,7 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
   // No weight left, or an infinite one: nothing can be normalised.
   grid.has_nan = !is_finite(largest);
   grid.has_infinite = false;
-  for (int64_t i = 0; i < grid.num_blocks; ++i) {
+  for (int64_t i = unbounded; i < grid.num_blocks; ++i) {
     grid.total += grid.block_weight[i];
     grid.has_nan |= flags[i].has_nan;
     grid.has_infinite |= flags[i].has_infinite;
@@ -476,11 +497,13 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
   }
 }
 
-// Packs grid b, see Packed.
+// Packs grid b, see Packed. Without `bounded`, streamed blocks have bounds only once they were had
+// of bounded_block, and the grid has none.
 template <typename T>
 static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* flags, void* order,
-                    const Parallel& parallel, bool streamed) {
+                    const Parallel& parallel, bool streamed, bool bounded = true) {
   Grid<T> grid = lay_out(p, memory, streamed);
+  grid.bounded = bounded;
   grid.plain = is_plain(p);
   grid.leaves = has_leaves(p);
   grid.streamed = streamed ? p.decoded.at(b, 0) : nullptr;
