@@ -111,30 +111,71 @@ def check(backend: str, arguments: dict[str, Tensor], grad: Tensor | None = None
 
 @pytest.mark.parametrize("scale", [None, (-1.3, 0.6)], ids=["plain", "scaled"])
 @pytest.mark.parametrize("D", [1, 2])
-@pytest.mark.parametrize("beta", [1e-9, 0.02, 0.3, 1.0, 5.0, 40.0, 1e4])
+@pytest.mark.parametrize("beta", [1e-9, 0.02, 1.0, 40.0, 1e4])
 def test_temperatures(
     backend: str, dtype: torch.dtype, D: int, beta: float, scale: tuple[float, float] | None
 ) -> None:
-    check(backend, problem(backend, dtype, D, beta, scale=scale))
+    """The grid as wide as what a query sees at most; queries in it and far from it."""
+    arguments = problem(backend, dtype, D, beta, scale=scale)
+    size = min(1.0, 0.4 / math.sqrt(beta))
+    arguments["decoded"] *= size
+    arguments["y"] *= 3 * size
+    check(backend, arguments)
+
+
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("beta", [0.3, 5.0, 1e5])
+def test_grids_too_wide_for_series(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
+    check(backend, problem(backend, dtype, D, beta, scale=(-1.3, 0.6)))
+
+
+@pytest.mark.parametrize("D", [1, 2])
+def test_queries_all_alike(backend: str, dtype: torch.dtype, D: int) -> None:
+    """Sums of equal terms: their roundings are equal too, and add up."""
+    arguments = problem(backend, dtype, D, 1.0)
+    arguments["decoded"] *= 0.1
+    arguments["y"][:] = arguments["y"][0].clone()
+    check(backend, arguments, torch.full_like(arguments["y"][:, 0], 0.7))
+
+
+def test_one_query_on_the_only_latent_of_low_energy(backend: str, dtype: torch.dtype) -> None:
+    """Its neighbours are near, and cannot be seen for their energies."""
+    arguments = problem(backend, dtype, 2, 0.5)
+    arguments["decoded"] *= 0.1
+    arguments["latent_energy"].fill_(100)
+    arguments["latent_energy"][5] = 0
+    arguments["y"][:] = arguments["decoded"][5].clone()
+    grad = torch.ones_like(arguments["y"][:, 0])
+    found = gradients(partial(free_energy, backend=backend), arguments, grad)
+    assert float(found["decoded"][5].abs().max()) <= 1e-30
+
+
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf])
+def test_infinite_incoming_gradients(backend: str, dtype: torch.dtype, infinite: float) -> None:
+    arguments = problem(backend, dtype, 2, 0.1)
+    grad = torch.ones_like(arguments["y"][:, 0])
+    grad[::9] = infinite
+    found = gradients(partial(free_energy, backend=backend), arguments, grad)
+    assert (found["latent_energy"] == infinite).all()
 
 
 @pytest.mark.parametrize(
     "scale", [(0.0, 1.0), (0.0, 0.0), (1e-30, 1.0), (-1e-3, -1e-3), (1e3, 1.0)]
 )
-@pytest.mark.parametrize("beta", [0.1, 3.0])
+@pytest.mark.parametrize("beta", [0.1])
 def test_scales(backend: str, dtype: torch.dtype, beta: float, scale: tuple[float, float]) -> None:
     check(backend, problem(backend, dtype, 2, beta, scale=scale))
 
 
 @pytest.mark.parametrize(
-    ("M", "N"), [(511, 300), (512, 129), (513, 128), (600, 513), (520, 2049), (2500, 150)]
+    ("M", "N"), [(511, 600), (512, 512), (513, 511), (600, 513), (520, 2049), (2500, 530)]
 )
 @pytest.mark.parametrize("D", [1, 2])
 def test_sizes(backend: str, dtype: torch.dtype, M: int, N: int, D: int) -> None:
-    check(backend, problem(backend, dtype, D, 1.0, M=M, N=N))
+    check(backend, problem(backend, dtype, D, 0.1, M=M, N=N))
 
 
-@pytest.mark.parametrize("beta", [0.05, 1.0, 1e4])
+@pytest.mark.parametrize("beta", [0.3, 1e4])
 @pytest.mark.parametrize(
     "kind",
     ["ring", "curve", "offset", "clusters", "outlier", "equal", "line", "far", "repeated"],
@@ -152,7 +193,7 @@ def test_every_query_on_a_latent(
 ) -> None:
     """The difference vanishes where the share is largest."""
     arguments = problem(backend, dtype, 2, beta)
-    arguments["decoded"] *= spread
+    arguments["decoded"] *= spread / 10
     arguments["y"] = arguments["decoded"][: len(arguments["y"])].clone()
     check(backend, arguments)
 
@@ -174,7 +215,7 @@ def test_one_query_on_the_only_latent_in_sight(backend: str, dtype: torch.dtype)
     assert float(found["latent_energy"][5]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("beta", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("beta", [0.2, 30.0])
 @pytest.mark.parametrize("D", [1, 2])
 def test_latent_energies(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
     arguments = problem(backend, dtype, D, beta, scale=(-1.3, 0.6))
@@ -187,7 +228,7 @@ def test_latent_energies(backend: str, dtype: torch.dtype, D: int, beta: float) 
 
 def test_latents_of_infinite_energy(backend: str, dtype: torch.dtype) -> None:
     """They weigh as the others do, and have no share."""
-    arguments = problem(backend, dtype, 2, 1.0)
+    arguments = problem(backend, dtype, 2, 0.1)
     grad = of_both_signs(arguments["y"])
     function = partial(free_energy, backend=backend)
     arguments["latent_energy"][::2] = math.inf
@@ -206,21 +247,21 @@ def test_latents_of_infinite_energy(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("used", [1, 511, 512])
 def test_queries_without_gradient(backend: str, dtype: torch.dtype, used: int) -> None:
-    arguments = problem(backend, dtype, 2, 1.0)
+    arguments = problem(backend, dtype, 2, 0.1)
     grad = torch.zeros(len(arguments["y"]), dtype=dtype)
     grad[-used:] = torch.randn(len(grad[-used:]), dtype=dtype)
     check(backend, arguments, grad)
 
 
 def test_no_gradient_at_all(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 1.0)
+    arguments = problem(backend, dtype, 2, 0.1)
     grad = torch.zeros(len(arguments["y"]), dtype=dtype)
     for x in gradients(partial(free_energy, backend=backend), arguments, grad).values():
         assert (x == 0).all()
 
 
 def test_nan_is_everyones(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 1.0)
+    arguments = problem(backend, dtype, 2, 0.1)
     arguments["y"][3] = math.nan
     grad = torch.ones(len(arguments["y"]), dtype=dtype)
     found = gradients(partial(free_energy, backend=backend), arguments, grad)
@@ -238,10 +279,10 @@ def test_nan_of_a_query_without_gradient(pruning_backend: str, dtype: torch.dtyp
 
 
 def test_grids_that_are_strided(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 1.0, N=300)
-    wide = torch.randn(3, 300, 5, dtype=dtype)
+    arguments = problem(backend, dtype, 2, 0.1, N=600)
+    wide = torch.randn(3, 600, 5, dtype=dtype)
     arguments["decoded"] = wide[:, :, 1:4:2]
-    arguments["latent_energy"] = torch.rand(3, 300, dtype=dtype)
+    arguments["latent_energy"] = torch.rand(3, 600, dtype=dtype)
     y = torch.randn(3, 2, len(arguments["y"]), dtype=dtype)
     arguments["y"] = y.transpose(1, 2)
     grad = torch.randn(3, y.shape[-1], dtype=dtype)
@@ -260,6 +301,8 @@ def test_grids_that_are_strided(backend: str, dtype: torch.dtype) -> None:
 
 def test_tolerance_of_the_caller(backend: str) -> None:
     arguments = problem(backend, torch.float64, 2, 30.0)
+    arguments["decoded"] *= 0.07
+    arguments["y"] *= 0.5
     grad = torch.ones(len(arguments["y"]), dtype=torch.float64)
     exact_ = gradients(partial(free_energy, backend="reference"), arguments, grad)
     for tol in (1e-12, 1e-6, 1e-3):
@@ -269,8 +312,8 @@ def test_tolerance_of_the_caller(backend: str) -> None:
             assert error <= 10 * len(grad) * tol + 1e-9
 
 
-def test_threads_agree_and_repeat(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 3.0, M=700, N=1500)
+def test_any_number_of_threads_and_repeats(backend: str, dtype: torch.dtype) -> None:
+    arguments = problem(backend, dtype, 2, 0.3, M=700, N=1500)
     grad = of_both_signs(arguments["y"])
     threads = torch.get_num_threads()
     function = partial(free_energy, backend=backend)
@@ -279,8 +322,9 @@ def test_threads_agree_and_repeat(backend: str, dtype: torch.dtype) -> None:
         for count in (1, 1, 2, 2, 7, 7):
             torch.set_num_threads(count)
             results.append(gradients(function, arguments, grad))
-            if count == 7:
-                check(backend, arguments, grad)
+        for count in (1, 2, 7):
+            torch.set_num_threads(count)
+            check(backend, arguments, grad)
     finally:
         torch.set_num_threads(threads)
     for one, again in zip(results[::2], results[1::2], strict=True):
@@ -289,7 +333,7 @@ def test_threads_agree_and_repeat(backend: str, dtype: torch.dtype) -> None:
 
 
 def test_the_promise_on_gradients(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 1.0, scale=(0.8, 1.1))
+    arguments = problem(backend, dtype, 2, 0.1, scale=(0.8, 1.1))
     grad = of_both_signs(arguments["y"])
     found = gradients(partial(free_energy, backend=backend), arguments, grad)
     assert_gradients_accurate(found, arguments, grad)

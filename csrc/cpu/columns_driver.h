@@ -294,9 +294,10 @@ static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arg
     own.clear(p.D, grid.block);
     if (poisoned) return;
     if (series.serves) {
-      const Scratch lists(series.list_bytes());
-      return sweep_series(series, task, block.first / grid.block, used * piece / pieces,
-                          used * (piece + 1) / pieces, &own.sums, own.energy, lists.get());
+      const int64_t first = used * piece / pieces, last = used * (piece + 1) / pieces;
+      const Scratch lists(series.list_bytes(last - first));
+      return sweep_series(series, task, block.first / grid.block, first, last, &own.sums,
+                          own.energy, lists.get());
     }
     queries_against_any(task, block, used * piece / pieces, used * (piece + 1) / pieces, own.energy,
                         own.sums);
@@ -304,7 +305,7 @@ static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arg
   if (series.serves && pieces == 1) {
     for_each(parallel, roots, [&](int64_t root) {
       const int64_t first = root * leaves, end = first + leaves < blocks ? first + leaves : blocks;
-      const Scratch mine(bytes * size_t(leaves)), lists(series.list_bytes());
+      const Scratch mine(bytes * size_t(leaves)), lists(series.list_bytes(used));
       auto own_of = [&](int64_t leaf) {
         return BlockScratch<T>(static_cast<char*>(mine.get()) + bytes * size_t(leaf), grid);
       };

@@ -34,8 +34,30 @@ static_assert(kLayers == 3);
 constexpr int kOrderStep = 3;
 constexpr int kOrderSteps = kSeriesStride / kOrderStep;
 
-// Sums of that many points are added up, which rounds less than one long sum.
-constexpr int64_t kSeriesRun = 1024;
+// Sums of that many points, 16 a lane, are added up: queries may be alike, and then their roundings
+// are too, and don't cancel.
+constexpr int64_t kSeriesRun = 16 * kLanes<double>;
+static_assert(kSeriesRun % kSeriesPoints == 0);
+
+// Where series serve few of the queries that see a block, measuring these is lost: a block of half
+// diagonal rho is narrow enough where beta rho^2 is below this. So it is with few latents.
+constexpr double kMostWidth = 1.0 / 3;
+constexpr int64_t kFewestLatents = 4 * kLeaf;
+
+// Whether series repay themselves in half of the blocks.
+template <typename T>
+static bool suits_series(const Grid<T>& grid, const SeriesOf<T>& of) {
+  int64_t narrow = 0;
+  for (int64_t i = 0; i < grid.num_blocks; ++i) {
+    double square = 0;
+    for (int64_t d = 0; d < grid.D; ++d) {
+      const double half = double(of.s[d]) * grid.half[i * grid.D + d];
+      square += half * half;
+    }
+    narrow += of.beta * square < kMostWidth;
+  }
+  return grid.N >= kFewestLatents && 2 * narrow >= grid.num_blocks;
+}
 
 // The step of a query's order, for the derivative to be exact to `bits` of each share where |a . x|
 // < (i + 1) / 4; kNoOrder where rounding would show, see order_for.
@@ -134,7 +156,8 @@ struct ColumnSeries {
   ColumnSeries(const Problem<T>& p, int64_t b, const ColumnTask<T>& task, int64_t used,
                const Parallel& parallel)
       : serves(task.ends[kFinite + 1] == used && used >= kSeriesQueries &&
-               used < int64_t(1) << 32 && has_series(p, b, *task.grid, of)),
+               used < int64_t(1) << 32 && has_series(p, b, *task.grid, of) &&
+               suits_series(*task.grid, of) && all_finite(task, used)),
         root(0),
         memory(serves ? lay_out(nullptr, *task.grid, used) : 0),
         order(serves ? order_bytes(used) : 0) {
@@ -151,9 +174,17 @@ struct ColumnSeries {
   }
 
   int64_t leaves() const { return layers.grid[root].block / layers.grid[0].block; }
-  size_t list_bytes() const { return serves ? sizeof(uint32_t) * (root + 1) * queries.count : 0; }
+  // What sweep_series needs for some queries.
+  size_t list_bytes(int64_t count) const { return sizeof(uint32_t) * size_t((root + 1) * count); }
 
  private:
+  // A sum of powers makes NaN of an infinite gradient.
+  static bool all_finite(const ColumnTask<T>& task, int64_t used) {
+    for (int64_t q = 0; q < used; ++q)
+      if (!is_finite(task.queries[q].share)) return false;
+    return true;
+  }
+
   size_t lay_out(char* start, const Grid<T>& packed, int64_t used) {
     Carver carver{start};
     layers = lay_out_column_layers(packed, carver);
@@ -190,7 +221,8 @@ struct ColumnBlock {
   T centre[kD], s[kD], side[kD], per_u[kD];  // |a . x| <= sum per_u |u|
   double width[kD], slope[kD], per_a[kD];    // a = per_a u = slope s u
   T rate, r_floor, radius;
-  T near_square, coarse_square, far_square;  // |u|^2 up to, or from, which the block is so
+  T near_square;  // |u|^2 up to which a latent may be where the query is
+  T most_square;  // |u|^2 below which exponents about the centre are small and exact enough
   bool serves_near;
 
   ColumnBlock(const Grid<T>& grid, int64_t i, const SeriesOf<T>& of)
@@ -208,16 +240,16 @@ struct ColumnBlock {
       square += side[d] * side[d];
     }
     radius = T(__builtin_sqrt(double(square)));
-    // As in centred_columns.h: nearer than that, a latent may be where the query is.
+    // As in centred_columns.h.
     near_square = T(2.25) * square;
-    // In a colder block, such a latent may be all that can be seen of it.
-    serves_near = sizeof(T) == 4 && rate * square < T(14);
+    // In a block of colder or wider energies, such a latent may be all that can be seen of it.
+    serves_near = sizeof(T) == 4 && rate * (square + (grid.r_top[i] - r_floor)) < T(14);
     const T low = r_floor, high = grid.r_top[i];
     const T energies = (low > 0 ? low : -low) + (high > 0 ? high : -high);
-    coarse_square = T(1.0 / 64) / (rate * Exponent<T>::epsilon) - energies;  // is_coarse
+    const T fine = T(1.0 / 64) / (rate * Exponent<T>::epsilon) - energies;  // as is_coarse has it
     const T most = (most_fall(grid) / (rate * radius) - radius) / 2;
-    far_square = most > 0 ? most * most : T(0);
-    if (coarse_square < far_square) far_square = coarse_square;
+    most_square = most > 0 ? most * most : T(0);
+    if (fine < most_square) most_square = fine;
   }
 };
 
@@ -295,7 +327,7 @@ struct ColumnSweep {
   T few_y[kChunk * kD], few_s[kChunk * kD];
 
   ColumnSweep(const ColumnSeries<T>& series, const ColumnTask<T>& task, int64_t first_leaf,
-              const ColumnSums<T>* sums, T* energy, uint32_t* memory)
+              const ColumnSums<T>* sums, T* energy, uint32_t* memory, int64_t count)
       : task(task),
         layers(series.layers),
         all(series.queries),
@@ -304,7 +336,7 @@ struct ColumnSweep {
         first_leaf(first_leaf),
         sums(sums),
         energy(energy) {
-    for (int k = 0; k <= series.root; ++k) lists[k] = memory + k * all.count;
+    for (int k = 0; k <= series.root; ++k) lists[k] = memory + k * count;
   }
 
   // The queries `list`, or from `first` on, against block i of layer k.
@@ -328,7 +360,7 @@ struct ColumnSweep {
         const uint32_t q = list ? list[first + begin + j] : uint32_t(first + begin + j);
         const T square = measured.square[j];
         // As in plan_chunk: a latent's gradient could not show it.
-        if (measured.highest[j] < threshold && square < block.coarse_square) continue;
+        if (measured.highest[j] < threshold) continue;
         const int step = step_of(block, square, measured.reach[j]);
         if (step * kOrderStep > kColumnOrders[k]) {
           lists[k][left++] = q;
@@ -361,23 +393,22 @@ struct ColumnSweep {
 
   // Whether the block does not matter to any query of a tile.
   bool leaves_out(const ColumnBlock<T, kD>& block, int64_t tile, T threshold) const {
-    double floor = block.r_floor, far = 0;
+    double square = 0;
     for (int d = 0; d < kD; ++d) {
       const double low = all.low[d][tile], high = all.high[d][tile];
       const double at = double(block.s[d]) * block.centre[d], side = block.side[d];
       const double under = low - (at + side), over = (at - side) - high;
       const double gap = under > over ? under : over;
-      const double low_u = at - low, high_u = high - at;
-      const double u = low_u > high_u ? low_u : high_u;
-      if (gap > 0) floor += gap * gap;
-      far += u * u;
+      if (gap > 0) square += gap * gap;
     }
-    // A margin for the rounding of exponents, which coarse_square bounds.
-    return far < block.coarse_square && all.top[tile] - block.rate * floor < threshold - 1;
+    // Less what rounds away of such energies, and of those held against them.
+    const double r = block.r_floor;
+    const double rounding = 16 * Exponent<T>::epsilon * (square + (r < 0 ? -r : r));
+    return all.top[tile] - block.rate * (square + r - rounding) < threshold;
   }
 
   int step_of(const ColumnBlock<T, kD>& block, T square, T reach) const {
-    if (!(square < block.far_square) || !(reach < T(OrderTable::kReaches) / 4)) return kNoOrder;
+    if (!(square < block.most_square) || !(reach < T(OrderTable::kReaches) / 4)) return kNoOrder;
     if (square > block.near_square) return kFarSteps<T>.at[int(reach * 4)];
     return block.serves_near ? kNearSteps<T>.at[int(reach * 4)] : kNoOrder;
   }
@@ -489,7 +520,7 @@ static void sweep_series(const ColumnSeries<T>& series, const ColumnTask<T>& tas
                          void* lists) {
   auto sweep = [&](auto d) {
     ColumnSweep<T, d.value> of_block(series, task, i * series.leaves(), sums, energy,
-                                     static_cast<uint32_t*>(lists));
+                                     static_cast<uint32_t*>(lists), last - first);
     of_block.visit(series.root, i, nullptr, first, last - first);
   };
   task.grid->D == 1 ? sweep(Constant<int, 1>{}) : sweep(Constant<int, 2>{});
