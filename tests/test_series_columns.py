@@ -13,19 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_series
 import torch
 from conftest import assert_gradients_accurate, gradients
 from oracle import exact, to_array
-from test_series import place
 from torch import Tensor
 
 from lebm_kernels import free_energy
 
 # Enough queries for series, and latents for three layers of blocks, the last block not full.
 M, N = 520, 601
-
-# Of a backend that does nothing special with many queries, as many as it takes.
-FEWER = {"chunked": 40}
 
 
 def problem(
@@ -38,13 +35,8 @@ def problem(
     N: int = N,
     scale: tuple[float, float] | None = None,
 ) -> dict[str, Tensor]:
-    M = min(M, FEWER.get(backend, M))
-    arguments = {
-        "y": torch.randn(M, D, dtype=dtype),
-        "decoded": torch.randn(N, D, dtype=dtype),
-        "beta": torch.tensor(beta, dtype=dtype),
-        "latent_energy": torch.zeros(N, dtype=dtype),
-    }
+    arguments = test_series.problem(backend, dtype, D, beta, M=M, N=N)
+    arguments["latent_energy"] = torch.zeros(N, dtype=dtype)
     if scale is not None:
         arguments["scale"] = torch.tensor(scale, dtype=dtype)[:D]
     return arguments
@@ -182,7 +174,7 @@ def test_sizes(backend: str, dtype: torch.dtype, M: int, N: int, D: int) -> None
 )
 def test_layouts(backend: str, dtype: torch.dtype, kind: str, beta: float) -> None:
     arguments = problem(backend, dtype, 2, beta, N=602)
-    place(kind, arguments["y"], arguments["decoded"])
+    test_series.place(kind, arguments["y"], arguments["decoded"])
     check(backend, arguments)
 
 
