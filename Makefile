@@ -16,20 +16,24 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test bench lint format setup clean distclean say-run say-test say-bench FORCE
+.PHONY: help run test bench gpu-check lint format setup clean distclean say-run say-test say-bench FORCE
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
-	  || sed -n 's/^\([a-z]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
 
 run: say-run setup ## set up, train the ellipse and the horn, write the figures to out/
 	@$(BIN)/python -m lebm_kernels demo
 
 test: say-test setup ## set up, run all the tests
-	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q
+	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto
 
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py
+
+# With the Python that is there: it takes no network. A card's PyTorch is a CUDA build.
+gpu-check: ## on a machine with a CUDA GPU: build, test and time the GPU backends
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) bench/gpu_check.py
 
 lint: setup ## check style, types and the formatting of the C++ sources
 	$(BIN)/python -m ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from oracle import Array, exact, to_array
+from oracle import Array, exact, remembered, to_array
 from torch import Tensor
 
 import lebm_kernels
 from lebm_kernels import reference
 from lebm_kernels.backends import BackendStatus, native
+
+collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
+"""Files that are left out, with a word in the report's header."""
 
 KERNELS = tuple(
     row.name for row in lebm_kernels.backends() if "cpu" in row.devices and row.name != "reference"
@@ -57,6 +61,21 @@ def selected(name: str, instruction_set: str | None) -> Iterator[str]:
 def pytest_configure() -> None:
     """One thread, so that a busy machine takes no longer; test_determinism.py sets its own."""
     torch.set_num_threads(1)
+    if os.environ.get("LEBM_KERNELS_EXPECT_GPU") == "1" and collect_ignore:
+        raise pytest.UsageError("LEBM_KERNELS_EXPECT_GPU=1, and PyTorch sees no GPU")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Within a test, one problem's backends follow each other: the oracle remembers it."""
+    order: dict[Any, int] = {}
+
+    def place(item: pytest.Item) -> int:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        problem = {name: x for name, x in parameters.items() if not name.endswith("backend")}
+        test = (item.path, getattr(item, "originalname", item.name), repr(problem))
+        return order.setdefault(test, len(order))
+
+    items.sort(key=place)
 
 
 def pytest_report_header() -> list[str]:
@@ -66,6 +85,7 @@ def pytest_report_header() -> list[str]:
     for row in lebm_kernels.backends():
         if "cpu" not in row.devices:
             lines.append(f"lebm_kernels backend NOT tested: {row.name}: {row.reason}")
+    lines += [f"{file} NOT tested: PyTorch sees no GPU" for file in collect_ignore]
     return lines
 
 
@@ -128,7 +148,7 @@ def assert_gradients_accurate(
     may be small by luck. A gradient in half precision is rounded to that once more.
     """
     truth = exact(**arguments, grad=grad)
-    by_reference = gradients(reference_free_energy, arguments, grad)
+    by_reference = _by_reference(arguments, grad)
     assert got.keys() == by_reference.keys()
     for name, found in got.items():
         assert found.dtype == arguments[name].dtype
@@ -164,6 +184,11 @@ def reference_free_energy(**arguments: Tensor) -> Tensor:
     """The formulas with autograd, computed in the dtype that F has."""
     wide = torch.float64 if arguments["y"].dtype == torch.float64 else torch.float32
     return reference.free_energy(**{name: x.to(wide) for name, x in arguments.items()})
+
+
+@remembered
+def _by_reference(arguments: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    return gradients(reference_free_energy, arguments, grad)
 
 
 def _eps(x: Tensor) -> float:

@@ -1,0 +1,172 @@
+"""Time our GPU backends beside their peers and the limit: ``python bench/gpu_benchmark.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gpu_peak import peak
+from lebm_kernels.benchmarking import Comparison, compare, format_pairs, format_seconds
+from lebm_kernels.cases import Case
+from lebm_kernels.environment import describe
+from lebm_kernels.providers import providers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BOTH = ("y", "decoded")
+WIDE = Case(65536, 65536, 2, device="cuda")
+CASES = (
+    WIDE,
+    replace(WIDE, backward=BOTH),
+    replace(WIDE, backward=("y", "scale", "beta")),
+    Case(4096, 16384, 2, device="cuda"),
+    Case(4096, 16384, 2, backward=BOTH, device="cuda"),
+    Case(16384, 65536, 3, backward=BOTH, device="cuda"),
+    Case(16384, 65536, 8, backward=BOTH, device="cuda"),
+    Case(8192, 16384, 64, device="cuda"),
+    Case(8192, 16384, 64, backward=BOTH, device="cuda"),
+    Case(3, 4_000_000, 2, backward=BOTH, device="cuda"),
+    Case(24, 48, 2, backward=("y", "scale"), device="cuda"),
+    Case(16384, 65536, 2, beta=1e4, layout="curve", backward=BOTH, device="cuda"),
+)
+
+#: A peer that would hold more than this share of the card's memory is not asked.
+MOST_MEMORY = 0.4
+
+
+@dataclass
+class Record:
+    """What a run found; ``limit`` in pairs a second."""
+
+    facts: dict[str, str]
+    limit: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def needed_bytes(name: str, case: Case) -> int:
+    """About what a provider that holds matrices of queries x latents holds at its height."""
+    matrices = 3 * case.D + 4 if "differences" in name else 6
+    eager = name.startswith(("eager", "torch.compile", "reference"))
+    return case.M * case.N * case.dtype.itemsize * matrices if eager else 0
+
+
+def chosen_providers(case: Case) -> list[str]:
+    """Ours first; no peer that would not fit."""
+    room = MOST_MEMORY * torch.cuda.get_device_properties(0).total_memory
+    names = [name for name in providers("cuda") if name != "reference"]
+    return [name for name in names if needed_bytes(name, case) <= room]
+
+
+def measure(record: Record, path: Path, seconds: float, console: Console) -> None:
+    """Time the cases; the file is written after each, for a run of minutes may be cut short."""
+    deadline = time.perf_counter() + seconds
+    for case in CASES:
+        if time.perf_counter() > deadline:
+            console.print(f"no time left for {case}, {case.direction}", highlight=False)
+            continue
+        comparison = compare(case, chosen_providers(case), rounds=7, budget=5.0, patience=1.0)
+        record.rows.append(as_row(comparison))
+        torch.cuda.empty_cache()
+        path.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+
+
+def as_row(comparison: Comparison) -> dict[str, Any]:
+    """A case's figures."""
+    case = comparison.case
+    return {
+        "case": f"{case}, {case.direction}",
+        "pairs": case.M * case.N,
+        "providers": {
+            timing.name: {
+                "seconds": timing.median if timing.seconds else None,
+                "spread": timing.spread if len(timing.seconds) > 1 else None,
+                "error": timing.error,
+                "failure": timing.failure,
+            }
+            for timing in comparison.timings
+        },
+    }
+
+
+def table(record: Record) -> Table:
+    """One line a case and provider."""
+    result = Table(box=box.SIMPLE_HEAD, title=record.facts["GPUs"])
+    for title in ("case", "provider", "time", "pairs", "share of limit", "error"):
+        result.add_column(title, justify="left" if title in ("case", "provider") else "right")
+    for row in record.rows:
+        result.add_section()
+        for name, found in row["providers"].items():
+            if found["seconds"] is None:
+                result.add_row(escape(row["case"]), escape(name), escape(found["failure"][:40]))
+                continue
+            rate = row["pairs"] / found["seconds"]
+            share = f"{rate / record.limit:.0%}"
+            cells = (format_seconds(found["seconds"]), format_pairs(rate), share)
+            result.add_row(escape(row["case"]), escape(name), *cells, f"{found['error']:.0e}")
+    return result
+
+
+def picture(record: Record) -> Figure:
+    """Pairs a second of every provider, a panel a case, beside the limit."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for row in record.rows for name in row["providers"]))
+    columns = 3
+    lines = -(-len(record.rows) // columns)
+    figure = Figure(figsize=(15, 2.6 * lines), layout="constrained")
+    for number, row in enumerate(record.rows):
+        axes = figure.add_subplot(lines, columns, number + 1)
+        timed = {name: row["providers"].get(name, {}).get("seconds") for name in names}
+        rates = [row["pairs"] / timed[name] / 1e9 if timed[name] else 0.0 for name in names]
+        axes.barh(names, rates, color=["#0072B2" if r else "none" for r in rates])
+        axes.axvline(record.limit / 1e9, color="#D55E00")
+        axes.set_xscale("log")
+        axes.invert_yaxis()
+        axes.set_title(row["case"], fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel("Gpair/s", fontsize=8)
+    figure.suptitle(
+        f"{record.facts['GPUs']}, PyTorch {record.facts['PyTorch']}; the line is the limit of the "
+        "exponentials"
+    )
+    return figure
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="the figures; beside it a picture")
+    parser.add_argument("--seconds", type=float, default=240.0, help="no case begins later")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print the table, write the files."""
+    options = parse(arguments)
+    if not torch.cuda.is_available():
+        print("gpu_benchmark.py: error: PyTorch sees no CUDA GPU here", file=sys.stderr)
+        return 2
+    # In a file or a pipe the table is as wide as it needs to be.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    record = Record(describe(), peak())
+    console.print(f"limit: {format_pairs(record.limit)}", highlight=False)
+    measure(record, options.json, options.seconds, console)
+    console.print(table(record))
+    picture(record).savefig(options.json.with_suffix(".png"), dpi=110)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

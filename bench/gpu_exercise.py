@@ -1,0 +1,57 @@
+"""Small problems that call every GPU kernel, for compute-sanitizer to watch."""
+
+from __future__ import annotations
+
+import math
+import sys
+from itertools import product
+from typing import Any
+
+import torch
+
+import lebm_kernels
+
+#: Queries and latents: ragged, few of the one and of the other.
+SIZES = ((37, 301), (3, 5001), (401, 5))
+DIMENSIONS = (1, 2, 3, 4, 7, 70)
+BETAS = (0.0, 1e-6, 2.0, 1e8, math.inf)
+
+
+def problem(M: int, N: int, D: int, beta: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Every argument, with a gradient."""
+    generator = torch.Generator(device="cuda").manual_seed(M + N + D)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cuda", dtype=dtype)
+
+    arguments = {
+        "y": normal(M, D),
+        "decoded": normal(N, D),
+        "beta": torch.full((M,), beta, device="cuda", dtype=dtype),
+        "scale": normal(D),
+        "log_weight": normal(N),
+        "latent_energy": normal(N),
+    }
+    return {name: x.requires_grad_() for name, x in arguments.items()}
+
+
+def main() -> int:
+    """Call free_energy with its backward, and posterior, on every backend of the GPU's own."""
+    names = [row.name for row in lebm_kernels.backends() if "cuda" in row.devices]
+    for name in [name for name in names if name in ("native", "triton")]:
+        for (M, N), D in product(SIZES, DIMENSIONS):
+            for beta in BETAS if D in (2, 7) else (2.0,):
+                dtype = torch.float64 if D == 3 else torch.float32
+                arguments = problem(M, N, D, beta, dtype)
+                for kept in (tuple(arguments), ("y", "decoded")):
+                    some: dict[str, Any] = {key: arguments[key] for key in kept}
+                    value = lebm_kernels.free_energy(**some, backend=name)
+                    value.sum().backward()
+                    lebm_kernels.posterior(**some, backend=name)
+    torch.cuda.synchronize()
+    print(f"called every kernel of {', '.join(names)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
