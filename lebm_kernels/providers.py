@@ -232,6 +232,29 @@ def _prepare_keops(case: Case) -> Step:
     return step
 
 
+def _prepare_flash_sinkhorn(case: Case) -> Step:
+    """F as one of FlashSinkhorn's half-steps, whose shifted potential it is; forward alone.
+
+    Its gradients belong to the whole of Sinkhorn's algorithm, not to a half-step. Without TF32,
+    which it takes for granted.
+    """
+    try:
+        from flash_sinkhorn.kernels.sinkhorn_flashstyle_sqeuclid import flashsinkhorn_lse
+    except ImportError as error:
+        raise NotAvailableError("flash-sinkhorn is not installed") from error
+    if case.device == "cpu" or case.backward or case.beta in (0, math.inf):
+        raise NotAvailableError("FlashSinkhorn has a forward, on GPUs, at finite beta > 0 alone")
+
+    def compute(y: Tensor, decoded: Tensor, beta: float | Tensor) -> Tensor:
+        bias = -beta * decoded.square().sum(-1) - math.log(case.N)
+        shifted = flashsinkhorn_lse(y, decoded, bias, 1 / float(beta), allow_tf32=False)
+        return y.square().sum(-1) + shifted
+
+    step = stepper(case, compute)
+    _build(step, case)
+    return step
+
+
 def providers(device: str = "cpu") -> dict[str, Prepare]:
     """Every provider by name: the device's default backend, our others, then the peers."""
     names = [row.name for row in lebm_kernels.backends() if row.name != "reference"]
@@ -246,4 +269,5 @@ def providers(device: str = "cpu") -> dict[str, Prepare]:
         "torch.compile, expansion (mm)": partial(_prepare_compiled, energy_form=_expanded_energy),
         "torch.compile, unrolled": partial(_prepare_compiled, energy_form=_unrolled_energy),
         "KeOps": _prepare_keops,
+        "FlashSinkhorn": _prepare_flash_sinkhorn,
     }
