@@ -34,7 +34,7 @@ def library(mode: simt.Mode = "plain") -> simt.Library:
     """The kernels, built once a session."""
     folder = Path(tempfile.mkdtemp(prefix="lebm-emulated-cuda-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    flags = ("-O2", "-g1") if mode == "plain" else ()
+    flags = ("-O1", "-g1") if mode == "plain" else ()
     return simt.Builder(folder, flags=flags).build(HARNESS, mode=mode)
 
 

@@ -70,7 +70,7 @@ __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const T
   const double beta = double(load(task.problem.beta, b, m));
   const double L = log1p(minus / t.sum);
   // Otherwise the first look was better.
-  if (beta != 0 && !(L > -0.6 && L < 0.7)) return;
+  if (beta != 0 && !(L > 1.2 * kHot && L < kTepid)) return;
   // Below rounding, the second-order term -beta Var/2 cannot be seen, and exponents may underflow.
   const bool flat = beta == 0 || beta * largest <= double(Range<T>::kEps) / 4;
   store_state(task.out, b * task.problem.M + m, t.m, L, flat ? t.energy / t.sum : -L / beta);
@@ -86,7 +86,9 @@ __device__ double finish_cold(const RowTask<T>& task, int64_t b, int64_t m, cons
     return not_a_number();
   }
   const double L = kLn2 * (log2(t.sum) - t.a) - log_latents(task.problem);
+  // a is whole: the rest of the normaliser would be lost beside it.
   store_state(task.out, query, t.sum == t.sum ? t.m : not_a_number(), L, 0.0);
+  task.out.state[3 * query + 2] = log2(t.sum);
   return t.sum;
 }
 

@@ -65,13 +65,13 @@ __device__ void add_cold(Query<T, kD, true>& query, const T* record, SecondSums<
   }
   if (e == infinity(T())) return;
   // The heaviest of the minima is the unit of their weights.
-  const bool less = e < query.m, heavier = !less && double(weight) + f[1] > 0;
+  const bool less = e < query.m, heavier = !less && double(weight) + f[1] > 1;
   if (less || heavier) {
-    const double by = less ? (f[2] == f[2] ? 0.0 : 1.0) : exp2(-double(weight) - f[1]);
+    const double by = less ? (f[2] == f[2] ? 0.0 : 1.0) : exp2(-rint(double(weight)) - f[1]);
     for (int i = 2; i < SecondSums<T, kD>::kCount - 2; ++i) f[i] *= by;
     query.m = e;
     f[0] = double(e);
-    f[1] = -double(weight);
+    f[1] = -rint(double(weight));
   }
   const double p = exp2(double(weight) + f[1]);
   f[2] += p;
@@ -101,7 +101,9 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t b = blockIdx.x / blocks;
   const int64_t m = blockIdx.x % blocks * plan.query_threads + query_thread;
   Mode mode = Mode::kInvalid;
-  if (m < problem.M) mode = second_mode(problem, task.out.state, b, m);
+  if (m < problem.M) {
+    mode = second_mode(problem, task.out.state, b, m, kRelative ? kTepid : double(INFINITY));
+  }
   const bool looks = mode == Mode::kHot || (mode == Mode::kCold && !kRelative);
   if (!__syncthreads_or(looks)) return;
 

@@ -18,6 +18,10 @@ enum Wants { kValue, kSlopeY, kSlopeYScale, kEverything };
 // then too close to the reference for log sum exp to tell their difference.
 constexpr double kHot = -0.5;
 
+// What the second look finds is taken up to this: beyond, the reference was far from the least
+// energy, and only looked hot.
+constexpr double kTepid = 0.7;
+
 // Latents, scattered over the grid, among which the first reference is looked for.
 constexpr int kSample = 32;
 
@@ -72,14 +76,16 @@ __device__ bool is_valid(const Problem<T>& problem, int64_t b, int64_t m) {
   return valid;
 }
 
-// What a query's second look is, by its temperature and by the state that the first one left.
+// What a query's second look is, by its temperature and by the state that the first one left; or,
+// with most = kTepid, what it was.
 template <typename T>
-__device__ Mode second_mode(const Problem<T>& problem, const double* state, int64_t b, int64_t m) {
+__device__ Mode second_mode(const Problem<T>& problem, const double* state, int64_t b, int64_t m,
+                            double most = double(INFINITY)) {
   const double beta = double(load(problem.beta, b, m));
   if (!is_valid(problem, b, m)) return Mode::kInvalid;
   if (is_cold<T>(beta)) return Mode::kCold;
   const double* s = state + 3 * (b * problem.M + m);
-  return s[1] > kHot && is_finite(s[0]) ? Mode::kHot : Mode::kWarm;
+  return s[1] > kHot && s[1] < most && is_finite(s[0]) ? Mode::kHot : Mode::kWarm;
 }
 
 }  // namespace lebm::cuda

@@ -151,8 +151,8 @@ __device__ __forceinline__ T update_reference(WideQuery<T>& q, T energy, T weigh
   T by = T(1);
   if (q.mode == Mode::kCold) {
     if (!none && energy > q.m) return by;
-    if (!none && energy == q.m && !(weight + q.a > T(0))) return by;
-    by = none || energy < q.m ? T(0) : power(-weight - q.a);
+    if (!none && energy == q.m && !(weight + q.a > T(1))) return by;
+    by = none || energy < q.m ? T(0) : power(-rint(weight) - q.a);
   } else {
     if (!none && !(fused(q.minus_c, energy - q.m, weight + q.a) > T(kLag))) return by;
     const double shift =
@@ -164,7 +164,8 @@ __device__ __forceinline__ T update_reference(WideQuery<T>& q, T energy, T weigh
   q.sum *= double(by);
   q.energy *= double(by);
   q.m = energy;
-  q.a = -weight;
+  // Whole, as finish_cold wants it.
+  q.a = q.mode == Mode::kCold ? -rint(weight) : -weight;
   return by;
 }
 
@@ -193,7 +194,8 @@ __global__ void __launch_bounds__(kThreads)
       q.minus_c = beta >= 0 && !is_cold<T>(beta) ? -T(beta * kLog2E) : T(0);
       looks = true;
     } else {
-      q.mode = second_mode(p, task.out.state, b, m);
+      q.mode = second_mode(p, task.out.state, b, m,
+                           kSweep == Sweep::kRelative ? kTepid : double(INFINITY));
       if (q.mode == Mode::kHot) q.a = T(0);
       const double* state = task.out.state + 3 * (b * p.M + m);
       if (kSweep == Sweep::kRelative) {
@@ -302,7 +304,10 @@ __global__ void __launch_bounds__(kThreads)
     wide_finish_kernel(const __grid_constant__ RowTask<T> task) {
   const Problem<T>& p = task.problem;
   const int64_t query = blockIdx.x, b = query / p.M, m = query % p.M;
-  const Mode mode = kSweep == Sweep::kFirst ? Mode::kWarm : second_mode(p, task.out.state, b, m);
+  const Mode mode = kSweep == Sweep::kFirst
+                        ? Mode::kWarm
+                        : second_mode(p, task.out.state, b, m,
+                                      kSweep == Sweep::kRelative ? kTepid : double(INFINITY));
   if (kSweep != Sweep::kFirst && mode != Mode::kHot &&
       !(mode == Mode::kCold && kSweep == Sweep::kSecond)) {
     return;
