@@ -49,7 +49,8 @@ format: setup ## rewrite the sources in the house's style
 setup: $(VENV)/installed $(VENV)/built ## make .venv with the pinned dependencies and build the extension
 
 clean: ## remove what was built (not .venv, not out/)
-	rm -rf build dist *.egg-info $(LIBRARY) lebm_kernels/_native_build.txt $(VENV)/built
+	rm -rf build dist *.egg-info $(LIBRARY) lebm_kernels/_native_build.txt lebm_kernels/_cuda_build.txt \
+	  $(VENV)/built
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean ## remove .venv and out/ as well

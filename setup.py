@@ -11,11 +11,17 @@ what has to be compiled again.
 Environment variables:
     LEBM_KERNELS_NATIVE: ``auto`` (default) builds the extension if it can, and otherwise installs
         without it; ``1`` makes a failure fatal; ``0`` leaves the extension out.
+    LEBM_KERNELS_CUDA: the same for its CUDA kernels, which are built where nvcc and a CUDA build of
+        PyTorch are, whether or not a GPU is visible.
+    TORCH_CUDA_ARCH_LIST: the architectures, as PyTorch takes them ("8.0;9.0+PTX"), or "native" for
+        the GPU of this machine (default: all from sm_80 on).
+    CUDA_HOME: where CUDA is (default: where the nvcc on the PATH is).
     CXX: the C++ compiler (default: the first of c++, g++, clang++ on the PATH).
     MAX_JOBS: how many files are compiled at once (default: one a core).
 
 When the extension is left out, ``lebm_kernels/_native_build.txt`` is installed in its place: the
-reason in its first line, the compiler's last words below.
+reason in its first line, the compiler's last words below. ``_cuda_build.txt`` says the same of the
+CUDA kernels alone.
 """
 
 from __future__ import annotations
@@ -40,6 +46,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = "lebm_kernels"
 LIBRARY = "_native.abi3.so"
 REASON = "_native_build.txt"
+CUDA_REASON = "_cuda_build.txt"
 
 OLDEST_TORCH = (2, 10)
 TARGET_VERSION = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
@@ -56,6 +63,17 @@ COMPILE_FLAGS = [
     "-Wextra",
     f"-DTORCH_TARGET_VERSION={TARGET_VERSION}",
 ]
+# fmad: products and sums are fused where a kernel says so, and nowhere else. -Xcudafe: what the
+# kernels pass over on purpose, as a plain C++ compiler does.
+CUDA_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-DUSE_CUDA",
+    f"-DTORCH_TARGET_VERSION={TARGET_VERSION}",
+]
+CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 LINK_FLAGS = ["-shared"]
 if sys.platform == "linux":
     # A missing symbol shows here, and not on the day the library is loaded.
@@ -124,7 +142,7 @@ def execute(command: list[str]) -> None:
     # Written at once, so that files compiled at the same time do not mix their lines.
     sys.stderr.write(f"{shlex.join(command)}\n{said}\n" if said else f"{shlex.join(command)}\n")
     if done.returncode != 0:
-        what = next((word for word in command if word.endswith(".cpp")), "the library")
+        what = next((word for word in command if word.endswith((".cpp", ".cu"))), "the library")
         last = "\n".join(said.splitlines()[-20:])
         raise Unavailable(
             f"{command[0]} failed on {what} with exit status {done.returncode}\n{last}"
@@ -164,29 +182,106 @@ class Step:
         return all(path.is_file() and path.stat().st_mtime_ns <= made for path in read)
 
 
-def build_library(sources: list[Path], objects: Path) -> Path:
-    """Compiles and links ``sources`` below ``objects``; returns the library's path."""
-    if not sources:
-        raise Unavailable(f"there are no C++ sources in {ROOT / 'csrc'}")
-    compiler = find_compiler()
-    torch = Torch()
+def architecture_flags() -> list[str]:
+    """What TORCH_CUDA_ARCH_LIST says, in nvcc's words."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    if wanted == "native":
+        return ["-arch=native"]
+    flags = []
+    for word in re.split(r"[;,\s]+", wanted.strip("; ")):
+        match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", word)
+        if not match:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST has {word!r}; architectures are like 9.0+PTX")
+        number = match[1] + match[2]
+        for kind in ("sm", "compute") if match[3] else ("sm",):
+            flags.append(f"-gencode=arch=compute_{number},code={kind}_{number}")
+    return flags
 
-    def compile_one(source: Path) -> Path:
-        output = (objects / source.relative_to(ROOT)).with_suffix(".o")
-        command = [*compiler, *COMPILE_FLAGS, f"-I{ROOT / 'csrc'}", "-isystem", str(torch.include)]
+
+class Toolchain:
+    """The compilers, their flags, and the PyTorch to build for."""
+
+    def __init__(self) -> None:
+        self.compiler = find_compiler()
+        self.torch = Torch()
+
+    def with_cuda(self) -> Toolchain:
+        """The same with nvcc, or ``Unavailable``."""
+        home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        self.nvcc = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
+        if not self.nvcc:
+            where = f"in {home}" if home else "on the PATH"
+            raise Unavailable(f"built without CUDA: there is no nvcc {where}")
+        if not list(self.torch.lib.glob("libtorch_cuda.*")):
+            raise Unavailable(
+                f"built without CUDA: PyTorch in {self.torch.folder} is a build for the CPU"
+            )
+        return self
+
+    def compile(self, source: Path, objects: Path) -> Path:
+        output = (objects / source.relative_to(ROOT)).with_suffix(source.suffix + ".o")
+        if source.suffix == ".cu":
+            command = [str(self.nvcc), *CUDA_FLAGS, *architecture_flags()]
+            command += ["-ccbin", shutil.which(self.compiler[0]) or self.compiler[0]]
+        else:
+            command = [*self.compiler, *COMPILE_FLAGS]
+        command += [f"-I{ROOT / 'csrc'}", "-isystem", str(self.torch.include)]
         command += ["-MMD", "-MF", str(output.with_suffix(".d")), "-c", str(source)]
-        Step(output, [*command, "-o", str(output)], [source], torch).run()
+        Step(output, [*command, "-o", str(output)], [source], self.torch).run()
         return output
 
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        compiled = list(pool.map(compile_one, sources))
+    def link(self, compiled: list[Path], library: Path, cuda: bool) -> None:
+        # A library that is loaded needs to name libtorch_cpu: PyTorch's own symbols are not global.
+        # By then `import torch` has loaded it, so its name is enough and no run path is written.
+        libraries = [f"-L{self.torch.lib}", "-ltorch_cpu"]
+        if cuda:
+            # nvcc knows where its runtime is, of which there is then a copy in the library: it
+            # needs no file of that name, and PyTorch's may be another version.
+            command = [str(self.nvcc), "-cudart=static", "-shared"]
+            command += ["-ccbin", shutil.which(self.compiler[0]) or self.compiler[0]]
+            command += [f"-Xlinker={flag[4:]}" for flag in LINK_FLAGS if flag.startswith("-Wl,")]
+            libraries += ["-ltorch_cuda"]
+        else:
+            command = [*self.compiler, *LINK_FLAGS]
+        command += [*map(str, compiled), *libraries, "-o", str(library)]
+        Step(library, command, compiled, self.torch).run()
 
-    # A library that is loaded needs to name libtorch_cpu: PyTorch's own symbols are not global.
-    # By then `import torch` has loaded it, so its name is enough and no run path is written.
+
+def build_library(sources: list[Path], objects: Path, cuda: bool) -> Path:
+    """Compiles and links ``sources`` below ``objects``; returns the library's path."""
+    sources = [source for source in sources if cuda or source.suffix != ".cu"]
+    if not sources:
+        raise Unavailable(f"there are no C++ sources in {ROOT / 'csrc'}")
+    tools = Toolchain().with_cuda() if cuda else Toolchain()
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        # The CUDA files take longest.
+        sources = sorted(sources, key=lambda source: source.suffix != ".cu")
+        compiled = list(pool.map(lambda source: tools.compile(source, objects), sources))
     library = objects / LIBRARY
-    link = [*compiler, *LINK_FLAGS, *map(str, compiled), f"-L{torch.lib}", "-ltorch_cpu"]
-    Step(library, [*link, "-o", str(library)], compiled, torch).run()
+    tools.link(compiled, library, cuda)
     return library
+
+
+def asked_for(variable: str) -> str:
+    """What an environment variable says: auto, 0 or 1."""
+    mode = os.environ.get(variable, "auto")
+    if mode not in ("auto", "0", "1"):
+        raise SystemExit(f"{variable} must be auto, 0 or 1, not {mode!r}")
+    return mode
+
+
+def build(sources: list[Path], objects: Path) -> tuple[Path, str | None]:
+    """The library, with the CUDA kernels or with why they are left out."""
+    mode = asked_for("LEBM_KERNELS_CUDA")
+    try:
+        if mode == "0":
+            raise Unavailable("built without CUDA on purpose (LEBM_KERNELS_CUDA=0)")
+        return build_library(sources, objects, cuda=True), None
+    except Unavailable as error:
+        library = build_library(sources, objects, cuda=False)
+        if mode == "1":
+            raise SystemExit(f"LEBM_KERNELS_CUDA=1 asks for CUDA: {error}") from error
+        return library, str(error)
 
 
 class BuildNative(build_ext):
@@ -200,24 +295,25 @@ class BuildNative(build_ext):
         reason = Path(self.build_lib) / PACKAGE / REASON
         if self.inplace:
             # An editable install is served from the sources: what holds for the build holds there.
-            (ROOT / PACKAGE / REASON).unlink(missing_ok=True)
             if reason.exists():
                 (ROOT / PACKAGE / LIBRARY).unlink(missing_ok=True)
-                shutil.copyfile(reason, ROOT / PACKAGE / REASON)
+            for name in (REASON, CUDA_REASON):
+                (ROOT / PACKAGE / name).unlink(missing_ok=True)
+                if (said := reason.with_name(name)).exists():
+                    shutil.copyfile(said, ROOT / PACKAGE / name)
         if reason.exists() and os.environ.get("LEBM_KERNELS_NATIVE") == "1":
             raise SystemExit("LEBM_KERNELS_NATIVE=1 asks for the native backend: giving up")
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
-        reason = target.with_name(REASON)
+        reason, cuda_reason = target.with_name(REASON), target.with_name(CUDA_REASON)
         target.parent.mkdir(parents=True, exist_ok=True)
+        cuda_reason.unlink(missing_ok=True)
         try:
-            mode = os.environ.get("LEBM_KERNELS_NATIVE", "auto")
-            if mode not in ("auto", "0", "1"):
-                raise SystemExit(f"LEBM_KERNELS_NATIVE must be auto, 0 or 1, not {mode!r}")
-            if mode == "0":
+            if asked_for("LEBM_KERNELS_NATIVE") == "0":
                 raise Unavailable("left out on purpose when built (LEBM_KERNELS_NATIVE=0)")
-            library = build_library([ROOT / name for name in ext.sources], Path(self.build_temp))
+            sources = [ROOT / name for name in ext.sources]
+            library, without_cuda = build(sources, Path(self.build_temp))
         except Unavailable as error:
             target.unlink(missing_ok=True)
             reason.write_text(f"{error}\n", encoding="utf-8")
@@ -225,6 +321,8 @@ class BuildNative(build_ext):
             print(f"{PACKAGE}: the native backend is not built: {headline}", file=sys.stderr)
         else:
             reason.unlink(missing_ok=True)
+            if without_cuda:
+                cuda_reason.write_text(f"{without_cuda}\n", encoding="utf-8")
             self.copy_file(str(library), str(target))
 
 
@@ -235,7 +333,8 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-sources = [path for place in ("", "cpu") for path in sorted((ROOT / "csrc" / place).glob("*.cpp"))]
+PLACES = ("*.cpp", "cpu/*.cpp", "cuda/*.cu")
+sources = [path for place in PLACES for path in sorted((ROOT / "csrc").glob(place))]
 setup(
     ext_modules=[
         # Optional: setuptools goes on when the library is not there.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import emulated_cuda
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor
 
 import lebm_kernels
 from lebm_kernels import reference
-from lebm_kernels.backends import BackendStatus, native
+from lebm_kernels.backends import _TABLE, BackendStatus, native
 
 collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
 """Files that are left out, with a word in the report's header."""
@@ -26,6 +27,11 @@ KERNELS = tuple(
     row.name for row in lebm_kernels.backends() if "cpu" in row.devices and row.name != "reference"
 )
 """What must run in every test: the tests' tensors are on the CPU."""
+
+if emulated_cuda.unavailable("cpu") is None:
+    # The kernels of the native backend on CUDA, as the CPU runs them.
+    _TABLE["cuda"] = emulated_cuda
+    KERNELS += ("cuda",)
 
 BETAS = (0.0, 1e-12, 1e-7, 1e-3, 0.1, 1.0, 30.0, 1e4, 1e12, float("inf"))
 """From hot to cold."""

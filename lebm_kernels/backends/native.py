@@ -1,4 +1,4 @@
-"""The C++ extension: SIMD kernels on CPU, chosen for the processor when they first run."""
+"""The C++ extension: SIMD kernels on CPU, chosen for the processor when they first run; CUDA C++."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, 
 _PACKAGE = Path(__file__).parent.parent
 _LIBRARY = _PACKAGE / "_native.abi3.so"
 _BUILD_REPORT = _PACKAGE / "_native_build.txt"
+_CUDA_REPORT = _PACKAGE / "_cuda_build.txt"
 
 
 def _load() -> str | None:
@@ -43,14 +44,29 @@ call_columns: Any = None if _FAILURE else torch.ops.lebm_kernels_native.columns.
 
 def unavailable(device: str) -> str | None:
     """Why it cannot run on tensors of that device type, or None."""
-    if _FAILURE is None and device != "cpu":
+    if _FAILURE is not None or device == "cpu":
+        return _FAILURE
+    if device != "cuda":
         return f"the extension has no kernels for {device}"
-    return _FAILURE
+    return _without_cuda() or (None if torch.cuda.is_available() else "no CUDA device is visible")
+
+
+def _without_cuda() -> str | None:
+    """Why the extension has no CUDA kernels, or None."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key("lebm_kernels_native::rows", "CUDA"):
+        return None
+    if _CUDA_REPORT.exists():
+        return _CUDA_REPORT.read_text().partition("\n")[0]
+    return "built without CUDA"
 
 
 def describe() -> str:
     """One line for the table of backends."""
-    return f"C++ with {instruction_set()} on {torch.get_num_threads()} threads"
+    on_cuda = unavailable("cuda")
+    return (
+        f"C++ with {instruction_set()} on {torch.get_num_threads()} threads; "
+        + (f"not on CUDA: {on_cuda}" if on_cuda else "CUDA C++")
+    )
 
 
 def instruction_sets() -> list[str]:

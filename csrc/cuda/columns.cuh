@@ -1,0 +1,143 @@
+// The column pass: its workspace, and its launches by the number of dimensions.
+#pragma once
+
+#include "narrow_columns.cuh"
+#include "normalise.cuh"
+#include "rows.cuh"
+#include "wide_columns.cuh"
+
+namespace lebm::cuda {
+
+// How latents and queries are shared out, and the records' width: all of a task but its pointers.
+template <typename T>
+ColumnTask<T> plan_columns(const Problem<T>& p, const ColumnArguments<T>& arguments,
+                           int multiprocessors) {
+  ColumnTask<T> task;
+  task.problem = p;
+  task.arguments = arguments;
+  const bool extended = arguments.grad_log_weight;
+  if (p.D > kNarrow) {
+    task.width = extended ? kExtended : kBasic;
+    task.fields = p.D + 2;
+    const int64_t blocks = max(p.B * divide_up(p.N, kTileLatents<T>), int64_t(1));
+    const int64_t wanted = divide_up(int64_t(2) * multiprocessors, blocks);
+    const int64_t splits = max(int64_t(1), min(wanted, p.M / (4 * kTileQueries)));
+    task.split_queries = divide_up(divide_up(p.M, splits), kTileQueries) * kTileQueries;
+  } else {
+    const bool general = sizeof(T) == 8 || extended;
+    const bool has_scale = general || p.scale.data;
+    const bool has_extras = general || p.log_weight.data || p.latent_energy.data;
+    task.width = ((general ? kExtended : kBasic) + (has_scale ? 2 : 1) * p.D + 3) / 4 * 4;
+    task.fields = p.D + (has_extras ? 1 : 0) + (general ? 1 : 0);
+    task.latents_a_thread = p.N >= 128 && !general ? 4 : 1;
+    task.latent_threads = threads_for(p.N, task.latents_a_thread);
+    const int64_t blocks =
+        max(p.B * divide_up(p.N, int64_t(task.latent_threads) * task.latents_a_thread), int64_t(1));
+    const int64_t least = max(int64_t(1024), int64_t(8) * (kThreads / task.latent_threads));
+    const int64_t wanted = divide_up(int64_t(4) * multiprocessors, blocks);
+    const int64_t splits = max(int64_t(1), min(wanted, p.M / least));
+    task.split_queries = divide_up(divide_up(p.M, splits), kQueryTile) * kQueryTile;
+  }
+  task.splits = divide_up(p.M, task.split_queries);
+  return task;
+}
+
+// Doubles of each part of the workspace: the normaliser, the records, partial sums.
+template <typename T>
+int64_t record_workspace(const ColumnTask<T>& task) {
+  // The records begin at a multiple of 16 bytes, as their loads want it.
+  return divide_up(task.problem.B * task.problem.M * task.width * int64_t(sizeof(T)), 16) * 2;
+}
+
+template <typename T>
+int64_t partial_workspace(const ColumnTask<T>& task) {
+  const bool direct = task.problem.D <= kNarrow && task.splits == 1;
+  return direct ? 0 : task.splits * task.problem.B * task.problem.N * task.fields;
+}
+
+template <typename T>
+int64_t columns_workspace(const Problem<T>& p, const ColumnArguments<T>& arguments,
+                          int multiprocessors) {
+  const ColumnTask<T> task = plan_columns(p, arguments, multiprocessors);
+  return normaliser_workspace(p) + record_workspace(task) + partial_workspace(task);
+}
+
+template <typename T, int kD, bool kHasScale, bool kHasExtras, bool kHasWeightGrad, int kLatents>
+void launch_columns_kernel(const ColumnTask<T>& task, cudaStream_t stream) {
+  const Problem<T>& p = task.problem;
+  const int64_t blocks = p.B * divide_up(p.N, int64_t(task.latent_threads) * kLatents);
+  LEBM_LAUNCH((narrow_columns_kernel<T, kD, kHasScale, kHasExtras, kHasWeightGrad, kLatents>),
+              dim3(unsigned(blocks), unsigned(task.splits)), kThreads, 0, stream, task);
+}
+
+template <typename T, int kD, bool kHasScale, bool kHasExtras>
+void launch_columns_kernel(const ColumnTask<T>& task, cudaStream_t stream) {
+  task.latents_a_thread > 1
+      ? launch_columns_kernel<T, kD, kHasScale, kHasExtras, false, 4>(task, stream)
+      : launch_columns_kernel<T, kD, kHasScale, kHasExtras, false, 1>(task, stream);
+}
+
+// What is compiled: as for the rows.
+template <typename T, int kD>
+void launch_narrow_columns(const ColumnTask<T>& task, cudaStream_t stream) {
+  const Problem<T>& p = task.problem;
+  if (sizeof(T) == 8 || task.arguments.grad_log_weight) {
+    return launch_columns_kernel<T, kD, true, true, true, 1>(task, stream);
+  }
+  if constexpr (sizeof(T) == 4) {
+    if (p.log_weight.data || p.latent_energy.data) {
+      p.scale.data ? launch_columns_kernel<T, kD, true, true>(task, stream)
+                   : launch_columns_kernel<T, kD, false, true>(task, stream);
+    } else {
+      p.scale.data ? launch_columns_kernel<T, kD, true, false>(task, stream)
+                   : launch_columns_kernel<T, kD, false, false>(task, stream);
+    }
+  }
+}
+
+template <typename T>
+void launch_wide_columns(const ColumnTask<T>& task, cudaStream_t stream) {
+  const Problem<T>& p = task.problem;
+  const dim3 grid(unsigned(p.B * divide_up(p.N, kTileLatents<T>)), unsigned(task.splits));
+  auto kernel = p.scale.data ? wide_columns_kernel<T, true> : wide_columns_kernel<T, false>;
+  LEBM_LAUNCH(kernel, grid, kThreads, 0, stream, task);
+}
+
+// `workspace` has columns_workspace doubles, at a multiple of 16 bytes; M and N are not 0.
+template <typename T>
+void launch_columns(const Problem<T>& p, const ColumnArguments<T>& arguments, double* workspace,
+                    int multiprocessors, cudaStream_t stream) {
+  ColumnTask<T> task = plan_columns(p, arguments, multiprocessors);
+  task.normaliser = launch_normalise(p, workspace, stream);
+  T* const records = reinterpret_cast<T*>(workspace + normaliser_workspace(p));
+  task.records = records;
+  task.partial = workspace + normaliser_workspace(p) + record_workspace(task);
+  const bool narrow = p.D <= kNarrow;
+  const bool general = narrow && sizeof(T) == 8;
+  const bool extended = general || arguments.grad_log_weight;
+  LEBM_LAUNCH(prepare_kernel<T>, unsigned(divide_up(p.B * p.M, kThreads)), kThreads, 0, stream, p,
+              arguments.grad, arguments.state, extended ? int(kExtended) : int(kBasic), narrow,
+              extended || p.scale.data, task.width, records);
+  switch (narrow ? p.D : 0) {
+    case 1:
+      launch_narrow_columns<T, 1>(task, stream);
+      break;
+    case 2:
+      launch_narrow_columns<T, 2>(task, stream);
+      break;
+    case 3:
+      launch_narrow_columns<T, 3>(task, stream);
+      break;
+    case 4:
+      launch_narrow_columns<T, 4>(task, stream);
+      break;
+    default:
+      launch_wide_columns(task, stream);
+  }
+  if (partial_workspace(task) > 0) {
+    const int64_t blocks = divide_up(p.B * p.N * task.fields, kThreads);
+    LEBM_LAUNCH(merge_columns_kernel<T>, unsigned(blocks), kThreads, 0, stream, task);
+  }
+}
+
+}  // namespace lebm::cuda

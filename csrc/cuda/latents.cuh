@@ -1,0 +1,130 @@
+// A tile of latents in shared memory, D <= 4, and the energies of a query with them.
+//
+// A latent is a record of kWidth numbers: g[D], then with kHasExtras log2 w and r. Records lie in
+// groups that are read at once, 16 bytes where they can be. One whose log2 w is -inf is dropped and
+// has g = r = 0, whatever it decodes to.
+#pragma once
+
+#include "task.cuh"
+
+namespace lebm::cuda {
+
+constexpr int kTileBytes = 16384;
+
+template <typename T, int kD, bool kHasExtras>
+struct Layout {
+  static constexpr int kUsed = kD + (kHasExtras ? 2 : 0);
+  static constexpr int kWidth = kUsed == 3 ? 4 : kUsed == 5 ? 6 : kUsed;
+  static constexpr int kGroup = kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;  // records read at once
+  static constexpr int kTile = kTileBytes / int(sizeof(T)) / kWidth / kSample * kSample;
+  static constexpr int kNumbers = kTile * kWidth;
+};
+
+template <typename T, int kCount>
+struct alignas(kCount * sizeof(T) % 16 == 0 ? 16 : sizeof(T) * (kCount % 2 == 0 ? 2 : 1)) Packed {
+  T at[kCount];
+};
+
+// Copies `count` latents to the tile: those from `first` on, or with `of` > 0 such as are scattered
+// evenly over the first `of`.
+template <typename T, int kD, bool kHasExtras>
+__device__ void stage(const RowTask<T>& task, int64_t b, int64_t first, int64_t of, int count,
+                      T* tile) {
+  using L = Layout<T, kD, kHasExtras>;
+  const Problem<T>& problem = task.problem;
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const int64_t n = of > 0 ? i * of / count : first + i;
+    T* record = tile + i * L::kWidth;
+    bool dropped = false;
+    if (kHasExtras) {
+      const T weight = log2_weight(problem, task.normaliser, b, n);
+      dropped = weight == -infinity(T());
+      record[kD] = weight;
+      record[kD + 1] =
+          problem.latent_energy.data && !dropped ? load(problem.latent_energy, b, n) : T(0);
+    }
+    for (int d = 0; d < kD; ++d) record[d] = dropped ? T(0) : load(problem.decoded, b, n, d);
+  }
+}
+
+// A query: y and s, beta log2(e), the reference (m, a), and -c, which hangs on m. No reference yet:
+// a = inf, which makes every sum fail the test of its size.
+template <typename T, int kD, bool kHasScale>
+struct Query {
+  T y[kD], s[kHasScale ? kD : 1];
+  T rate, m, a, minus_c;
+
+  __device__ __forceinline__ T difference(const T* g, int d) const {
+    return kHasScale ? fused(-s[kHasScale ? d : 0], g[d], y[d]) : y[d] - g[d];
+  }
+
+  // start + sum_d (y - s g)^2; with start = -m the reference costs nothing.
+  __device__ __forceinline__ T energy(const T* g, T start) const {
+    for (int d = 0; d < kD; ++d) {
+      const T x = difference(g, d);
+      start = fused(x, x, start);
+    }
+    return start;
+  }
+
+  __device__ void read(const Problem<T>& problem, int64_t b, int64_t i, bool valid) {
+    for (int d = 0; d < kD; ++d) {
+      y[d] = valid ? load(problem.y, b, i, d) : T(0);
+      if (kHasScale) {
+        s[kHasScale ? d : 0] = !problem.scale.data ? T(1)
+                               : valid             ? load(problem.scale, b, i, d)
+                                                   : T(0);
+      }
+    }
+    rate = m = minus_c = T(0);
+    a = infinity(T());
+  }
+};
+
+// The best reference among records: the largest log2 w - c E, or at c = inf the least E.
+template <typename T>
+struct Best {
+  T energy, weight;
+  const T* record;
+  bool spoilt;  // some energy or weight is not a number
+};
+
+template <typename T, int kD, bool kHasScale, bool kHasExtras>
+__device__ __forceinline__ void consider(const Query<T, kD, kHasScale>& query, T minus_c,
+                                         const T* record, Best<T>& best) {
+  const T weight = kHasExtras ? record[kD] : T(0);
+  const T energy = query.energy(record, kHasExtras ? record[kD + 1] : T(0));
+  best.spoilt = best.spoilt || energy != energy || weight != weight;
+  // By differences: at large c the exponents themselves say nothing.
+  const bool better =
+      !best.record || (kHasExtras && minus_c != -infinity(T())
+                           ? fused(minus_c, energy - best.energy, weight - best.weight) > T(0)
+                           : energy < best.energy);
+  if (energy < infinity(T()) && weight > -infinity(T()) && better) {
+    best = {energy, weight, record, best.spoilt};
+  }
+}
+
+// The best of records first, first + step ... below last.
+template <typename T, int kD, bool kHasScale, bool kHasExtras>
+__device__ Best<T> best_of(const Query<T, kD, kHasScale>& query, T minus_c, const T* tile,
+                           int first, int last, int step) {
+  Best<T> best = {T(0), T(0), nullptr, false};
+  for (int i = first; i < last; i += step) {
+    consider<T, kD, kHasScale, kHasExtras>(query, minus_c,
+                                           tile + i * Layout<T, kD, kHasExtras>::kWidth, best);
+  }
+  return best;
+}
+
+// Makes a latent the reference: its exponent becomes 0, but for the rounding of a. Its energy about
+// m is not exactly 0, which a takes up.
+template <typename T, int kD, bool kHasScale, bool kHasExtras>
+__device__ void refer_to(Query<T, kD, kHasScale>& query, const Best<T>& best) {
+  query.m = best.energy;
+  query.minus_c = -rate_of(query.rate, query.m);
+  const T start = kHasExtras ? best.record[kD + 1] - query.m : -query.m;
+  query.a = -fused(query.minus_c, query.energy(best.record, start), best.weight);
+}
+
+}  // namespace lebm::cuda

@@ -1,0 +1,180 @@
+// The column pass at D <= 4: latents in registers, queries from shared memory.
+//
+// A block's threads are latent threads times query threads. A chunk of queries is summed in T, a
+// tile of chunks in T again, and tiles in double.
+#pragma once
+
+#include "column_task.cuh"
+#include "latents.cuh"
+
+namespace lebm::cuda {
+
+template <int kD, bool kHasScale, bool kHasWeightGrad>
+struct ColumnLayout {
+  static constexpr int kPlaces = kHasWeightGrad ? int(kExtended) : int(kBasic);
+  static constexpr int kWidth = (kPlaces + (kHasScale ? 2 : 1) * kD + 3) / 4 * 4;
+};
+
+constexpr int kQueryTile = 256;  // queries in shared memory
+
+template <typename T, int kD, bool kHasExtras, bool kHasWeightGrad>
+struct Latent {
+  static constexpr int kCount = kD + (kHasExtras ? 1 : 0) + (kHasWeightGrad ? 1 : 0);
+  T g[kD], log2_w, w, r;
+  T chunk[kCount], tile[kCount];
+  double total[kCount];
+};
+
+// Adds one query to a latent's sums. kCareful: the query may be cold.
+template <typename T, int kD, bool kHasScale, bool kHasExtras, bool kHasWeightGrad, bool kCareful>
+__device__ __forceinline__ void add(const T* query,
+                                    Latent<T, kD, kHasExtras, kHasWeightGrad>& latent) {
+  const T* y = query + ColumnLayout<kD, kHasScale, kHasWeightGrad>::kPlaces;
+  const T* s = y + kD;
+  const T start = kHasExtras ? latent.r - query[kLeast] : -query[kLeast];
+  T x[kD], e = start;
+  for (int d = 0; d < kD; ++d) {
+    x[d] = kHasScale ? fused(-s[kHasScale ? d : 0], latent.g[d], y[d]) : y[d] - latent.g[d];
+    e = fused(x[d], x[d], e);
+  }
+  const T whole = kHasExtras ? latent.log2_w + query[kWhole] : query[kWhole];
+  T p = T(0);
+  if (kCareful && query[kRate] == frozen<T>()) {
+    T energy = kHasExtras ? latent.r : T(0);
+    for (int d = 0; d < kD; ++d) energy = fused(x[d], x[d], energy);
+    if (energy == query[kLeast] || energy != energy) p = power(whole) + (energy - energy);
+  } else {
+    p = power(fused(query[kRate], e, whole));
+  }
+  const T share = p * query[kShare];
+  for (int d = 0; d < kD; ++d) {
+    const T pull = kHasScale ? share * s[kHasScale ? d : 0] : share;
+    latent.chunk[d] = fused(pull, x[d], latent.chunk[d]);
+  }
+  if (kHasExtras) latent.chunk[kHasExtras ? kD : 0] += share;
+  if (kHasWeightGrad) {
+    latent.chunk[kHasWeightGrad ? kD + 1 : 0] += weight_term(query, e, latent.w, share);
+  }
+}
+
+template <typename T, int kD, bool kHasScale, bool kHasExtras, bool kHasWeightGrad, int kLatents,
+          bool kCareful>
+__device__ __forceinline__ void add_queries(
+    const T* tile, int first, int count, int step,
+    Latent<T, kD, kHasExtras, kHasWeightGrad> (&latents)[kLatents]) {
+  using L = Latent<T, kD, kHasExtras, kHasWeightGrad>;
+  constexpr int kWidth = ColumnLayout<kD, kHasScale, kHasWeightGrad>::kWidth;
+  using Query = Packed<T, kWidth>;
+  const Query* queries = reinterpret_cast<const Query*>(tile);
+  for (int start = first; start < count; start += 32 * step) {
+    const int end = min(start + 32 * step, count);
+#pragma unroll(kCareful || kHasWeightGrad ? 1 : 4)
+    for (int i = start; i < end; i += step) {
+      const Query query = queries[i];
+#pragma unroll
+      for (int j = 0; j < kLatents; ++j) {
+        add<T, kD, kHasScale, kHasExtras, kHasWeightGrad, kCareful>(query.at, latents[j]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kLatents; ++j) {
+      for (int k = 0; k < L::kCount; ++k) {
+        latents[j].tile[k] += latents[j].chunk[k];
+        latents[j].chunk[k] = T(0);
+      }
+    }
+  }
+}
+
+template <typename T, int kD, bool kHasScale, bool kHasExtras, bool kHasWeightGrad, int kLatents>
+__global__ void __launch_bounds__(kThreads)
+    narrow_columns_kernel(const __grid_constant__ ColumnTask<T> task) {
+  using L = Latent<T, kD, kHasExtras, kHasWeightGrad>;
+  constexpr int kWidth = ColumnLayout<kD, kHasScale, kHasWeightGrad>::kWidth;
+  constexpr int kNumbers = kQueryTile * kWidth;
+  constexpr int kDoubles = kNumbers * int(sizeof(T)) / 8, kScratch = L::kCount * kThreads;
+  LEBM_SHARED(double2, storage, [((kDoubles > kScratch ? kDoubles : kScratch) + 1) / 2]);
+  T* const tile = reinterpret_cast<T*>(storage);
+  double* const scratch = reinterpret_cast<double*>(storage);
+  const Problem<T>& p = task.problem;
+
+  const int latent_thread = int(threadIdx.x) % task.latent_threads;
+  const int query_thread = int(threadIdx.x) / task.latent_threads;
+  const int query_threads = kThreads / task.latent_threads;
+  const int64_t a_block = int64_t(task.latent_threads) * kLatents;
+  const int64_t blocks = (p.N + a_block - 1) / a_block;
+  const int64_t b = blockIdx.x / blocks;
+  const int64_t first_latent = blockIdx.x % blocks * a_block + latent_thread;
+
+  L latents[kLatents];
+#pragma unroll
+  for (int j = 0; j < kLatents; ++j) {
+    const int64_t n = first_latent + int64_t(j) * task.latent_threads;
+    const bool inside = n < p.N;
+    T weight = T(0);
+    if (kHasExtras && inside) weight = log2_weight(p, task.normaliser, b, n);
+    const bool used = inside && weight != -infinity(T());
+    for (int d = 0; d < kD; ++d) latents[j].g[d] = used ? load(p.decoded, b, n, d) : T(0);
+    latents[j].log2_w = weight;
+    latents[j].r = kHasExtras && used && p.latent_energy.data ? load(p.latent_energy, b, n) : T(0);
+    // Without log-weights dF/dl is not wanted, and w does not matter.
+    latents[j].w = kHasWeightGrad ? power(weight) : T(0);
+    for (int k = 0; k < L::kCount; ++k) {
+      latents[j].chunk[k] = latents[j].tile[k] = T(0);
+      latents[j].total[k] = 0;
+    }
+  }
+
+  const int64_t begin = blockIdx.y * task.split_queries;
+  const int64_t end = begin + task.split_queries < p.M ? begin + task.split_queries : p.M;
+  for (int64_t start = begin; start < end; start += kQueryTile) {
+    const int count = int(end - start < kQueryTile ? end - start : kQueryTile);
+    __syncthreads();  // the last tile is read
+    const T* from = task.records + (b * p.M + start) * kWidth;
+    bool cold = false;
+    for (int i = threadIdx.x; i < count * kWidth; i += kThreads) {
+      tile[i] = from[i];
+      cold = cold || (i % kWidth == kRate && tile[i] == frozen<T>());
+    }
+    if (__syncthreads_or(cold)) {  // the tile is written
+      add_queries<T, kD, kHasScale, kHasExtras, kHasWeightGrad, kLatents, true>(
+          tile, query_thread, count, query_threads, latents);
+    } else {
+      add_queries<T, kD, kHasScale, kHasExtras, kHasWeightGrad, kLatents, false>(
+          tile, query_thread, count, query_threads, latents);
+    }
+#pragma unroll
+    for (int j = 0; j < kLatents; ++j) {
+      for (int k = 0; k < L::kCount; ++k) {
+        latents[j].total[k] += double(latents[j].tile[k]);
+        latents[j].tile[k] = T(0);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int j = 0; j < kLatents; ++j) {
+    for (int half = query_threads / 2; half > 0; half /= 2) {
+      __syncthreads();  // the tile, or what was written before, is read
+      for (int k = 0; k < L::kCount; ++k) {
+        scratch[k * kThreads + threadIdx.x] = latents[j].total[k];
+      }
+      __syncthreads();  // all sums are written
+      for (int k = 0; k < L::kCount && query_thread < half; ++k) {
+        latents[j].total[k] += scratch[k * kThreads + threadIdx.x + half * task.latent_threads];
+      }
+    }
+    const int64_t n = first_latent + int64_t(j) * task.latent_threads;
+    if (query_thread != 0 || n >= p.N) continue;
+    const int64_t latent = b * p.N + n;
+    for (int k = 0; k < L::kCount; ++k) {
+      if (task.splits == 1) {
+        store_column(task, latent, k, latents[j].total[k]);
+      } else {
+        task.partial[(blockIdx.y * p.B * p.N + latent) * L::kCount + k] = latents[j].total[k];
+      }
+    }
+  }
+}
+
+}  // namespace lebm::cuda

@@ -1,0 +1,6 @@
+// The kernels of double at D = 4.
+#include "instances.cuh"
+
+namespace lebm::cuda {
+LEBM_INSTANCES(, double, 4);
+}

@@ -1,0 +1,250 @@
+// The first look of the row pass at D <= 4: queries in registers, latents from shared memory.
+//
+//   S = sum_n p~,   p~ = exp2(-c (E - m) + log2 w + a),   beside sums of p~ (y - s g) and others
+//
+// A block's threads are query threads times latent threads. A query's reference (m, a) is an
+// attained energy, at first the best of a few latents from all over the grid. It is kept while the
+// sums of a chunk of latents stay within 2^30; a chunk that does not is summed again, about its own
+// best latent. So no pair takes a maximum. A chunk is summed in T, a tile of chunks in T again, and
+// tiles in double.
+#pragma once
+
+#include "finish.cuh"
+#include "latents.cuh"
+
+namespace lebm::cuda {
+
+constexpr int kChunk = 32;  // latents of a thread between two tests
+constexpr double kCeiling = 0x1p30;
+
+// Adds one latent to a query's sums: those of partial.cuh from [2] on, without the index.
+template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants>
+__device__ __forceinline__ void add(const Query<T, kD, kHasScale>& query, const T* record,
+                                    T (&sums)[kSums<kD, kWants>]) {
+  T x[kD], e = kHasExtras ? record[kD + 1] - query.m : -query.m;
+  for (int d = 0; d < kD; ++d) {
+    x[d] = query.difference(record, d);
+    e = fused(x[d], x[d], e);
+  }
+  const T p = power(fused(query.minus_c, e, kHasExtras ? record[kD] + query.a : query.a));
+  sums[0] += p;
+  if (kWants == kEverything) sums[1] = fused(p, lesser(e, T(Range<T>::kLargest)), sums[1]);
+  if (kWants == kValue) return;
+  constexpr int kResidual = kWants == kEverything ? 2 : 1;
+  for (int d = 0; d < kD; ++d) {
+    T& residual = sums[kResidual + d];
+    if (kWants == kSlopeY) {
+      residual = fused(p, x[d], residual);
+    } else {
+      const T pull = p * x[d];
+      residual += pull;
+      sums[kResidual + kD + d] = fused(pull, record[d], sums[kResidual + kD + d]);
+    }
+    if (kWants == kEverything) {
+      sums[kResidual + 2 * kD + d] = fused(p, record[d], sums[kResidual + 2 * kD + d]);
+    }
+  }
+}
+
+// The sums of one query while latents go by.
+template <typename T, int kCount>
+struct Sums {
+  T tile[kCount];
+  double total[kCount];
+
+  __device__ __forceinline__ void flush() {
+    for (int i = 0; i < kCount; ++i) {
+      total[i] += double(tile[i]);
+      tile[i] = T(0);
+    }
+  }
+};
+
+// Takes the best of a chunk's records for the reference, makes the sums so far relative to it, and
+// sums the chunk again.
+template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants>
+__device__ void redo(Query<T, kD, kHasScale>& query, const T* tile, int first, int last, int step,
+                     int group, T (&chunk)[kSums<kD, kWants>], Sums<T, kSums<kD, kWants>>& sums) {
+  constexpr int kCount = kSums<kD, kWants>, kWidth = Layout<T, kD, kHasExtras>::kWidth;
+  Best<T> best = {T(0), T(0), nullptr, false};
+  for (int i = first; i < last; i += step * group) {
+    for (int j = 0; j < group; ++j) {
+      consider<T, kD, kHasScale, kHasExtras>(query, -query.rate, tile + (i + j) * kWidth, best);
+    }
+  }
+  const bool first_one = query.a == infinity(T());
+  if (!best.record) {
+    if (!first_one) return;
+    // Infinite energies have no share; what is not a number shows.
+    for (int i = 0; i < kCount; ++i) chunk[i] = best.spoilt ? T(not_a_number()) : T(0);
+    return;
+  }
+  const double m = double(query.m), a = double(query.a);
+  refer_to<T, kD, kHasScale, kHasExtras>(query, best);
+  sums.flush();
+  const double shift = first_one
+                           ? -double(INFINITY)
+                           : shift_of(double(query.rate), m, a, double(query.m), double(query.a));
+  const double by = double(power(T(shift)));
+  if (kWants == kEverything) sums.total[1] += (m - double(query.m)) * sums.total[0];
+  for (int i = 0; i < kCount; ++i) sums.total[i] *= by;
+  for (int i = 0; i < kCount; ++i) chunk[i] = T(0);
+  for (int i = first; i < last; i += step * group) {
+    for (int j = 0; j < group; ++j) {
+      add<T, kD, kHasScale, kHasExtras, kWants>(query, tile + (i + j) * kWidth, chunk);
+    }
+  }
+}
+
+// Adds the chunk of records first, first + step ... below last, in groups of kGroup (both count
+// groups), to the sums of kQueries queries.
+template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, int kQueries, int kGroup>
+__device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQueries],
+                                          const T* tile, int first, int last, int step,
+                                          Sums<T, kSums<kD, kWants>> (&sums)[kQueries]) {
+  constexpr int kCount = kSums<kD, kWants>, kWidth = Layout<T, kD, kHasExtras>::kWidth;
+  using Group = Packed<T, kGroup * kWidth>;
+  T chunk[kQueries][kCount];
+#pragma unroll
+  for (int q = 0; q < kQueries; ++q) {
+    for (int i = 0; i < kCount; ++i) chunk[q][i] = T(0);
+  }
+  const Group* groups = reinterpret_cast<const Group*>(tile);
+#pragma unroll(kQueries > 1 ? 4 : 2)
+  for (int i = first; i < last; i += step) {
+    const Group group = groups[i];
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {
+#pragma unroll
+      for (int q = 0; q < kQueries; ++q) {
+        add<T, kD, kHasScale, kHasExtras, kWants>(queries[q], group.at + j * kWidth, chunk[q]);
+      }
+    }
+  }
+#pragma unroll
+  for (int q = 0; q < kQueries; ++q) {
+    if (!(chunk[q][0] <= T(kCeiling))) {
+      redo<T, kD, kHasScale, kHasExtras, kWants>(queries[q], tile, first * kGroup, last * kGroup,
+                                                 step, kGroup, chunk[q], sums[q]);
+    }
+    for (int i = 0; i < kCount; ++i) sums[q].tile[i] += chunk[q][i];
+  }
+}
+
+// The least energy so far and the first latent that has it, by energies that depend on nothing
+// else.
+template <typename T>
+struct Least {
+  T energy;
+  int64_t index;
+};
+
+template <typename T, int kD, bool kHasScale, bool kHasExtras>
+__device__ void find_least(const Query<T, kD, kHasScale>& query, const T* tile, int first, int last,
+                           int step, int64_t start, Least<T>& least) {
+  for (int i = first; i < last; i += step) {
+    const T* record = tile + i * Layout<T, kD, kHasExtras>::kWidth;
+    if (kHasExtras && !(record[kD] > -infinity(T()))) continue;
+    const T energy = query.energy(record, kHasExtras ? record[kD + 1] : T(0));
+    const int64_t n = start + i;
+    if (energy < least.energy || (energy == least.energy && n < least.index)) {
+      least = {energy, n};
+    }
+  }
+}
+
+template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, int kQueries>
+__global__ void __launch_bounds__(kThreads)
+    narrow_rows_kernel(const __grid_constant__ RowTask<T> task) {
+  using L = Layout<T, kD, kHasExtras>;
+  constexpr int kCount = kSums<kD, kWants>, kAll = kFields<kD, kWants>;
+  constexpr int kDoubles = L::kNumbers * int(sizeof(T)) / 8, kScratch = kAll * kThreads;
+  LEBM_SHARED(double2, storage, [((kDoubles > kScratch ? kDoubles : kScratch) + 1) / 2]);
+  T* const tile = reinterpret_cast<T*>(storage);
+  const Problem<T>& problem = task.problem;
+  const RowPlan& plan = task.plan;
+
+  const int query_thread = int(threadIdx.x) % plan.query_threads;
+  const int latent_thread = int(threadIdx.x) / plan.query_threads;
+  const int latent_threads = kThreads / plan.query_threads;
+  const int64_t a_block = int64_t(plan.query_threads) * kQueries;
+  const int64_t blocks = (problem.M + a_block - 1) / a_block;
+  const int64_t b = blockIdx.x / blocks;
+  const int64_t first_query = blockIdx.x % blocks * a_block + query_thread;
+
+  Query<T, kD, kHasScale> queries[kQueries];
+  Sums<T, kCount> sums[kQueries];
+  Least<T> least = {infinity(T()), 0};
+#pragma unroll
+  for (int q = 0; q < kQueries; ++q) {
+    const int64_t m = first_query + int64_t(q) * plan.query_threads;
+    const bool valid = m < problem.M && is_valid(problem, b, m);
+    queries[q].read(problem, b, m < problem.M ? m : 0, valid);
+    const double beta = valid ? double(load(problem.beta, b, m)) : 0.0;
+    if (!is_cold<T>(beta)) queries[q].rate = T(beta * kLog2E);
+    for (int i = 0; i < kCount; ++i) {
+      sums[q].tile[i] = T(0);
+      sums[q].total[i] = 0;
+    }
+  }
+
+  const int sample = int(problem.N < kSample ? problem.N : kSample);
+  stage<T, kD, kHasExtras>(task, b, 0, problem.N, sample, tile);
+  __syncthreads();  // the sample is written
+#pragma unroll
+  for (int q = 0; q < kQueries; ++q) {
+    const Best<T> best =
+        best_of<T, kD, kHasScale, kHasExtras>(queries[q], -queries[q].rate, tile, 0, sample, 1);
+    if (best.record) refer_to<T, kD, kHasScale, kHasExtras>(queries[q], best);
+  }
+
+  const int64_t begin = blockIdx.y * plan.split_latents;
+  const int64_t end =
+      begin + plan.split_latents < problem.N ? begin + plan.split_latents : problem.N;
+  for (int64_t start = begin; start < end; start += L::kTile) {
+    const int count = int(end - start < L::kTile ? end - start : L::kTile);
+    __syncthreads();  // the last tile is read
+    stage<T, kD, kHasExtras>(task, b, start, 0, count, tile);
+    __syncthreads();  // the tile is written
+    const int groups = count / L::kGroup, step = latent_threads;
+    const int chunk = step * (kChunk / L::kGroup);
+    for (int i = latent_thread; i < groups; i += chunk) {
+      add_chunk<T, kD, kHasScale, kHasExtras, kWants, kQueries, L::kGroup>(
+          queries, tile, i, min(i + chunk, groups), step, sums);
+    }
+    if (L::kGroup > 1 && groups * L::kGroup < count) {
+      add_chunk<T, kD, kHasScale, kHasExtras, kWants, kQueries, 1>(
+          queries, tile, groups * L::kGroup + latent_thread, count, step, sums);
+    }
+    if (kWants == kEverything) {
+      find_least<T, kD, kHasScale, kHasExtras>(queries[0], tile, latent_thread, count, step, start,
+                                               least);
+    }
+#pragma unroll
+    for (int q = 0; q < kQueries; ++q) sums[q].flush();
+  }
+
+#pragma unroll
+  for (int q = 0; q < kQueries; ++q) {
+    double fields[kAll];
+    fields[0] = double(queries[q].m);
+    fields[1] = double(queries[q].a);
+    for (int i = 0; i < kCount; ++i) fields[2 + i] = sums[q].total[i];
+    if (kWants == kEverything) {
+      fields[kAll - 2] = double(least.energy);
+      fields[kAll - 1] = double(least.index);
+    }
+    __syncthreads();  // the tile, or the scratch of the query before, is read
+    merge_threads<kD, kWants>(double(queries[q].rate), plan.query_threads, latent_threads,
+                              reinterpret_cast<double*>(storage), fields);
+    const int64_t m = first_query + int64_t(q) * plan.query_threads;
+    if (latent_thread != 0 || m >= problem.M) continue;
+    if (plan.splits > 1) {
+      store_partial(task, blockIdx.y, b * problem.M + m, fields);
+    } else {
+      finish_narrow<T, kD, kWants>(task, b, m, fields);
+    }
+  }
+}
+
+}  // namespace lebm::cuda

@@ -1,0 +1,91 @@
+// What a launch of the row pass is given, and what every kernel of it shares.
+//
+//   y, scale [B, M, D]; decoded [B, N, D]; beta [B, M]; log_weight, latent_energy [B, N]
+//   partial: for each split of the latents and each query, its sums (partial.cuh)
+#pragma once
+
+#include "../problem.h"
+#include "arithmetic.cuh"
+
+namespace lebm::cuda {
+
+constexpr int kThreads = 128;
+
+// What is computed beside F: nothing; dF/dy; dF/dy and dF/dscale; all that can be wanted.
+enum Wants { kValue, kSlopeY, kSlopeYScale, kEverything };
+
+// A log-normaliser above this (exponents about the reference are small) takes a second look: F is
+// then too close to the reference for log sum exp to tell their difference.
+constexpr double kHot = -0.5;
+
+// What the second look finds is taken up to this: beyond, the reference was far from the least
+// energy, and only looked hot.
+constexpr double kTepid = 0.7;
+
+// Latents, scattered over the grid, among which the first reference is looked for.
+constexpr int kSample = 32;
+
+// How queries and latents are shared out; nothing here depends on what is wanted, or F would.
+struct RowPlan {
+  int query_threads;      // of a block's kThreads; the others take other latents
+  int queries_a_thread;   // where many fit the registers
+  int64_t splits;         // blocks that share a query's latents
+  int64_t split_latents;  // of each but the last
+};
+
+template <typename T>
+struct RowTask {
+  Problem<T> problem;
+  RowOutputs<T> out;
+  RowPlan plan;
+  const double* normaliser;  // [B, 2]: the largest log-weight; log sum exp beyond it. May be null.
+  double* partial;           // [fields, splits, B M]
+  double* vectors;           // D > 4: [splits, B M, 3, D]
+};
+
+template <typename T>
+__device__ __forceinline__ T load(const View<T>& x, int64_t b, int64_t i) {
+  return x.data[b * x.stride[0] + i * x.stride[1]];
+}
+
+template <typename T>
+__device__ __forceinline__ T load(const View<T>& x, int64_t b, int64_t i, int64_t d) {
+  return x.data[b * x.stride[0] + i * x.stride[1] + d * x.stride[2]];
+}
+
+// log2 of a latent's weight, normalised; without weights 0, and log2 N is taken from the sums.
+template <typename T>
+__device__ __forceinline__ T log2_weight(const Problem<T>& problem, const double* normaliser,
+                                         int64_t b, int64_t n) {
+  if (!problem.log_weight.data) return T(0);
+  const double l = double(load(problem.log_weight, b, n));
+  return T((l - normaliser[2 * b] - normaliser[2 * b + 1]) * kLog2E);
+}
+
+// How a query is treated.
+enum class Mode { kWarm, kHot, kCold, kInvalid };
+
+// Whether a query has a temperature and is a point.
+template <typename T>
+__device__ bool is_valid(const Problem<T>& problem, int64_t b, int64_t m) {
+  bool valid = load(problem.beta, b, m) >= T(0);
+  for (int64_t d = 0; d < problem.D; ++d) {
+    valid = valid && is_finite(load(problem.y, b, m, d));
+    if (problem.scale.data) valid = valid && is_finite(load(problem.scale, b, m, d));
+  }
+  return valid;
+}
+
+// What a query's second look is, by its temperature and by the state that the first one left; or,
+// with most = kTepid, what it was.
+template <typename T>
+__device__ Mode second_mode(const Problem<T>& problem, const double* state, int64_t b, int64_t m,
+                            double most = double(INFINITY)) {
+  const double beta = double(load(problem.beta, b, m));
+  if (!is_valid(problem, b, m)) return Mode::kInvalid;
+  if (is_cold<T>(beta)) return Mode::kCold;
+  const double* s = state + 3 * (b * problem.M + m);
+  return s[1] > kHot && s[1] < most && is_finite(s[0]) ? Mode::kHot : Mode::kWarm;
+}
+
+}  // namespace lebm::cuda

@@ -1,0 +1,135 @@
+// The column pass at D > 4: a block's tile of latents against the queries of its split.
+//
+// Tiles of pairs as in wide_tile.cuh become shares G p in shared memory; their products with
+// differences are added in double to `partial`, of which a thread has its own.
+#pragma once
+
+#include "column_task.cuh"
+#include "wide_tile.cuh"
+
+namespace lebm::cuda {
+
+template <typename T>
+constexpr int kLatentsARow = kTileLatents<T> / kRows;
+template <typename T>
+constexpr int kSharePitch = kTileLatents<T> + 4;
+
+template <typename T>
+__device__ __forceinline__ T share_of(const T* query, T energy, T weight) {
+  const T whole = weight + query[kWhole];
+  if (query[kRate] == frozen<T>()) {
+    if (energy != energy) return energy;
+    return energy == query[kLeast] ? power(whole) * query[kShare] : T(0);
+  }
+  return power(fused(query[kRate], energy - query[kLeast], whole)) * query[kShare];
+}
+
+// sum over the tile's queries of G p s (y - s g), added to what is in memory.
+template <typename T>
+__device__ __forceinline__ void add_pulls(const ColumnTask<T>& task, int64_t b, int64_t first_query,
+                                          const Latents& latents, const WideTile<T>& tile,
+                                          bool is_first) {
+  const Problem<T>& p = task.problem;
+  constexpr int kPer = kLatentsARow<T>;
+  const int row = int(threadIdx.x) / kColumns, column = int(threadIdx.x) % kColumns;
+  const int queries = int(p.M - first_query < kTileQueries ? p.M - first_query : kTileQueries);
+  for (int64_t d = column; d < p.D; d += kColumns) {
+    T g[kPer], sums[kPer];
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      const int n = row * kPer + j;
+      g[j] = n < latents.count && tile.weight[n] != -infinity(T())
+                 ? load(p.decoded, b, latents.first + n, d)
+                 : T(0);
+      sums[j] = T(0);
+    }
+    for (int q = 0; q < queries; ++q) {
+      const T y = load(p.y, b, first_query + q, d);
+      const T s = p.scale.data ? load(p.scale, b, first_query + q, d) : T(1);
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        const T share = tile.p[q * kSharePitch<T> + row * kPer + j];
+        sums[j] = fused(share * s, fused(-s, g[j], y), sums[j]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      const int n = row * kPer + j;
+      if (n >= latents.count) continue;
+      const int64_t latent = blockIdx.y * p.B * p.N + b * p.N + latents.first + n;
+      double* const to = task.partial + latent * task.fields + d;
+      *to = is_first ? double(sums[j]) : *to + double(sums[j]);
+    }
+  }
+}
+
+template <typename T, bool kHasScale>
+__global__ void __launch_bounds__(kThreads)
+    wide_columns_kernel(const __grid_constant__ ColumnTask<T> task) {
+  LEBM_SHARED(WideTile<T>, tile, [1]);
+  constexpr int kPer = kPerThread<T>;
+  const Problem<T>& p = task.problem;
+  const int row = int(threadIdx.x) / kColumns, column = int(threadIdx.x) % kColumns;
+  const int64_t blocks = (p.N + kTileLatents<T> - 1) / kTileLatents<T>;
+  const int64_t b = blockIdx.x / blocks, first = blockIdx.x % blocks * kTileLatents<T>;
+  const Latents latents = {first, p.N - first < kTileLatents<T> ? p.N - first : kTileLatents<T>,
+                           false};
+  load_latents(p, task.normaliser, b, latents, tile[0]);
+  const bool wants_weights = task.arguments.grad_log_weight;
+  double by_energy[kPer], by_weight[kPer];
+#pragma unroll
+  for (int j = 0; j < kPer; ++j) by_energy[j] = by_weight[j] = 0;
+
+  const int64_t begin = blockIdx.y * task.split_queries;
+  const int64_t end = begin + task.split_queries < p.M ? begin + task.split_queries : p.M;
+  for (int64_t start = begin; start < end; start += kTileQueries) {
+    T e[kQueriesARow][kPer];
+    tile_energies<T, kHasScale>(p, b, start, latents, tile[0], e);
+#pragma unroll
+    for (int i = 0; i < kQueriesARow; ++i) {
+      const int64_t q = start + row * kQueriesARow + i;
+      if (q >= end) continue;
+      const T* query = task.records + (b * p.M + q) * task.width;
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        const int n = column * kPer + j;
+        const T weight = tile[0].weight[n];
+        const bool used = weight != -infinity(T());
+        const T share = used ? share_of(query, e[i][j], weight) : T(0);
+        tile[0].p[(row * kQueriesARow + i) * kSharePitch<T> + n] = share;
+        by_energy[j] += double(share);
+        if (wants_weights && used) {
+          by_weight[j] += double(weight_term(query, e[i][j] - query[kLeast], power(weight), share));
+        }
+      }
+    }
+    __syncthreads();  // the shares are written
+    if (task.arguments.grad_decoded) {
+      add_pulls(task, b, start, latents, tile[0], start == begin);
+    }
+  }
+
+  __syncthreads();                                               // the shares are read
+  double* const scratch = reinterpret_cast<double*>(tile[0].p);  // [2][kRows][kTileLatents]
+  constexpr int kHalf = kRows * kTileLatents<T>;
+#pragma unroll
+  for (int j = 0; j < kPer; ++j) {
+    const int at = row * kTileLatents<T> + column * kPer + j;
+    scratch[at] = by_energy[j];
+    scratch[kHalf + at] = by_weight[j];
+  }
+  __syncthreads();  // the rows' sums are written
+  for (int n = threadIdx.x; n < latents.count; n += kThreads) {
+    double sums[2] = {0, 0};
+    for (int i = 0; i < kRows; ++i) {
+      sums[0] += scratch[i * kTileLatents<T> + n];
+      sums[1] += scratch[kHalf + i * kTileLatents<T> + n];
+    }
+    double* const to =
+        task.partial + (blockIdx.y * p.B * p.N + b * p.N + first + n) * task.fields + p.D;
+    to[0] = sums[0];
+    to[1] = sums[1];
+  }
+}
+
+}  // namespace lebm::cuda

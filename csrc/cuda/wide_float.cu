@@ -1,0 +1,6 @@
+// The kernels of float at D > 4.
+#include "instances.cuh"
+
+namespace lebm::cuda {
+LEBM_WIDE_INSTANCES(, float);
+}

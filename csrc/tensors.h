@@ -1,0 +1,148 @@
+// Tensors as the kernels' plain structures, and their memory. Only PyTorch's stable ABI is used.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "problem.h"
+
+namespace lebm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A tensor whose dimensions are the last of `rank`.
+template <typename T>
+lebm::View<T> view(const Tensor& x, int64_t rank) {
+  lebm::View<T> result;
+  result.data = static_cast<const T*>(x.const_data_ptr());
+  const int64_t missing = rank - x.dim();
+  for (int64_t i = 0; i < x.dim(); ++i)
+    result.stride[missing + i] = x.size(i) == 1 ? 0 : x.stride(i);
+  return result;
+}
+
+template <typename T>
+lebm::View<T> view(const std::optional<Tensor>& x, int64_t rank) {
+  return x ? view<T>(*x, rank) : lebm::View<T>{};
+}
+
+template <typename T>
+lebm::Problem<T> problem(const Tensor& y, const Tensor& decoded, const Tensor& beta,
+                         const std::optional<Tensor>& scale,
+                         const std::optional<Tensor>& log_weight,
+                         const std::optional<Tensor>& latent_energy,
+                         const std::optional<double>& tol) {
+  const int64_t B = y.dim() == 3 ? y.size(0) : 1;
+  return {B,
+          y.size(-2),
+          decoded.size(-2),
+          y.size(-1),
+          tol.value_or(-1.0),
+          view<T>(y, 3),
+          view<T>(decoded, 3),
+          view<T>(beta, 2),
+          view<T>(scale, 3),
+          view<T>(log_weight, 2),
+          view<T>(latent_energy, 2)};
+}
+
+// The sizes of x, the last `count` of them replaced by `tail`.
+inline std::vector<int64_t> sizes(const Tensor& x, int64_t count,
+                                  std::initializer_list<int64_t> tail) {
+  std::vector<int64_t> result;
+  for (int64_t i = 0; i < x.dim() - count; ++i) result.push_back(x.size(i));
+  result.insert(result.end(), tail);
+  return result;
+}
+
+// Memory on a device. Through the dispatcher, as torch::stable::new_empty goes, it takes as long as
+// a small problem.
+inline Tensor empty(const std::vector<int64_t>& size, ScalarType dtype, int32_t device_type,
+                    int32_t device_index) {
+  std::vector<int64_t> stride(size.size());
+  int64_t step = 1;
+  for (size_t i = size.size(); i-- > 0; step *= size[i]) stride[i] = step;
+  const int32_t code = dtype == ScalarType::Long     ? aoti_torch_dtype_int64()
+                       : dtype == ScalarType::Double ? aoti_torch_dtype_float64()
+                                                     : aoti_torch_dtype_float32();
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(size.size()), size.data(), stride.data(), code, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+template <typename T>
+T* data(const Tensor& x, bool wanted = true) {
+  return wanted ? static_cast<T*>(x.mutable_data_ptr()) : nullptr;
+}
+
+inline Tensor dense(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
+// What the operators return: F, the state, and what may be wanted; the latent-side gradients.
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+// The outputs of `rows` for queries y; in the place of what is not wanted stands another tensor.
+inline Seven row_outputs(const Tensor& y, int32_t device_type, int32_t device_index, bool slope_y,
+                         bool slope_scale, bool slope_beta, bool mean, bool index) {
+  const std::vector<int64_t> scalar = sizes(y, 1, {}), vector = sizes(y, 0, {});
+  const ScalarType dtype = y.scalar_type();
+  auto make = [&](const std::vector<int64_t>& size, ScalarType of) {
+    return empty(size, of, device_type, device_index);
+  };
+  const Tensor value = make(scalar, dtype);
+  auto of = [&](bool wanted, const std::vector<int64_t>& size) {
+    return wanted ? make(size, dtype) : value;
+  };
+  return {value,
+          make(sizes(y, 1, {3}), ScalarType::Double),
+          of(slope_y, vector),
+          of(slope_scale, vector),
+          of(slope_beta, scalar),
+          of(mean, vector),
+          index ? make(scalar, ScalarType::Long) : value};
+}
+
+template <typename T>
+lebm::RowOutputs<T> pointers(const Seven& out, bool slope_y, bool slope_scale, bool slope_beta,
+                             bool mean, bool index) {
+  return {data<T>(std::get<0>(out)),
+          data<double>(std::get<1>(out)),
+          data<T>(std::get<2>(out), slope_y),
+          data<T>(std::get<3>(out), slope_scale),
+          data<T>(std::get<4>(out), slope_beta),
+          data<T>(std::get<5>(out), mean),
+          data<int64_t>(std::get<6>(out), index)};
+}
+
+// The same for `columns`.
+inline Three column_outputs(const Tensor& grad, const Tensor& decoded, int32_t device_type,
+                            int32_t device_index, bool want_decoded, bool want_log_weight,
+                            bool want_latent_energy) {
+  auto of = [&](bool wanted, int64_t count) {
+    return wanted
+               ? empty(sizes(decoded, count, {}), decoded.scalar_type(), device_type, device_index)
+               : grad;
+  };
+  return {of(want_decoded, 0), of(want_log_weight, 1), of(want_latent_energy, 1)};
+}
+
+template <typename T>
+lebm::ColumnArguments<T> pointers(const Tensor& grad, const Tensor& state, const Three& out,
+                                  bool want_decoded, bool want_log_weight,
+                                  bool want_latent_energy) {
+  return {static_cast<const T*>(grad.const_data_ptr()),
+          static_cast<const double*>(state.const_data_ptr()),
+          data<T>(std::get<0>(out), want_decoded), data<T>(std::get<1>(out), want_log_weight),
+          data<T>(std::get<2>(out), want_latent_energy)};
+}
+
+}  // namespace lebm
