@@ -14,6 +14,7 @@ import torch
 from oracle import Array, exact, to_array
 from torch import Tensor
 
+import interpreter
 import lebm_kernels
 from lebm_kernels import reference
 from lebm_kernels.backends import BackendStatus, native
@@ -57,6 +58,8 @@ def selected(name: str, instruction_set: str | None) -> Iterator[str]:
 def pytest_configure() -> None:
     """One thread, so that a busy machine takes no longer; test_determinism.py sets its own."""
     torch.set_num_threads(1)
+    if "triton" in KERNELS:
+        interpreter.patch_once()
 
 
 def pytest_report_header() -> list[str]:

@@ -146,9 +146,12 @@ def plan(shape: Shape, device: torch.device, *, columns: bool = False) -> Plan:
         if shape.wide or (columns and shape.D == 4):
             pairs //= 2
     threads = _WARPS * 32
-    inner = min(_power_of_two(summed), 512 if not shape.low or INTERPRETED else threads)
-    outer = max(pairs // inner, 1)
-    outer = min(outer, _power_of_two(kept))
+    if INTERPRETED:
+        outer = min(64, _power_of_two(kept))
+        inner = min(pairs // outer, _power_of_two(summed))
+    else:
+        inner = min(threads if shape.low else 4 * threads, _power_of_two(summed))
+        outer = min(pairs // inner, _power_of_two(kept))
     tiles = -(-kept // outer) * max(shape.B, 1)
     target = 3 if INTERPRETED else _WAVES * _multiprocessors(device)
     blocks = -(-summed // inner)

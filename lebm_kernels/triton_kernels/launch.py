@@ -22,6 +22,8 @@ from lebm_kernels.triton_kernels.hot import hot_kernel
 from lebm_kernels.triton_kernels.index import least_kernel, merge_least_kernel
 from lebm_kernels.triton_kernels.pairs import LOG2_E, SCALE
 from lebm_kernels.triton_kernels.rows import ENERGY, MEAN, PULL, STRETCH, rows_kernel
+from lebm_kernels.triton_kernels.tiled_columns import tiled_columns_kernel
+from lebm_kernels.triton_kernels.tiled_rows import tiled_rows_kernel
 from lebm_kernels.triton_kernels.weights import weights_kernel
 
 # No product is fused with a sum but by an explicit fma: see pairs.py.
@@ -77,14 +79,18 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
     cut = plan(shape, a.y_ptr.device)
     programs = (cut.programs(M, B),)
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
+    blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
     double = {"dtype": torch.float64, "device": a.y_ptr.device}
     partial = torch.empty((4 + D * len(wanted), cut.shares, B, M), **double)
     if shape.low:
         rows_kernel[programs](
             a, partial, M, N, cut.share_size, cut.shares, D=D, HAS=has, WANT=want,
-            BLOCK_M=cut.outer, BLOCK_N=cut.inner, CHUNK=cut.chunk, UNROLL=cut.unroll, **options,
+            CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
         )  # fmt: skip
-    blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
+    else:
+        tiled_rows_kernel[programs](
+            a, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, **blocks
+        )
     hot = torch.empty((3, cut.shares, B, M), **double)
     hot_kernel[programs](
         a, partial, hot, B, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, **blocks
@@ -154,6 +160,11 @@ def _launch_columns(
             columns_kernel[programs](
                 a, packed, strict, partial, M, N, cut.share_size // cut.inner, cut.shares, D=D,
                 HAS=has, WANT=want, CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
+            )  # fmt: skip
+        else:
+            tiled_columns_kernel[programs](
+                a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want,
+                **blocks,
             )  # fmt: skip
         decoded = grad if out.decoded is None else out.decoded
         latent_energy = grad if out.latent_energy is None else out.latent_energy

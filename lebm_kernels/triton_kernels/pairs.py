@@ -157,6 +157,16 @@ def entropy_series(x):
 
 
 @triton.jit
+def add_to(at, inside, shrink, term):
+    """The sum at ``at``, shrunk, with a tile's row sums added."""
+    total = tl.load(at, mask=inside, other=0.0) * shrink
+    total += tl.sum(term, axis=1).to(tl.float64)
+    # Several threads have read what one of them writes.
+    tl.debug_barrier()
+    tl.store(at, total, mask=inside)
+
+
+@triton.jit
 def any_of(flags):
     """Whether a vector of flags has one set, as a scalar."""
     return tl.max(flags.to(tl.int32), axis=0) > 0
