@@ -149,6 +149,7 @@ def plan(shape: Shape, device: torch.device, *, columns: bool = False) -> Plan:
     if INTERPRETED:
         outer = min(64, _power_of_two(kept))
         inner = min(pairs // outer, _power_of_two(summed))
+        outer = min(pairs // inner, _power_of_two(kept))
     else:
         inner = min(threads if shape.low else 4 * threads, _power_of_two(summed))
         outer = min(pairs // inner, _power_of_two(kept))

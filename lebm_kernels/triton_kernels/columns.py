@@ -7,12 +7,14 @@ With q = G exp2(l - c (E - m)) / exp(L), which is G p for the incoming gradient 
 A first kernel packs what the pairs need of a query, a block of BLOCK_M queries at a time, so that
 the other finds it side by side and needs no mask: ``packed[b, block, field, BLOCK_M]``. There
 log2 |q| at E = m is split into a power of two, 2^j, and a rest near 0 for the exponent, whose
-rounding would else be that of log N. The sign of G and 2^j cost nothing where there is no scale:
+rounding would else be that of log N; a whole number that j cannot take meets l before rounding. The sign of G and 2^j cost nothing where there is no scale:
 they multiply y and g, and so d = sign 2^j (y - g), exactly; E and m are then 4^j too large, c 4^j
 too small, exactly. Fields:
 
-    without scale:  sign 2^j y (D of them), c 4^-j, m 4^j, rest, sign 2^j
-    with one:       y (D), c, m, rest, sign 2^j, s (D)
+    without scale:  sign 2^j y (D of them), c 4^-j, m 4^j, rest, sign 2^j, m' 4^j, whole
+    with one:       y (D), c, m, rest, sign 2^j, m', whole, s (D)
+
+(m and m' as split_reference has them, whole apart only where there are weights.)
 
 The second kernel has BLOCK_N latents, alike in all threads, and a block of queries at a time; sums
 stay in a thread for CHUNK blocks, then cross threads into float64. Where there are few latents,
@@ -31,8 +33,8 @@ from lebm_kernels.triton_kernels.pairs import (
     SCALE,
     any_of,
     coldness,
-    energy_above,
-    rounding,
+    energy_from,
+    split_reference,
 )
 
 # Which gradients a column pass sums, as bits of WANT.
@@ -45,15 +47,25 @@ _COLD_REACH = tl.constexpr(12)
 
 
 @triton.jit
-def share_of(grad, log_sum, N, c, HAS: tl.constexpr):
-    """Of G exp2(-L log2 e) (/N where there are no weights): sign 2^j, and the logarithm's rest."""
-    level = tl.log2(tl.abs(grad.to(tl.float64))) - log_sum * LOG2_E
+def share_of(grad, state_at, N, beta, HAS: tl.constexpr):
+    """Of G exp2(-L log2 e) (/N where there are no weights): sign 2^j, and log2 of the rest.
+
+    The latter as a whole number and what is left.
+    """
+    level = tl.log2(tl.abs(grad.to(tl.float64)))
+    # See finish.py for what the state has at infinity.
+    cold = beta == float("inf")
+    bits = tl.load(state_at + 1) * LOG2_E
+    level -= tl.where(cold, tl.load(state_at + 2), bits)
     if (LOG_WEIGHT & HAS) == 0:
-        level -= tl.log2(N.to(tl.float64))
-    reach = tl.where(c > 1e15, _COLD_REACH, _REACH)
+        level -= tl.where(cold, 0.0, tl.log2(N.to(tl.float64)))
+    reach = tl.where(beta > 1e15, _COLD_REACH, _REACH)
     power = tl.minimum(tl.maximum(tl.floor(level + 0.5), -reach), reach)
     factor = tl.exp2(power) * tl.where(grad < 0, -1.0, 1.0)
-    return factor, (level - power).to(grad.dtype)
+    level -= power
+    # No whole part of infinity, where G or the sum is 0.
+    whole = tl.where(tl.abs(level) < 1e6, tl.floor(level + 0.5), 0.0)
+    return factor.to(grad.dtype), whole.to(grad.dtype), (level - whole).to(grad.dtype)
 
 
 @triton.jit(do_not_specialize=["M", "N"])
@@ -63,41 +75,44 @@ def pack_kernel(
 ):
     """One program a block of queries; queries beyond the last weigh nothing."""
     dtype: tl.constexpr = packed_ptr.dtype.element_ty
-    FIELDS: tl.constexpr = D + 4 + D * (SCALE & HAS)
+    FIELDS: tl.constexpr = D + 6 + D * (SCALE & HAS)
     blocks = tl.cdiv(M, BLOCK_M)
     grid = (tl.program_id(0) // blocks).to(tl.int64)
     lanes = tl.arange(0, BLOCK_M)
     offs_m = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_M + lanes
     inside = offs_m < M
     grad = tl.load(grad_ptr + grid * M + offs_m, mask=inside, other=0.0)
-    state_at = state_ptr + (grid * M + offs_m) * 3
-    m = tl.load(state_at, mask=inside, other=0.0).to(dtype)
-    log_sum = tl.load(state_at + 1, mask=inside, other=0.0)
+    state_at = state_ptr + (grid * M + tl.minimum(offs_m, M - 1)) * 3
+    m = tl.load(state_at).to(dtype)
+    # Not 0 beyond the last: infinite energies are to have no share there, too.
     beta = tl.load(
-        a.beta_ptr + grid * a.beta_stride_b + offs_m * a.beta_stride_m, mask=inside, other=0.0
+        a.beta_ptr + grid * a.beta_stride_b + offs_m * a.beta_stride_m, mask=inside, other=1.0
     )
     c = coldness(beta)
-    factor, rest = share_of(grad, log_sum, N, c, HAS)
-    factor = factor.to(dtype)
-    strict = any_of(inside & (c * m * rounding(dtype) > 0.5))
-    tl.store(strict_ptr + tl.program_id(0), strict.to(tl.int32))
+    factor, whole, rest = share_of(grad, state_at, N, beta, HAS)
+    if (LOG_WEIGHT & HAS) == 0:
+        rest += whole
+    m, late, strict = split_reference(c, m)
+    tl.store(strict_ptr + tl.program_id(0), any_of(inside & strict).to(tl.int32))
     out = packed_ptr + tl.program_id(0).to(tl.int64) * (FIELDS * BLOCK_M) + lanes
     for i in tl.static_range(D):
         y = tl.load(a.y_ptr + grid * a.y_stride + offs_m * D + i, mask=inside, other=0.0)
         if SCALE & HAS:
             scale_at = a.scale_ptr + grid * a.scale_stride_b + offs_m * a.scale_stride_m + i
             s = tl.load(scale_at, mask=inside, other=0.0)
-            tl.store(out + (D + 4 + i) * BLOCK_M, s)
+            tl.store(out + (D + 6 + i) * BLOCK_M, s)
         else:
             y *= factor
         tl.store(out + i * BLOCK_M, y)
     if (SCALE & HAS) == 0:
         square = factor * factor
-        c, m = c / square, m * square
+        c, m, late = c / square, m * square, late * square
     tl.store(out + D * BLOCK_M, c)
     tl.store(out + (D + 1) * BLOCK_M, m)
     tl.store(out + (D + 2) * BLOCK_M, rest)
     tl.store(out + (D + 3) * BLOCK_M, factor)
+    tl.store(out + (D + 4) * BLOCK_M, late)
+    tl.store(out + (D + 5) * BLOCK_M, whole)
 
 
 @triton.jit
@@ -114,16 +129,18 @@ def _pull_block(
     for i in tl.static_range(D):
         y = tl.load(at + i * BLOCK_M)[None, :]
         if SCALE & HAS:
-            s = s + (tl.load(at + (D + 4 + i) * BLOCK_M)[None, :],)
+            s = s + (tl.load(at + (D + 6 + i) * BLOCK_M)[None, :],)
             d = d + (tl.fma(-s[i], g[i], y),)
         else:
             d = d + (tl.fma(-factor, g[i], y),)
+    start = -m
     if LATENT_ENERGY & HAS:
-        if (SCALE & HAS) == 0:
-            r = r * (factor * factor)
-    energy = energy_above(d, r, m, D, HAS, STRICT)
+        start = r - m if SCALE & HAS else tl.fma(factor * factor, r, -m)
+    energy = energy_from(start, d, D)
+    if STRICT:
+        energy = energy - tl.load(at + (D + 4) * BLOCK_M)[None, :]
     if LOG_WEIGHT & HAS:
-        rest = rest + lw
+        rest += lw + tl.load(at + (D + 5) * BLOCK_M)[None, :]
     q = tl.exp2(tl.fma(-c, energy, rest))
     out = ()
     if DECODED & WANT:
@@ -145,7 +162,7 @@ def columns_kernel(
 ):  # fmt: skip
     """One program a tile of latents and share of the blocks of queries."""
     dtype: tl.constexpr = packed_ptr.dtype.element_ty
-    FIELDS: tl.constexpr = D + 4 + D * (SCALE & HAS)
+    FIELDS: tl.constexpr = D + 6 + D * (SCALE & HAS)
     SUMS: tl.constexpr = D * (WANT & 1) + WANT // 2
     tiles = tl.cdiv(N, BLOCK_N).to(tl.int32)
     tile = tl.program_id(0) % tiles

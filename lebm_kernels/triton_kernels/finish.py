@@ -131,7 +131,9 @@ def finish_kernel(
     log_sum = tl.where(hot, -beta * hot_gap, log_sum)
     tl.store(outputs.state_ptr + at * 3, m, mask=inside)
     tl.store(outputs.state_ptr + at * 3 + 1, log_sum, mask=inside)
-    tl.store(outputs.state_ptr + at * 3 + 2, gap, mask=inside)
+    # At infinity F - m is 0, and what rounds a log-weight's -300 would be seen:
+    # log2 sum p + k, exactly.
+    tl.store(outputs.state_ptr + at * 3 + 2, tl.where(cold, tl.log2(total) + k, gap), mask=inside)
     dtype: tl.constexpr = outputs.free_energy_ptr.dtype.element_ty
     tl.store(outputs.free_energy_ptr + at, (m + gap).to(dtype), mask=inside)
     if ENERGY & WANT:

@@ -24,6 +24,7 @@ from lebm_kernels.triton_kernels.pairs import (
     coldness,
     entropy_series,
     expm1_ratio,
+    split_reference,
     tile_energy,
 )
 from lebm_kernels.triton_kernels.rows import ENERGY
@@ -32,7 +33,7 @@ from lebm_kernels.triton_kernels.rows import ENERGY
 @triton.jit(do_not_specialize=["B", "M", "N", "D", "share_size", "shares"])
 def hot_kernel(
     a, partial_ptr, hot_ptr, B, M, N, D, share_size, shares, HAS: tl.constexpr, WANT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    LOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """One program a tile of queries and share of latents, as in the row pass."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
@@ -55,11 +56,12 @@ def hot_kernel(
     if any_of(hot & inside):
         # A hot query's energies are summed; the others of the tile must do no harm.
         m = tl.where(hot, m, 0.0).to(dtype)[:, None]
+        free, late, _ = split_reference(coldness(beta)[:, None], m, LOW)
         beta = tl.where(hot, beta, 0.0)[:, None]
         mean = tl.where(hot, energy, 0.0).to(dtype)[:, None]
         safe_m = tl.minimum(offs_m, M - 1)
         y_at = (a.y_ptr + grid * a.y_stride + safe_m * D)[:, None]
-        scale_at = a.scale_ptr + grid * a.scale_stride_b + safe_m * a.scale_stride_m
+        scale_at = (a.scale_ptr + grid * a.scale_stride_b + safe_m * a.scale_stride_m)[:, None]
         sums = tl.zeros((BLOCK_M,), tl.float64)
         shift, spread = sums, sums
         first = share.to(tl.int64) * share_size
@@ -71,24 +73,24 @@ def hot_kernel(
             w = tl.where(valid, 1.0, 0.0).to(dtype)
             if LOG_WEIGHT & HAS:
                 w *= tl.exp2(tl.load(a.log_weight_ptr + grid * a.log_weight_stride + safe_n))
-            r = 0.0
+            above = -free
             if LATENT_ENERGY & HAS:
                 at_r = a.latent_energy_ptr + grid * a.latent_energy_stride + safe_n
-                r = tl.load(at_r)[None, :]
+                above = tl.load(at_r)[None, :] - free
             decoded_at = (a.decoded_ptr + grid * a.decoded_stride + safe_n * D)[None, :]
-            e = tile_energy(y_at, scale_at[:, None], decoded_at, r, D, BLOCK_M, BLOCK_N, HAS) - m
+            e = tile_energy(y_at, scale_at, decoded_at, above, D, BLOCK_M, BLOCK_N, HAS) - late
             ratio, _ = expm1_ratio(tl.where(beta == 0, 0.0, -beta * e))
             term = _without_infinity(e, beta, e * ratio)
             sums += _weighted(term, w)
             if ENERGY & WANT:
                 u = e - mean
                 x = tl.where(beta == 0, 0.0, -beta * u)
-                ratio, above = expm1_ratio(x)
+                ratio, less_1 = expm1_ratio(x)
                 shift += _weighted(_without_infinity(e, beta, u * ratio), w)
                 near = tl.abs(x) <= 0.5
                 series = u * u * entropy_series(tl.where(near, x, 0.0))
                 # e^x (x - 1) + 1, which is 1 where e^x is 0
-                far = tl.where(above > -1, (above + 1) * x - above, 1.0)
+                far = tl.where(less_1 > -1, (less_1 + 1) * x - less_1, 1.0)
                 by = tl.where(near, 1.0, beta)
                 spread += _weighted(tl.where(near, series, far / by / by), w)
         if (LOG_WEIGHT & HAS) == 0:

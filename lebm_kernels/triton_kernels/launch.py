@@ -93,8 +93,9 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
         )
     hot = torch.empty((3, cut.shares, B, M), **double)
     hot_kernel[programs](
-        a, partial, hot, B, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, **blocks
-    )
+        a, partial, hot, B, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, LOW=shape.low,
+        **blocks,
+    )  # fmt: skip
     outputs = Outputs(
         out.free_energy,
         out.state,
@@ -151,7 +152,7 @@ def _launch_columns(
         partial = grad.new_empty((sums, cut.shares, B, N), dtype=torch.float64)
         if shape.low:
             count = -(-M // cut.inner)
-            fields = D + 4 + D * (has & SCALE.value)
+            fields = D + 6 + D * (has & SCALE.value)
             packed = grad.new_empty((B, count, fields, cut.inner))
             strict = torch.empty((B, count), dtype=torch.int32, device=grad.device)
             pack_kernel[(B * count,)](
@@ -175,8 +176,9 @@ def _launch_columns(
     if out.log_weight is not None:
         partial = grad.new_empty((1, cut.shares, B, N), dtype=torch.float64)
         weights_kernel[programs](
-            a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, **blocks
-        )
+            a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, LOW=shape.low,
+            **blocks,
+        )  # fmt: skip
         merge_kernel[merge_programs](
             partial, out.log_weight, out.log_weight, B * N, 0, cut.shares, WANT=ENERGIES.value,
             BLOCK=_BLOCK, **options,

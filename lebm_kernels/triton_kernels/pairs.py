@@ -78,25 +78,24 @@ def differences(y, s, g, D: tl.constexpr, HAS: tl.constexpr):
 
 
 @triton.jit
-def energy_above(d, r, m, D: tl.constexpr, HAS: tl.constexpr, STRICT: tl.constexpr):
-    """E - m: the reference rides free in the first fma, unless E itself must be rounded first.
-
-    STRICT, the minimum has exactly m and others what their rounding leaves: the coldest need it,
-    where beta eps E is not small and any difference of rounding would decide.
-    """
-    if STRICT:
-        energy = tl.fma(d[0], d[0], 0.0)
-    elif LATENT_ENERGY & HAS:
-        energy = tl.fma(d[0], d[0], r - m)
-    else:
-        energy = tl.fma(d[0], d[0], -m)
+def energy_from(start, d, D: tl.constexpr):
+    """Start + sum_d d^2; a reference -m in ``start`` rides free."""
+    energy = tl.fma(d[0], d[0], start)
     for i in tl.static_range(1, D):
         energy = tl.fma(d[i], d[i], energy)
-    if STRICT:
-        if LATENT_ENERGY & HAS:
-            energy = energy + r
-        energy = energy - m
     return energy
+
+
+@triton.jit
+def split_reference(c, m, LOW: tl.constexpr = True):
+    """M as a sum of what E starts from and what is taken off when E is complete.
+
+    Riding free, m leaves the minimum an excess that is the rounding of its largest term. Where
+    beta times that is not small (and at infinity) such chance would decide: there E is rounded by
+    itself, so that the minimum's excess is exactly 0.
+    """
+    strict = c * m * rounding(m.dtype) > 0.5
+    return tl.where(strict, 0.0, m), tl.where(strict, m, 0.0), strict
 
 
 @triton.jit
@@ -104,29 +103,28 @@ def tile_energy(
     y_at,
     scale_at,
     decoded_at,
-    r,
+    start,
     D,
     shape_0: tl.constexpr,
     shape_1: tl.constexpr,
     HAS: tl.constexpr,
 ):
-    """E of a tile, any D; the pointers are to the first dimension, D contiguous.
+    """Start + sum_d d^2 of a tile, any D; the pointers are to the first dimension, D contiguous.
 
-    For D <= 4 its bits are those of :func:`energy_above` where STRICT.
+    For D <= 4 its bits are those of :func:`energy_from`.
     """
     dtype = decoded_at.dtype.element_ty
     energy = tl.zeros((shape_0, shape_1), dtype)
-    for start in range(0, D, SLAB):
-        part = tl.zeros((shape_0, shape_1), dtype)
-        for i in range(start, tl.minimum(start + SLAB, D)):
+    part = energy + start
+    for first in range(0, D, SLAB):
+        for i in range(first, tl.minimum(first + SLAB, D)):
             s = 1.0
             if SCALE & HAS:
                 s = tl.load(scale_at + i)
             d = difference(tl.load(y_at + i), s, tl.load(decoded_at + i), HAS)
             part = tl.fma(d, d, part)
         energy += part
-    if LATENT_ENERGY & HAS:
-        energy = energy + r
+        part = tl.zeros((shape_0, shape_1), dtype)
     return energy
 
 

@@ -25,9 +25,9 @@ from lebm_kernels.triton_kernels.pairs import (
     any_of,
     coldness,
     differences,
-    energy_above,
+    energy_from,
     largest,
-    rounding,
+    split_reference,
 )
 
 # What a row pass sums beside p, as bits of WANT.
@@ -78,7 +78,11 @@ def _sum_block(
     g, lw, r = latents
     y, s, c, m, k = query
     d = differences(y, s, g, D, HAS)
-    energy = energy_above(d, r, m, D, HAS, STRICT)
+    # Where STRICT, some queries' references are subtracted last: see split_reference.
+    free, late, _ = split_reference(c, m)
+    energy = energy_from(r - (free if STRICT else m), d, D)
+    if STRICT:
+        energy = energy - late
     if LOG_WEIGHT & HAS:
         p = tl.exp2(tl.fma(-c, energy, lw - k))
     else:
@@ -139,11 +143,10 @@ def _least_energy(
     """The least energy of every ``every``th latent, ``[BLOCK_M]``."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
     least = tl.full((BLOCK_M, BLOCK_N), float("inf"), dtype)
-    zero = tl.zeros((BLOCK_M, 1), dtype)
     for i in range(0, tl.cdiv(stop - first, every), BLOCK_N):
         at = first + (i + tl.arange(0, BLOCK_N)) * every
         g, lw, r = _load(_pointers(a, grid, tl.minimum(at, stop - 1), D), 0, D, HAS)
-        energy = energy_above(differences(y, s, g, D, HAS), r, zero, D, HAS, True)
+        energy = energy_from(r, differences(y, s, g, D, HAS), D)
         if LOG_WEIGHT & HAS:
             energy = tl.where(lw == float("-inf"), float("inf"), energy)
         # Those beyond the end are copies of the last, which is as good as any.
@@ -161,7 +164,7 @@ def _largest_exponent(
     for i in range(0, tl.cdiv(stop - first, every), BLOCK_N):
         at = first + (i + tl.arange(0, BLOCK_N)) * every
         g, lw, r = _load(_pointers(a, grid, tl.minimum(at, stop - 1), D), 0, D, HAS)
-        energy = energy_above(differences(y, s, g, D, HAS), r, m, D, HAS, True)
+        energy = energy_from(r, differences(y, s, g, D, HAS), D) - m
         largest_yet = tl.maximum(largest_yet, tl.fma(-c, energy, lw))
     return tl.max(largest_yet, axis=1)
 
@@ -242,7 +245,7 @@ def rows_kernel(
                 a, grid, first, steps, stop, query, D, HAS, WANT, FIELDS, BLOCK_M, BLOCK_N,
                 UNROLL, True, True,
             )  # fmt: skip
-        elif any_of(tl.reshape(c, (BLOCK_M,)) * m * rounding(dtype) > 0.5):
+        elif any_of(split_reference(tl.reshape(c, (BLOCK_M,)), m)[2]):
             sums = _sum_chunk(
                 a, grid, first, steps, stop, query, D, HAS, WANT, FIELDS, BLOCK_M, BLOCK_N,
                 UNROLL, True, False,

@@ -59,11 +59,12 @@ def tiled_columns_kernel(
         state_at = state_ptr + (grid * M + safe_m) * 3
         m = tl.load(state_at).to(dtype)[None, :]
         c = coldness(beta)
-        factor, rest = share_of(grad, tl.load(state_at + 1), N, c, HAS)
-        factor, rest = factor.to(dtype)[None, :], rest[None, :]
+        factor, whole, rest = share_of(grad, state_at, N, beta, HAS)
+        factor, whole, rest = factor[None, :], whole[None, :], rest[None, :]
         e = tile_energy(y_at, scale_at, decoded_at, r, D, BLOCK_N, BLOCK_M, HAS) - m
         if LOG_WEIGHT & HAS:
-            rest = rest + lw
+            whole = whole + lw
+        rest = whole + rest
         q = factor * tl.exp2(tl.fma(-c[None, :], e, rest))
         q = tl.where(inside[None, :], q, 0.0)
         if LOG_WEIGHT & HAS:

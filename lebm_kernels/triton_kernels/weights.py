@@ -18,6 +18,7 @@ from lebm_kernels.triton_kernels.pairs import (
     LOG2_E,
     coldness,
     expm1_ratio,
+    split_reference,
     tile_energy,
 )
 
@@ -25,7 +26,7 @@ from lebm_kernels.triton_kernels.pairs import (
 @triton.jit(do_not_specialize=["M", "N", "D", "share_size", "shares"])
 def weights_kernel(
     a, grad_ptr, state_ptr, partial_ptr, M, N, D, share_size, shares, HAS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    LOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of latents and share of the queries."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
@@ -55,14 +56,16 @@ def weights_kernel(
         state_at = state_ptr + (grid * M + safe_m) * 3
         m = tl.load(state_at).to(dtype)[None, :]
         log_sum = tl.load(state_at + 1)
-        gap = tl.load(state_at + 2).to(dtype)[None, :]
+        gap = tl.where(beta == float("inf"), 0.0, tl.load(state_at + 2)).to(dtype)[None, :]
         # L may be in the hundreds where weights are tiny: its whole part meets l before rounding.
         level = log_sum * LOG2_E
         whole = tl.floor(level + 0.5)
         rest = (level - whole).to(dtype)[None, :]
         c = coldness(beta)[None, :]
+        free, late, _ = split_reference(c, m, LOW)
         beta = beta[None, :]
-        e = tile_energy(y_at, scale_at, decoded_at, r, D, BLOCK_N, BLOCK_M, HAS) - m
+        e = tile_energy(y_at, scale_at, decoded_at, r - free, D, BLOCK_N, BLOCK_M, HAS)
+        e = e - late
         cooled = c * e
         p = tl.exp2((lw - whole.to(dtype)[None, :]) - rest - cooled)
         tau = -cooled * LN_2 - log_sum.to(dtype)[None, :]
