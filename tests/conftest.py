@@ -9,8 +9,10 @@ from functools import partial
 from typing import Any
 
 import emulated_cuda
+import interpreter
 import numpy as np
 import numpy.typing as npt
+import on_gpu
 import pytest
 import torch
 from oracle import Array, exact, remembered, to_array
@@ -28,10 +30,12 @@ KERNELS = tuple(
 )
 """What must run in every test: the tests' tensors are on the CPU."""
 
-if emulated_cuda.unavailable("cpu") is None:
-    # The kernels of the native backend on CUDA, as the CPU runs them.
-    _TABLE["cuda"] = emulated_cuda
-    KERNELS += ("cuda",)
+# The kernels of GPUs, as the CPU runs them; and on a GPU, where there is one.
+STAND_INS = {"emulated_cuda": emulated_cuda, **on_gpu.STAND_INS}
+for _name, _module in STAND_INS.items():
+    if _module.unavailable("cpu") is None:
+        _TABLE[_name] = _module
+        KERNELS += (_name,)
 
 BETAS = (0.0, 1e-12, 1e-7, 1e-3, 0.1, 1.0, 30.0, 1e4, 1e12, float("inf"))
 """From hot to cold."""
@@ -69,6 +73,8 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
     if os.environ.get("LEBM_KERNELS_EXPECT_GPU") == "1" and collect_ignore:
         raise pytest.UsageError("LEBM_KERNELS_EXPECT_GPU=1, and PyTorch sees no GPU")
+    if "triton" in KERNELS:
+        interpreter.patch_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -63,9 +63,8 @@ def _without_cuda() -> str | None:
 def describe() -> str:
     """One line for the table of backends."""
     on_cuda = unavailable("cuda")
-    return (
-        f"C++ with {instruction_set()} on {torch.get_num_threads()} threads; "
-        + (f"not on CUDA: {on_cuda}" if on_cuda else "CUDA C++")
+    return f"C++ with {instruction_set()} on {torch.get_num_threads()} threads; " + (
+        f"not on CUDA: {on_cuda}" if on_cuda else "CUDA C++"
     )
 
 

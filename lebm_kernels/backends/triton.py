@@ -1,8 +1,71 @@
-"""The Triton backend's place in the table: its kernels are not written yet."""
+"""The kernels in Triton: just-in-time for NVIDIA GPUs, or Triton's interpreter in the tests."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+
+# Once, at import: torch.compile traces the choice of a backend, and cannot trace this.
+_FAILURE = None if importlib.util.find_spec("triton") else "Triton is not installed"
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+_LOCK = threading.Lock()
+
 
 def unavailable(device: str) -> str | None:
-    """Why it cannot run on tensors of that device type."""
-    return "its kernels are not part of this version"
+    """Why it cannot run on tensors of that device type, or None."""
+    if _FAILURE is not None:
+        return _FAILURE
+    if device == "cpu":
+        return (
+            None if _INTERPRETED else "on a CPU it only runs interpreted, under TRITON_INTERPRET=1"
+        )
+    if device != "cuda":
+        return f"it has no kernels for {device}"
+    if not torch.cuda.is_available():
+        return "no GPU is visible"
+    properties = torch.cuda.get_device_properties(0)
+    if properties.major < 8:
+        return f"{properties.name} is older than the sm_80 that Triton compiles for"
+    return None
+
+
+def describe() -> str:
+    """One line for the table of backends."""
+    return "Triton, interpreted" if _INTERPRETED else "Triton, compiled when first used"
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """The interpreter keeps its place in a global; NumPy need not warn of what kernels expect."""
+    if not _INTERPRETED:
+        yield
+        return
+    with _LOCK, np.errstate(all="ignore"):
+        yield
+
+
+def rows(problem: Problem, want: RowWants) -> Rows:
+    """See :mod:`lebm_kernels.backends.contract`."""
+    from lebm_kernels.triton_kernels import launch
+
+    with _running():
+        return launch.rows(problem, want)
+
+
+def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
+    """See :mod:`lebm_kernels.backends.contract`."""
+    from lebm_kernels.triton_kernels import launch
+
+    with _running():
+        return launch.columns(problem, grad, state, want)

@@ -1,0 +1,162 @@
+"""The problem as the kernels take it, and the table of block sizes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from triton import knobs
+
+from lebm_kernels.backends.contract import Problem
+
+INTERPRETED = bool(knobs.runtime.interpret)
+"""Whether kernels run in Triton's interpreter, on the CPU."""
+
+
+class Arguments(NamedTuple):
+    """Pointers and what separates grids (and queries); within a grid all is dense.
+
+    An argument that the problem lacks points to the latents and is not read. The sizes and the
+    bits of what there is, are passed beside it.
+    """
+
+    y_ptr: Tensor
+    decoded_ptr: Tensor
+    beta_ptr: Tensor
+    scale_ptr: Tensor
+    log_weight_ptr: Tensor
+    latent_energy_ptr: Tensor
+    y_stride: int
+    decoded_stride: int
+    beta_stride_b: int
+    beta_stride_m: int
+    scale_stride_b: int
+    scale_stride_m: int
+    log_weight_stride: int
+    latent_energy_stride: int
+
+
+class Shape(NamedTuple):
+    """The sizes of a problem and the bits of the arguments it has."""
+
+    B: int
+    M: int
+    N: int
+    D: int
+    has: int
+    wide: bool
+
+    @property
+    def low(self) -> bool:
+        """Whether all dimensions fit into registers."""
+        return self.D <= 4
+
+
+def _dense(x: Tensor) -> tuple[Tensor, int]:
+    """The tensor with each grid's part contiguous, copied only if it is not; the grids' stride."""
+    if x.shape[0] == 0 or x[0].is_contiguous():
+        return x, x.stride(0)
+    return x.contiguous(), math.prod(x.shape[1:])
+
+
+def unpack(problem: Problem) -> tuple[Arguments, Shape]:
+    """The arguments of the kernels; log-weights are to be log2 w already."""
+    (B, M, D), N = problem.y.shape, problem.decoded.shape[1]
+    y, y_stride = _dense(problem.y)
+    decoded, decoded_stride = _dense(problem.decoded)
+    scale, log_weight, latent_energy = decoded, decoded, decoded
+    scale_strides, log_weight_stride, latent_energy_stride, has = (0, 0), 0, 0, 0
+    if problem.scale is not None:
+        # One for all queries stays one.
+        scale = problem.scale if problem.scale.stride(-1) == 1 else problem.scale.contiguous()
+        scale_strides, has = (scale.stride(0), scale.stride(1)), has | 1
+    if problem.log_weight is not None:
+        (log_weight, log_weight_stride), has = _dense(problem.log_weight), has | 2
+    if problem.latent_energy is not None:
+        (latent_energy, latent_energy_stride), has = _dense(problem.latent_energy), has | 4
+    arguments = Arguments(
+        y,
+        decoded,
+        problem.beta,
+        scale,
+        log_weight,
+        latent_energy,
+        y_stride,
+        decoded_stride,
+        *problem.beta.stride(),
+        *scale_strides,
+        log_weight_stride,
+        latent_energy_stride,
+    )
+    return arguments, Shape(B, M, N, D, has, y.dtype == torch.float64)
+
+
+class Plan(NamedTuple):
+    """How a pass is cut: a tile of what is kept, blocks of what is summed over, and shares of it.
+
+    Results depend on ``inner``, ``chunk`` and ``shares`` by the order of their sums, so none of
+    them depends on what is wanted.
+    """
+
+    outer: int
+    inner: int
+    chunk: int
+    unroll: int
+    shares: int
+    share_size: int
+    warps: int
+
+    def programs(self, size: int, B: int) -> int:
+        """How many programs there are for ``size`` of what is kept, in each of B grids."""
+        return -(-size // self.outer) * self.shares * B
+
+
+# Pairs that a tile holds, threads that hold them, and blocks between two crossings of threads:
+# 16 pairs a thread share the loads of one latent; 128 terms, added in one float32, round by a few
+# eps at most. Queries (or latents) of more numbers leave room for fewer: 255 registers a thread.
+_PAIRS, _WARPS, _CHUNK, _UNROLL = 2048, 4, 128, 4
+# In the interpreter an operation costs the same for any tile up to about this size.
+_INTERPRETED_PAIRS, _INTERPRETED_CHUNK = 1 << 15, 4
+# Programs worth having: enough for every multiprocessor to hold its fill, a few times over.
+_WAVES = 8
+
+
+def _power_of_two(x: int) -> int:
+    return 1 << max(x - 1, 0).bit_length()
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def plan(shape: Shape, device: torch.device, *, columns: bool = False) -> Plan:
+    """The plan of a pass: queries kept and latents summed over, or the other way for columns."""
+    kept, summed = (shape.N, shape.M) if columns else (shape.M, shape.N)
+    pairs, chunk = (_INTERPRETED_PAIRS, _INTERPRETED_CHUNK) if INTERPRETED else (_PAIRS, _CHUNK)
+    if not INTERPRETED:
+        # What a query keeps in registers beside the sums, in numbers: y, and s where there is one.
+        if not columns and shape.low and shape.D * (2 if shape.has & 1 else 1) > 2:
+            pairs //= 2
+        if shape.wide or (columns and shape.D == 4):
+            pairs //= 2
+    threads = _WARPS * 32
+    if INTERPRETED:
+        outer = min(64, _power_of_two(kept))
+        inner = min(pairs // outer, _power_of_two(summed))
+        outer = min(pairs // inner, _power_of_two(kept))
+    else:
+        inner = min(threads if shape.low else 4 * threads, _power_of_two(summed))
+        outer = min(pairs // inner, _power_of_two(kept))
+    tiles = -(-kept // outer) * max(shape.B, 1)
+    target = 3 if INTERPRETED else _WAVES * _multiprocessors(device)
+    blocks = -(-summed // inner)
+    shares = max(1, min(target // max(tiles, 1), blocks // (1 if INTERPRETED else 4)))
+    share_size = -(-blocks // shares) * inner
+    shares = -(-summed // share_size)
+    return Plan(outer, inner, chunk, _UNROLL, shares, share_size, _WARPS)

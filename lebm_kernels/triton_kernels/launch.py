@@ -1,0 +1,197 @@
+"""Which kernels run for a row pass and for a column pass, on what workspace."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.backends.chunked import normalised
+from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.triton_kernels.arguments import Arguments, Plan, Shape, plan, unpack
+from lebm_kernels.triton_kernels.columns import (
+    DECODED,
+    ENERGIES,
+    columns_kernel,
+    merge_kernel,
+    pack_kernel,
+)
+from lebm_kernels.triton_kernels.finish import finish_kernel
+from lebm_kernels.triton_kernels.hot import hot_kernel
+from lebm_kernels.triton_kernels.index import least_kernel, merge_least_kernel
+from lebm_kernels.triton_kernels.pairs import LOG2_E, SCALE
+from lebm_kernels.triton_kernels.rows import ENERGY, MEAN, PULL, STRETCH, rows_kernel
+from lebm_kernels.triton_kernels.tiled_columns import tiled_columns_kernel
+from lebm_kernels.triton_kernels.tiled_rows import tiled_rows_kernel
+from lebm_kernels.triton_kernels.weights import weights_kernel
+
+# No product is fused with a sum but by an explicit fma: see pairs.py.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
+_BLOCK = 128
+
+
+class Outputs(NamedTuple):
+    """Where finish_kernel writes; what is not wanted points to the free energy."""
+
+    free_energy_ptr: Tensor
+    state_ptr: Tensor
+    slope_y_ptr: Tensor
+    slope_scale_ptr: Tensor
+    slope_beta_ptr: Tensor
+    mean_ptr: Tensor
+
+
+def _prepared(problem: Problem) -> Problem:
+    """Log-weights normalised, in bits."""
+    if problem.log_weight is None:
+        return problem
+    problem = normalised(problem)
+    return problem._replace(log_weight=problem.log_weight * LOG2_E.value)
+
+
+def rows(problem: Problem, want: RowWants) -> Rows:
+    """See :mod:`lebm_kernels.backends.contract`."""
+    B, M, D = problem.y.shape
+    new, vector = problem.y.new_empty, (B, M, D)
+    out = Rows(
+        free_energy=new((B, M)),
+        state=new((B, M, 3), dtype=torch.float64),
+        slope_y=new(vector) if want.slope_y else None,
+        slope_scale=new(vector) if want.slope_scale else None,
+        slope_beta=new((B, M)) if want.slope_beta else None,
+        mean=new(vector) if want.mean else None,
+        index=new((B, M), dtype=torch.int64) if want.index else None,
+    )
+    if B * M == 0:
+        return out
+    arguments, shape = unpack(_prepared(problem))
+    with torch.cuda.device_of(problem.y):
+        _launch_rows(arguments, shape, out)
+    return out
+
+
+def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
+    B, M, N, D, has, _ = shape
+    vectors = {PULL: out.slope_y, STRETCH: out.slope_scale, MEAN: out.mean}
+    wanted = [bit.value for bit, x in vectors.items() if x is not None]
+    want = sum(wanted) + (0 if out.slope_beta is None else ENERGY.value)
+    cut = plan(shape, a.y_ptr.device)
+    programs = (cut.programs(M, B),)
+    options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
+    blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
+    double = {"dtype": torch.float64, "device": a.y_ptr.device}
+    partial = torch.empty((4 + D * len(wanted), cut.shares, B, M), **double)
+    if shape.low:
+        rows_kernel[programs](
+            a, partial, M, N, cut.share_size, cut.shares, D=D, HAS=has, WANT=want,
+            CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
+        )  # fmt: skip
+    else:
+        tiled_rows_kernel[programs](
+            a, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, **blocks
+        )
+    hot = torch.empty((3, cut.shares, B, M), **double)
+    hot_kernel[programs](
+        a, partial, hot, B, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, LOW=shape.low,
+        **blocks,
+    )  # fmt: skip
+    outputs = Outputs(
+        out.free_energy,
+        out.state,
+        *(
+            out.free_energy if x is None else x
+            for x in (out.slope_y, out.slope_scale, out.slope_beta, out.mean)
+        ),
+    )
+    finish_kernel[(-(-B * M // _BLOCK),)](
+        a,
+        partial,
+        hot,
+        outputs,
+        B,
+        M,
+        N,
+        D,
+        cut.shares,
+        HAS=has,
+        WANT=want,
+        BLOCK=_BLOCK,
+        **options,
+    )
+    if out.index is not None:
+        energy = out.free_energy.new_empty((cut.shares, B, M))
+        place = torch.empty((cut.shares, B, M), dtype=torch.int64, device=energy.device)
+        least_kernel[programs](
+            a, energy, place, B, M, N, D, cut.share_size, cut.shares, HAS=has, **blocks
+        )
+        merge_least_kernel[(-(-B * M // _BLOCK),)](
+            energy, place, out.index, B * M, cut.shares, BLOCK=_BLOCK, **options
+        )
+
+
+def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
+    """See :mod:`lebm_kernels.backends.contract`."""
+    B, N, D = problem.decoded.shape
+    # Float64 sums are stored as such only where shares of them are to be merged.
+    new = problem.y.new_zeros if grad.numel() == 0 else problem.y.new_empty
+    out = Columns(
+        decoded=new((B, N, D)) if want.decoded else None,
+        log_weight=new((B, N)) if want.log_weight else None,
+        latent_energy=new((B, N)) if want.latent_energy else None,
+    )
+    if grad.numel() == 0:
+        return out
+    arguments, shape = unpack(_prepared(problem))
+    with torch.cuda.device_of(problem.y):
+        cut = plan(shape, grad.device, columns=True)
+        _launch_columns(arguments, shape, cut, grad.contiguous(), state.contiguous(), out)
+    return out
+
+
+def _launch_columns(
+    a: Arguments, shape: Shape, cut: Plan, grad: Tensor, state: Tensor, out: Columns
+) -> None:
+    B, M, N, D, has, _ = shape
+    programs = (cut.programs(N, B),)
+    options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
+    blocks: dict[str, Any] = {"BLOCK_M": cut.inner, "BLOCK_N": cut.outer, **options}
+    merge_programs = (-(-B * N // _BLOCK),)
+    want = (out.decoded is not None) * DECODED.value
+    want += (out.latent_energy is not None) * ENERGIES.value
+    sums = D * (out.decoded is not None) + (out.latent_energy is not None)
+    if want:
+        partial = grad.new_empty((sums, cut.shares, B, N), dtype=torch.float64)
+        if shape.low:
+            count = -(-M // cut.inner)
+            fields = D + 6 + D * (has & SCALE.value)
+            packed = grad.new_empty((B, count, fields, cut.inner))
+            strict = torch.empty((B, count), dtype=torch.int32, device=grad.device)
+            pack_kernel[(B * count,)](
+                a, grad, state, packed, strict, M, N, D=D, HAS=has, BLOCK_M=cut.inner, **options
+            )
+            columns_kernel[programs](
+                a, packed, strict, partial, M, N, cut.share_size // cut.inner, cut.shares, D=D,
+                HAS=has, WANT=want, CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
+            )  # fmt: skip
+        else:
+            tiled_columns_kernel[programs](
+                a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want,
+                **blocks,
+            )  # fmt: skip
+        decoded = grad if out.decoded is None else out.decoded
+        latent_energy = grad if out.latent_energy is None else out.latent_energy
+        merge_kernel[merge_programs](
+            partial, decoded, latent_energy, B * N, D, cut.shares, WANT=want, BLOCK=_BLOCK,
+            **options,
+        )  # fmt: skip
+    if out.log_weight is not None:
+        partial = grad.new_empty((1, cut.shares, B, N), dtype=torch.float64)
+        weights_kernel[programs](
+            a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, LOW=shape.low,
+            **blocks,
+        )  # fmt: skip
+        merge_kernel[merge_programs](
+            partial, out.log_weight, out.log_weight, B * N, 0, cut.shares, WANT=ENERGIES.value,
+            BLOCK=_BLOCK, **options,
+        )  # fmt: skip

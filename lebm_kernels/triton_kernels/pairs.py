@@ -1,0 +1,170 @@
+"""What is done to a pair (query, latent), or to a tile of them.
+
+    difference  d = y - s g                     s = 1 where there is no scale
+    energy      E = sum_d d^2 + r
+    share       p = exp2(l - k - c (E - m))     c = beta log2 e, l = log2 w; m and k belong to the query
+
+A tile's first dimension is what a program keeps, its second what it sums over: [queries, latents]
+in a row pass, [latents, queries] in a column pass. Operands have one dimension of size 1, so that
+the same code serves both. All products that are added are explicit ``fma`` and the compiler is
+told to fuse no other, so that two kernels that compute one quantity find the same bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Which arguments a problem has, as bits of HAS.
+SCALE = tl.constexpr(1)
+LOG_WEIGHT = tl.constexpr(2)
+LATENT_ENERGY = tl.constexpr(4)
+
+# Products summed at once: a sum of partial sums rounds less than one long sum.
+SLAB = tl.constexpr(32)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+# As cold as infinity: what is not the minimum, to the last bit, has no share.
+COLDEST = tl.constexpr(2.0**100)
+# No energy is larger but infinity; a reference that no energy has set.
+LARGEST32 = tl.constexpr(3.0e38)
+LARGEST64 = tl.constexpr(1.5e308)
+
+
+@triton.jit
+def largest(dtype: tl.constexpr):
+    """A number beyond which energies count as infinite."""
+    if dtype == tl.float64:
+        return LARGEST64
+    else:
+        return LARGEST32
+
+
+@triton.jit
+def rounding(dtype: tl.constexpr):
+    """The spacing of numbers near 1."""
+    if dtype == tl.float64:
+        return 2.220446049250313e-16
+    else:
+        return 1.1920928955078125e-07
+
+
+@triton.jit
+def coldness(beta):
+    """C = beta log2 e, at most COLDEST; NaN of what is no temperature stays."""
+    c = beta.to(tl.float64) * LOG2_E
+    return tl.where(c > COLDEST, COLDEST, c).to(beta.dtype)
+
+
+@triton.jit
+def difference(y, s, g, HAS: tl.constexpr):
+    """One dimension of y - s g."""
+    if SCALE & HAS:
+        return tl.fma(-s, g, y)
+    else:
+        return y - g
+
+
+@triton.jit
+def differences(y, s, g, D: tl.constexpr, HAS: tl.constexpr):
+    """Every dimension of y - s g, as a tuple."""
+    d = ()
+    for i in tl.static_range(D):
+        if SCALE & HAS:
+            d = d + (tl.fma(-s[i], g[i], y[i]),)
+        else:
+            d = d + (y[i] - g[i],)
+    return d
+
+
+@triton.jit
+def energy_from(start, d, D: tl.constexpr):
+    """Start + sum_d d^2; a reference -m in ``start`` rides free."""
+    energy = tl.fma(d[0], d[0], start)
+    for i in tl.static_range(1, D):
+        energy = tl.fma(d[i], d[i], energy)
+    return energy
+
+
+@triton.jit
+def split_reference(c, m, LOW: tl.constexpr = True):
+    """M as a sum of what E starts from and what is taken off when E is complete.
+
+    Riding free, m leaves the minimum an excess that is the rounding of its largest term. Where
+    beta times that is not small (and at infinity) such chance would decide: there E is rounded by
+    itself, so that the minimum's excess is exactly 0.
+    """
+    strict = c * m * rounding(m.dtype) > 0.5
+    return tl.where(strict, 0.0, m), tl.where(strict, m, 0.0), strict
+
+
+@triton.jit
+def tile_energy(
+    y_at,
+    scale_at,
+    decoded_at,
+    start,
+    D,
+    shape_0: tl.constexpr,
+    shape_1: tl.constexpr,
+    HAS: tl.constexpr,
+):
+    """Start + sum_d d^2 of a tile, any D; the pointers are to the first dimension, D contiguous.
+
+    For D <= 4 its bits are those of :func:`energy_from`.
+    """
+    dtype = decoded_at.dtype.element_ty
+    energy = tl.zeros((shape_0, shape_1), dtype)
+    part = energy + start
+    for first in range(0, D, SLAB):
+        for i in range(first, tl.minimum(first + SLAB, D)):
+            s = 1.0
+            if SCALE & HAS:
+                s = tl.load(scale_at + i)
+            d = difference(tl.load(y_at + i), s, tl.load(decoded_at + i), HAS)
+            part = tl.fma(d, d, part)
+        energy += part
+        part = tl.zeros((shape_0, shape_1), dtype)
+    return energy
+
+
+@triton.jit
+def expm1_ratio(x):
+    """Psi(x) = (e^x - 1)/x, and 1 at 0; also e^x - 1, both for x <= 0 or small."""
+    near = tl.abs(x) <= 0.5
+    u = tl.where(near, x, 0.0)
+    TERMS: tl.constexpr = 15 if x.dtype == tl.float64 else 9
+    series = u * 0.0 + 1.0
+    for i in tl.static_range(TERMS):
+        series = tl.fma(series, u * (1.0 / (TERMS + 1 - i)), 1.0)
+    far = tl.exp2(x * LOG2_E) - 1.0
+    away = tl.where(near, 1.0, x)
+    return tl.where(near, series, far / away), tl.where(near, u * series, far)
+
+
+@triton.jit
+def entropy_series(x):
+    """Phi(x) = (e^x (x - 1) + 1)/x^2 for ``|x| <= 1/2``."""
+    TERMS: tl.constexpr = 15 if x.dtype == tl.float64 else 9
+    series = x * 0.0 + 1.0
+    for i in tl.static_range(TERMS):
+        # a_k = (k - 1)/k!: its ratio to the one before is k / ((k - 1)(k + 1)), from k + 1 to k.
+        k: tl.constexpr = TERMS + 1 - i
+        series = tl.fma(series, x * (k / ((k - 1.0) * (k + 1.0))), 1.0)
+    return 0.5 * series
+
+
+@triton.jit
+def add_to(at, inside, shrink, term):
+    """The sum at ``at``, shrunk, with a tile's row sums added."""
+    total = tl.load(at, mask=inside, other=0.0) * shrink
+    total += tl.sum(term, axis=1).to(tl.float64)
+    # Several threads have read what one of them writes.
+    tl.debug_barrier()
+    tl.store(at, total, mask=inside)
+
+
+@triton.jit
+def any_of(flags):
+    """Whether a vector of flags has one set, as a scalar."""
+    return tl.max(flags.to(tl.int32), axis=0) > 0

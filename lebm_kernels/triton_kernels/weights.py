@@ -1,0 +1,80 @@
+"""The gradient of the log-weights, latents outside, any D.
+
+    dF/dl[n] = -(p - w)/beta = w (E - F) psi(tau),    tau = log(p/w) = -beta (E - m) - L,
+    psi(x) = (e^x - 1)/x
+
+the second form where tau is near 0; summed over queries with the incoming gradient G. Shares of the
+queries go to ``partial[share, b, n]``, float64.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lebm_kernels.triton_kernels.pairs import (
+    LATENT_ENERGY,
+    LN_2,
+    LOG2_E,
+    coldness,
+    expm1_ratio,
+    split_reference,
+    tile_energy,
+)
+
+
+@triton.jit(do_not_specialize=["M", "N", "D", "share_size", "shares"])
+def weights_kernel(
+    a, grad_ptr, state_ptr, partial_ptr, M, N, D, share_size, shares, HAS: tl.constexpr,
+    LOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One program a tile of latents and share of the queries."""
+    dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
+    tiles = tl.cdiv(N, BLOCK_N).to(tl.int32)
+    tile = tl.program_id(0) % tiles
+    share = tl.program_id(0) // tiles % shares
+    grid = (tl.program_id(0) // tiles // shares).to(tl.int64)
+    offs_n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    safe_n = tl.minimum(offs_n, N - 1)
+    lw = tl.load(a.log_weight_ptr + grid * a.log_weight_stride + safe_n)[:, None]
+    r = 0.0
+    if LATENT_ENERGY & HAS:
+        r = tl.load(a.latent_energy_ptr + grid * a.latent_energy_stride + safe_n)[:, None]
+    decoded_at = (a.decoded_ptr + grid * a.decoded_stride + safe_n * D)[:, None]
+    w = tl.exp2(lw)
+    total = tl.zeros((BLOCK_N,), tl.float64)
+    first = share.to(tl.int64) * share_size
+    stop = tl.minimum(first + share_size, M)
+    for start in range(first, stop, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)
+        inside = offs_m < stop
+        safe_m = tl.minimum(offs_m, stop - 1)
+        y_at = (a.y_ptr + grid * a.y_stride + safe_m * D)[None, :]
+        scale_at = (a.scale_ptr + grid * a.scale_stride_b + safe_m * a.scale_stride_m)[None, :]
+        beta = tl.load(a.beta_ptr + grid * a.beta_stride_b + safe_m * a.beta_stride_m)
+        grad = tl.load(grad_ptr + grid * M + offs_m, mask=inside, other=0.0)[None, :]
+        state_at = state_ptr + (grid * M + safe_m) * 3
+        m = tl.load(state_at).to(dtype)[None, :]
+        log_sum = tl.load(state_at + 1)
+        gap = tl.where(beta == float("inf"), 0.0, tl.load(state_at + 2)).to(dtype)[None, :]
+        # L may be in the hundreds where weights are tiny: its whole part meets l before rounding.
+        level = log_sum * LOG2_E
+        whole = tl.floor(level + 0.5)
+        rest = (level - whole).to(dtype)[None, :]
+        c = coldness(beta)[None, :]
+        free, late, _ = split_reference(c, m, LOW)
+        beta = beta[None, :]
+        e = tile_energy(y_at, scale_at, decoded_at, r - free, D, BLOCK_N, BLOCK_M, HAS)
+        e = e - late
+        cooled = c * e
+        p = tl.exp2((lw - whole.to(dtype)[None, :]) - rest - cooled)
+        tau = -cooled * LN_2 - log_sum.to(dtype)[None, :]
+        near = tl.abs(tau) <= 0.5
+        ratio, _ = expm1_ratio(tl.where(near, tau, 0.0))
+        term = tl.where(near, w * (e - gap) * ratio, (w - p) / tl.where(near, 1.0, beta))
+        # A dropped latent has weight 0, and any energy.
+        term = tl.where(lw == float("-inf"), 0.0, grad * term)
+        total += tl.sum(tl.where(inside[None, :], term, 0.0), axis=1).to(tl.float64)
+    size = tl.num_programs(0).to(tl.int64) // tiles * N
+    out = partial_ptr + share * (size // shares) + grid * N + offs_n
+    tl.store(out, total, mask=offs_n < N)
