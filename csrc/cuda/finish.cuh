@@ -118,8 +118,8 @@ __device__ __forceinline__ void finish_vectors(const RowTask<T>& task, int64_t q
 }
 
 template <typename T, int kD, int kWants>
-__device__ __noinline__ void finish_narrow(const RowTask<T>& task, int64_t b, int64_t m,
-                                           const double (&fields)[kFields<kD, kWants>]) {
+__device__ __forceinline__ void finish_narrow(const RowTask<T>& task, int64_t b, int64_t m,
+                                              const double (&fields)[kFields<kD, kWants>]) {
   const int64_t query = b * task.problem.M + m;
   const Totals t = totals_of<T, kD, kWants>(fields);
   finish_vectors<T, kD, kWants>(task, query, finish_warm(task, b, m, t), t);
@@ -131,8 +131,9 @@ __device__ __noinline__ void finish_narrow(const RowTask<T>& task, int64_t b, in
 // After a second look: fields as of kEverything, where a hot query has `minus` for the first of its
 // vectors, and - largest for the least energy.
 template <typename T, int kD>
-__device__ __noinline__ void finish_second(const RowTask<T>& task, int64_t b, int64_t m, Mode mode,
-                                           const double (&fields)[kFields<kD, kEverything>]) {
+__device__ __forceinline__ void finish_second(const RowTask<T>& task, int64_t b, int64_t m,
+                                              Mode mode,
+                                              const double (&fields)[kFields<kD, kEverything>]) {
   const Totals t = totals_of<T, kD, kEverything>(fields);
   if (mode == Mode::kHot) {
     finish_hot(task, b, m, t, t.residual[0], -fields[kFields<kD, kEverything> - 2]);

@@ -29,12 +29,13 @@ struct SecondSums {
   }
 };
 
+// E - m is exactly 0 at the reference here, so that one latent, or equal ones, have no slope.
 template <typename T, int kD>
 __device__ void add_hot(const Query<T, kD, true>& query, T beta, const T* record,
                         SecondSums<T, kD>& sums) {
   const T w = power(record[kD]);
   if (!(w > T(0))) return;
-  const T e = query.energy(record, record[kD + 1] - query.m);
+  const T e = query.energy(record, record[kD + 1]) - query.m;
   const T minus = e < infinity(T()) ? power_minus_1(-beta * e) : T(-1);
   sums.chunk[0] += w;
   sums.chunk[1] = fused(w, e, sums.chunk[1]);
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kThreads)
       if (kRelative) {
         const T w = power(record[kD]);
         if (w > T(0)) {
-          const T e = query.energy(record, record[kD + 1] - query.m);
+          const T e = query.energy(record, record[kD + 1]) - query.m;
           const T inverse = beta > T(0) ? T(1) / beta : T(0);
           sums.chunk[0] += w;
           sums.chunk[1] += relative_term(beta, inverse, e, gap, w);
