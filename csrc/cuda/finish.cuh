@@ -62,8 +62,8 @@ __device__ double finish_warm(const RowTask<T>& task, int64_t b, int64_t m, cons
   return t.sum;
 }
 
-// The second look at a query near its reference: t.sum is that of w, t.energy of w (E - m), minus
-// of w (exp(-beta (E - m)) - 1), and largest the largest E - m.
+// The second look at a query near its reference, of energies e = E - m - a: t.sum is that of w,
+// t.energy of w e, minus of w (exp(-beta e) - 1), and largest the largest e.
 template <typename T>
 __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const Totals& t,
                            double minus, double largest) {
@@ -73,7 +73,8 @@ __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const T
   if (beta != 0 && !(L > 1.2 * kHot && L < kTepid)) return;
   // Below rounding, the second-order term -beta Var/2 cannot be seen, and exponents may underflow.
   const bool flat = beta == 0 || beta * largest <= double(Range<T>::kEps) / 4;
-  store_state(task.out, b * task.problem.M + m, t.m, L, flat ? t.energy / t.sum : -L / beta);
+  const double gap = flat ? t.energy / t.sum : -L / beta;
+  store_state(task.out, b * task.problem.M + m, t.m, L - beta * t.a, gap + t.a);
 }
 
 // The second look at beta = inf: the sums are over the latents of least energy.
