@@ -278,10 +278,9 @@ def build(sources: list[Path], objects: Path) -> tuple[Path, str | None]:
             raise Unavailable("built without CUDA on purpose (LEBM_KERNELS_CUDA=0)")
         return build_library(sources, objects, cuda=True), None
     except Unavailable as error:
-        library = build_library(sources, objects, cuda=False)
         if mode == "1":
             raise SystemExit(f"LEBM_KERNELS_CUDA=1 asks for CUDA: {error}") from error
-        return library, str(error)
+        return build_library(sources, objects, cuda=False), str(error)
 
 
 class BuildNative(build_ext):

@@ -61,6 +61,12 @@ inline std::vector<int64_t> sizes(const Tensor& x, int64_t count,
   return result;
 }
 
+// Throws if a call of PyTorch's C interface failed. PyTorch's own word for it has one name in 2.10
+// and another later.
+inline void require(AOTITorchError error, const char* what) {
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "lebm_kernels: ", what, " failed");
+}
+
 // Memory on a device. Through the dispatcher, as torch::stable::new_empty goes, it takes as long as
 // a small problem.
 inline Tensor empty(const std::vector<int64_t>& size, ScalarType dtype, int32_t device_type,
@@ -72,8 +78,9 @@ inline Tensor empty(const std::vector<int64_t>& size, ScalarType dtype, int32_t 
                        : dtype == ScalarType::Double ? aoti_torch_dtype_float64()
                                                      : aoti_torch_dtype_float32();
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(size.size()), size.data(), stride.data(), code, device_type, device_index, &handle));
+  require(aoti_torch_empty_strided(int64_t(size.size()), size.data(), stride.data(), code,
+                                   device_type, device_index, &handle),
+          "allocating memory");
   return Tensor(handle);
 }
 

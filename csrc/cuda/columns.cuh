@@ -29,7 +29,7 @@ ColumnTask<T> plan_columns(const Problem<T>& p, const ColumnArguments<T>& argume
     const bool has_extras = general || p.log_weight.data || p.latent_energy.data;
     task.width = ((general ? kExtended : kBasic) + (has_scale ? 2 : 1) * p.D + 3) / 4 * 4;
     task.fields = p.D + (has_extras ? 1 : 0) + (general ? 1 : 0);
-    task.latents_a_thread = p.N >= 128 && !general ? 4 : 1;
+    task.latents_a_thread = p.N >= kMany && !general ? 4 : 1;
     task.latent_threads = threads_for(p.N, task.latents_a_thread);
     const int64_t blocks =
         max(p.B * divide_up(p.N, int64_t(task.latent_threads) * task.latents_a_thread), int64_t(1));

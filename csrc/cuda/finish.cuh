@@ -62,8 +62,8 @@ __device__ double finish_warm(const RowTask<T>& task, int64_t b, int64_t m, cons
   return t.sum;
 }
 
-// The second look at a query near its reference: t.sum is that of w, t.energy of w (E - m), minus
-// of w (exp(-beta (E - m)) - 1), and largest the largest E - m.
+// The second look at a query near its reference, of energies e = E - m - a: t.sum is that of w,
+// t.energy of w e, minus of w (exp(-beta e) - 1), and largest the largest e.
 template <typename T>
 __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const Totals& t,
                            double minus, double largest) {
@@ -73,7 +73,8 @@ __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const T
   if (beta != 0 && !(L > 1.2 * kHot && L < kTepid)) return;
   // Below rounding, the second-order term -beta Var/2 cannot be seen, and exponents may underflow.
   const bool flat = beta == 0 || beta * largest <= double(Range<T>::kEps) / 4;
-  store_state(task.out, b * task.problem.M + m, t.m, L, flat ? t.energy / t.sum : -L / beta);
+  const double gap = flat ? t.energy / t.sum : -L / beta;
+  store_state(task.out, b * task.problem.M + m, t.m, L - beta * t.a, gap + t.a);
 }
 
 // The second look at beta = inf: the sums are over the latents of least energy.
@@ -118,8 +119,8 @@ __device__ __forceinline__ void finish_vectors(const RowTask<T>& task, int64_t q
 }
 
 template <typename T, int kD, int kWants>
-__device__ __noinline__ void finish_narrow(const RowTask<T>& task, int64_t b, int64_t m,
-                                           const double (&fields)[kFields<kD, kWants>]) {
+__device__ __forceinline__ void finish_narrow(const RowTask<T>& task, int64_t b, int64_t m,
+                                              const double (&fields)[kFields<kD, kWants>]) {
   const int64_t query = b * task.problem.M + m;
   const Totals t = totals_of<T, kD, kWants>(fields);
   finish_vectors<T, kD, kWants>(task, query, finish_warm(task, b, m, t), t);
@@ -131,8 +132,9 @@ __device__ __noinline__ void finish_narrow(const RowTask<T>& task, int64_t b, in
 // After a second look: fields as of kEverything, where a hot query has `minus` for the first of its
 // vectors, and - largest for the least energy.
 template <typename T, int kD>
-__device__ __noinline__ void finish_second(const RowTask<T>& task, int64_t b, int64_t m, Mode mode,
-                                           const double (&fields)[kFields<kD, kEverything>]) {
+__device__ __forceinline__ void finish_second(const RowTask<T>& task, int64_t b, int64_t m,
+                                              Mode mode,
+                                              const double (&fields)[kFields<kD, kEverything>]) {
   const Totals t = totals_of<T, kD, kEverything>(fields);
   if (mode == Mode::kHot) {
     finish_hot(task, b, m, t, t.residual[0], -fields[kFields<kD, kEverything> - 2]);

@@ -38,11 +38,10 @@ __global__ void __launch_bounds__(kThreads)
     fields[kAll - 2] = double(INFINITY);
     fields[kAll - 1] = double(problem.N);
   }
-  const double beta = looks ? double(load(problem.beta, b, m)) : 0.0;
-  // As the sweeps have it, whose c is rounded; of hot queries all partial sums have one reference.
-  const double c = kLook != Look::kFirst || is_cold<T>(beta) ? double(INFINITY)
-                   : looks && is_valid(problem, b, m)        ? double(T(beta * kLog2E))
-                                                             : 0.0;
+  // Of hot queries all partial sums have one reference, whatever c.
+  const double c = kLook == Look::kFirst && looks && !is_cold<T>(double(load(problem.beta, b, m)))
+                       ? rate_at(problem, b, m)
+                       : double(INFINITY);
   for (int64_t split = split_thread; split < task.plan.splits && looks; split += split_threads) {
     double other[kAll];
     load_partial(task, split, query, other);

@@ -66,15 +66,21 @@ __device__ __forceinline__ void add_queries(
   constexpr int kWidth = ColumnLayout<kD, kHasScale, kHasWeightGrad>::kWidth;
   using Query = Packed<T, kWidth>;
   const Query* queries = reinterpret_cast<const Query*>(tile);
-  for (int start = first; start < count; start += 32 * step) {
-    const int end = min(start + 32 * step, count);
-#pragma unroll(kCareful || kHasWeightGrad ? 1 : 4)
-    for (int i = start; i < end; i += step) {
-      const Query query = queries[i];
+  auto add_query = [&](const Query query) {
 #pragma unroll
-      for (int j = 0; j < kLatents; ++j) {
-        add<T, kD, kHasScale, kHasExtras, kHasWeightGrad, kCareful>(query.at, latents[j]);
-      }
+    for (int j = 0; j < kLatents; ++j) {
+      add<T, kD, kHasScale, kHasExtras, kHasWeightGrad, kCareful>(query.at, latents[j]);
+    }
+  };
+  for (int start = first; start < count; start += kChunk * step) {
+    // A whole chunk's loop has a fixed length.
+    if (!kCareful && !kHasWeightGrad && count - start > (kChunk - 1) * step) {
+#pragma unroll 4
+      for (int i = 0; i < kChunk; ++i) add_query(queries[start + i * step]);
+    } else {
+      const int end = min(start + kChunk * step, count);
+#pragma unroll 1
+      for (int i = start; i < end; i += step) add_query(queries[i]);
     }
 #pragma unroll
     for (int j = 0; j < kLatents; ++j) {
@@ -98,10 +104,12 @@ __global__ void __launch_bounds__(kThreads)
   double* const scratch = reinterpret_cast<double*>(storage);
   const Problem<T>& p = task.problem;
 
-  const int latent_thread = int(threadIdx.x) % task.latent_threads;
-  const int query_thread = int(threadIdx.x) / task.latent_threads;
-  const int query_threads = kThreads / task.latent_threads;
-  const int64_t a_block = int64_t(task.latent_threads) * kLatents;
+  // Where a thread has several latents there are enough of them for all threads.
+  const int latent_threads = kLatents > 1 ? kThreads : task.latent_threads;
+  const int latent_thread = int(threadIdx.x) % latent_threads;
+  const int query_thread = int(threadIdx.x) / latent_threads;
+  const int query_threads = kThreads / latent_threads;
+  const int64_t a_block = int64_t(latent_threads) * kLatents;
   const int64_t blocks = (p.N + a_block - 1) / a_block;
   const int64_t b = blockIdx.x / blocks;
   const int64_t first_latent = blockIdx.x % blocks * a_block + latent_thread;
@@ -109,7 +117,7 @@ __global__ void __launch_bounds__(kThreads)
   L latents[kLatents];
 #pragma unroll
   for (int j = 0; j < kLatents; ++j) {
-    const int64_t n = first_latent + int64_t(j) * task.latent_threads;
+    const int64_t n = first_latent + int64_t(j) * latent_threads;
     const bool inside = n < p.N;
     T weight = T(0);
     if (kHasExtras && inside) weight = log2_weight(p, task.normaliser, b, n);
@@ -161,10 +169,10 @@ __global__ void __launch_bounds__(kThreads)
       }
       __syncthreads();  // all sums are written
       for (int k = 0; k < L::kCount && query_thread < half; ++k) {
-        latents[j].total[k] += scratch[k * kThreads + threadIdx.x + half * task.latent_threads];
+        latents[j].total[k] += scratch[k * kThreads + threadIdx.x + half * latent_threads];
       }
     }
-    const int64_t n = first_latent + int64_t(j) * task.latent_threads;
+    const int64_t n = first_latent + int64_t(j) * latent_threads;
     if (query_thread != 0 || n >= p.N) continue;
     const int64_t latent = b * p.N + n;
     for (int k = 0; k < L::kCount; ++k) {

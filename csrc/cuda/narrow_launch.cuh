@@ -7,6 +7,9 @@
 
 namespace lebm::cuda {
 
+// Queries or latents of which a thread takes several, all threads of a block being busy with them.
+constexpr int kMany = 4 * kThreads;
+
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Threads for `count` queries or latents: 1, 2, 8, 32 or all. In few steps, so that a query more or
@@ -23,7 +26,7 @@ inline int threads_for(int64_t count, int a_thread) {
 template <typename T>
 RowPlan plan_rows(const Problem<T>& p, int multiprocessors) {
   RowPlan plan;
-  plan.queries_a_thread = p.M >= 128 ? 4 : 1;
+  plan.queries_a_thread = p.M >= kMany ? 4 : 1;
   plan.query_threads = threads_for(p.M, plan.queries_a_thread);
   const int64_t blocks = p.B * divide_up(p.M, int64_t(plan.query_threads) * plan.queries_a_thread);
   // A split should be worth the sample and the sums that every one of its threads begins with.
@@ -88,7 +91,7 @@ void launch_first(const RowTask<T>& task, cudaStream_t stream) {
     return launch_first<T, kD, true, kHasExtras, kEverything, 1>(task, stream);
   }
   if constexpr (sizeof(T) == 4) {
-    constexpr int kMany = kD <= 2 ? 4 : 2;
+    constexpr int kSome = kD <= 2 ? 4 : 2;
     const bool has_scale = task.problem.scale.data;
     if (task.plan.queries_a_thread > 1) {
       switch (wants) {
@@ -96,8 +99,8 @@ void launch_first(const RowTask<T>& task, cudaStream_t stream) {
           return has_scale ? launch_first<T, kD, true, kHasExtras, kValue, 4>(task, stream)
                            : launch_first<T, kD, false, kHasExtras, kValue, 4>(task, stream);
         case kSlopeY:
-          return has_scale ? launch_first<T, kD, true, kHasExtras, kSlopeY, kMany>(task, stream)
-                           : launch_first<T, kD, false, kHasExtras, kSlopeY, kMany>(task, stream);
+          return has_scale ? launch_first<T, kD, true, kHasExtras, kSlopeY, kSome>(task, stream)
+                           : launch_first<T, kD, false, kHasExtras, kSlopeY, kSome>(task, stream);
         default:
           return launch_first<T, kD, true, kHasExtras, kSlopeYScale, 2>(task, stream);
       }

@@ -14,7 +14,6 @@
 
 namespace lebm::cuda {
 
-constexpr int kChunk = 32;  // latents of a thread between two tests
 constexpr double kCeiling = 0x1p30;
 
 // Adds one latent to a query's sums: those of partial.cuh from [2] on, without the index.
@@ -109,10 +108,8 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
   for (int q = 0; q < kQueries; ++q) {
     for (int i = 0; i < kCount; ++i) chunk[q][i] = T(0);
   }
-  const Group* groups = reinterpret_cast<const Group*>(tile);
-#pragma unroll(kQueries > 1 ? 4 : 2)
-  for (int i = first; i < last; i += step) {
-    const Group group = groups[i];
+  const Group* groups = reinterpret_cast<const Group*>(tile) + first;
+  auto add_group = [&](const Group group) {
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
 #pragma unroll
@@ -120,6 +117,14 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
         add<T, kD, kHasScale, kHasExtras, kWants>(queries[q], group.at + j * kWidth, chunk[q]);
       }
     }
+  };
+  // A whole chunk's loop has a fixed length.
+  constexpr int kWhole = kChunk / Layout<T, kD, kHasExtras>::kGroup;
+  if (last - first > (kWhole - 1) * step) {
+#pragma unroll(kQueries > 1 ? 4 : 8)
+    for (int i = 0; i < kWhole; ++i) add_group(groups[i * step]);
+  } else {
+    for (int i = 0; i < last - first; i += step) add_group(groups[i]);
   }
 #pragma unroll
   for (int q = 0; q < kQueries; ++q) {
@@ -158,16 +163,19 @@ __global__ void __launch_bounds__(kThreads)
     narrow_rows_kernel(const __grid_constant__ RowTask<T> task) {
   using L = Layout<T, kD, kHasExtras>;
   constexpr int kCount = kSums<kD, kWants>, kAll = kFields<kD, kWants>;
-  constexpr int kDoubles = L::kNumbers * int(sizeof(T)) / 8, kScratch = kAll * kThreads;
+  constexpr int kDoubles = L::kNumbers * int(sizeof(T)) / 8;
+  constexpr int kScratch = kAll * kThreads * kQueries;
   LEBM_SHARED(double2, storage, [((kDoubles > kScratch ? kDoubles : kScratch) + 1) / 2]);
   T* const tile = reinterpret_cast<T*>(storage);
   const Problem<T>& problem = task.problem;
   const RowPlan& plan = task.plan;
 
-  const int query_thread = int(threadIdx.x) % plan.query_threads;
-  const int latent_thread = int(threadIdx.x) / plan.query_threads;
-  const int latent_threads = kThreads / plan.query_threads;
-  const int64_t a_block = int64_t(plan.query_threads) * kQueries;
+  // Where a thread has several queries there are enough of them for all threads.
+  const int query_threads = kQueries > 1 ? kThreads : plan.query_threads;
+  const int query_thread = int(threadIdx.x) % query_threads;
+  const int latent_thread = int(threadIdx.x) / query_threads;
+  const int latent_threads = kThreads / query_threads;
+  const int64_t a_block = int64_t(query_threads) * kQueries;
   const int64_t blocks = (problem.M + a_block - 1) / a_block;
   const int64_t b = blockIdx.x / blocks;
   const int64_t first_query = blockIdx.x % blocks * a_block + query_thread;
@@ -177,7 +185,7 @@ __global__ void __launch_bounds__(kThreads)
   Least<T> least = {infinity(T()), 0};
 #pragma unroll
   for (int q = 0; q < kQueries; ++q) {
-    const int64_t m = first_query + int64_t(q) * plan.query_threads;
+    const int64_t m = first_query + int64_t(q) * query_threads;
     const bool valid = m < problem.M && is_valid(problem, b, m);
     queries[q].read(problem, b, m < problem.M ? m : 0, valid);
     const double beta = valid ? double(load(problem.beta, b, m)) : 0.0;
@@ -224,20 +232,29 @@ __global__ void __launch_bounds__(kThreads)
     for (int q = 0; q < kQueries; ++q) sums[q].flush();
   }
 
+  double* const scratch = reinterpret_cast<double*>(storage);
+  __syncthreads();  // the tile is read
 #pragma unroll
   for (int q = 0; q < kQueries; ++q) {
-    double fields[kAll];
-    fields[0] = double(queries[q].m);
-    fields[1] = double(queries[q].a);
-    for (int i = 0; i < kCount; ++i) fields[2 + i] = sums[q].total[i];
+    double* const to = scratch + q * kAll * kThreads + threadIdx.x;
+    to[0] = double(queries[q].m);
+    to[kThreads] = double(queries[q].a);
+    for (int i = 0; i < kCount; ++i) to[(2 + i) * kThreads] = sums[q].total[i];
     if (kWants == kEverything) {
-      fields[kAll - 2] = double(least.energy);
-      fields[kAll - 1] = double(least.index);
+      to[(kAll - 2) * kThreads] = double(least.energy);
+      to[(kAll - 1) * kThreads] = double(least.index);
     }
-    __syncthreads();  // the tile, or the scratch of the query before, is read
-    merge_threads<kD, kWants>(double(queries[q].rate), plan.query_threads, latent_threads,
-                              reinterpret_cast<double*>(storage), fields);
-    const int64_t m = first_query + int64_t(q) * plan.query_threads;
+  }
+  // Each thread reads what it wrote: queries in registers have no index, and finishing takes long.
+#pragma unroll 1
+  for (int q = 0; q < kQueries; ++q) {
+    const int64_t m = first_query + int64_t(q) * query_threads;
+    double fields[kAll];
+    for (int i = 0; i < kAll; ++i) fields[i] = scratch[(q * kAll + i) * kThreads + threadIdx.x];
+    if (kQueries == 1) {
+      const double c = m < problem.M ? rate_at(problem, b, m) : 0.0;
+      merge_threads<kD, kWants>(c, query_threads, latent_threads, scratch, fields);
+    }
     if (latent_thread != 0 || m >= problem.M) continue;
     if (plan.splits > 1) {
       store_partial(task, blockIdx.y, b * problem.M + m, fields);

@@ -29,12 +29,14 @@ struct SecondSums {
   }
 };
 
+// Energies are relative to the reference's own, whose E - m (here query.a) is not quite 0: so one
+// latent, or equal ones, have no slope.
 template <typename T, int kD>
 __device__ void add_hot(const Query<T, kD, true>& query, T beta, const T* record,
                         SecondSums<T, kD>& sums) {
   const T w = power(record[kD]);
   if (!(w > T(0))) return;
-  const T e = query.energy(record, record[kD + 1] - query.m);
+  const T e = query.energy(record, record[kD + 1] - query.m) - query.a;
   const T minus = e < infinity(T()) ? power_minus_1(-beta * e) : T(-1);
   sums.chunk[0] += w;
   sums.chunk[1] = fused(w, e, sums.chunk[1]);
@@ -116,18 +118,24 @@ __global__ void __launch_bounds__(kThreads)
   sums.fields[kAll - 1] = double(problem.N);
   query.m = infinity(T());
   T gap = T(0);
-  if (kRelative && looks) {
+  if (mode == Mode::kHot) {
     const double* state = task.out.state + 3 * (b * problem.M + m);
     query.m = T(state[0]);
+    query.a = T(0);
     gap = T(state[2]);
-  } else if (!kRelative) {
+  }
+  if (!kRelative) {
     const int sample = int(problem.N < kSample ? problem.N : kSample);
     stage<T, kD, true>(task, b, 0, problem.N, sample, tile);
     __syncthreads();  // the sample is written
     if (mode == Mode::kHot) {
       const Best<T> best = best_of<T, kD, true, true>(query, -infinity(T()), tile, 0, sample, 1);
-      if (best.record) query.m = best.energy;
+      if (best.record) {
+        query.m = best.energy;
+        query.a = query.energy(best.record, best.record[kD + 1] - query.m);
+      }
       sums.fields[0] = double(query.m);
+      sums.fields[1] = double(query.a);
     }
   }
 

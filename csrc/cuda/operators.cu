@@ -21,7 +21,7 @@ class Place {
  public:
   explicit Place(const Tensor& x) : index(x.get_device_index()), guard_(index) {
     void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
+    require(aoti_torch_get_current_cuda_stream(index, &current), "asking for the current stream");
     stream = static_cast<cudaStream_t>(current);
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index),
           "cudaDeviceGetAttribute");
@@ -51,8 +51,10 @@ Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
     using T = decltype(zero);
     const auto p = problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol);
     const auto outputs = pointers<T>(out, slope_y, slope_scale, slope_beta, mean, index);
-    const Tensor workspace = place.memory(cuda::rows_workspace(p, outputs, place.multiprocessors));
-    cuda::launch_rows(p, outputs, data<double>(workspace), place.multiprocessors, place.stream);
+    const Tensor workspace =
+        place.memory(lebm::cuda::rows_workspace(p, outputs, place.multiprocessors));
+    lebm::cuda::launch_rows(p, outputs, data<double>(workspace), place.multiprocessors,
+                            place.stream);
   };
   y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   check(cudaGetLastError(), "the row pass was not launched");
@@ -85,9 +87,9 @@ Three columns(const Tensor& grad_any, const Tensor& state_any, const Tensor& y,
       return;
     }
     const Tensor workspace =
-        place.memory(cuda::columns_workspace(p, arguments, place.multiprocessors));
-    cuda::launch_columns(p, arguments, data<double>(workspace), place.multiprocessors,
-                         place.stream);
+        place.memory(lebm::cuda::columns_workspace(p, arguments, place.multiprocessors));
+    lebm::cuda::launch_columns(p, arguments, data<double>(workspace), place.multiprocessors,
+                               place.stream);
   };
   y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   check(cudaGetLastError(), "the column pass was not launched");

@@ -22,6 +22,9 @@ constexpr double kHot = -0.5;
 // energy, and only looked hot.
 constexpr double kTepid = 0.7;
 
+// Latents, or queries, of a thread that are summed before the sum is added to a larger one.
+constexpr int kChunk = 32;
+
 // Latents, scattered over the grid, among which the first reference is looked for.
 constexpr int kSample = 32;
 
@@ -60,6 +63,13 @@ __device__ __forceinline__ T log2_weight(const Problem<T>& problem, const double
   if (!problem.log_weight.data) return T(0);
   const double l = double(load(problem.log_weight, b, n));
   return T((l - normaliser[2 * b] - normaliser[2 * b + 1]) * kLog2E);
+}
+
+// beta log2(e) as the first look has it: 0 for queries of which it finds nothing.
+template <typename T>
+__device__ double rate_at(const Problem<T>& problem, int64_t b, int64_t m) {
+  const double beta = double(load(problem.beta, b, m));
+  return beta >= 0 && !is_cold<T>(beta) ? double(T(beta * kLog2E)) : 0.0;
 }
 
 // How a query is treated.
