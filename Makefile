@@ -26,7 +26,7 @@ run: say-run setup ## set up, train the ellipse and the horn, write the figures 
 	@$(BIN)/python -m lebm_kernels demo
 
 test: say-test setup ## set up, run all the tests
-	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto
+	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto -p no:benchmark
 
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py

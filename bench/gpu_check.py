@@ -76,7 +76,18 @@ def build() -> dict[str, Any]:
 
 def tests(timeout: float, arguments: Sequence[str]) -> dict[str, Any]:
     """The operators' tests with the GPU's kernels, and those of tests/test_gpu.py."""
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "gpu", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+    ]
     return run([*command, *arguments], timeout, LEBM_KERNELS_EXPECT_GPU="1")
 
 
