@@ -203,12 +203,12 @@ def columns_kernel(
         for _ in tl.static_range(SUMS):
             sums = sums + (tl.zeros((BLOCK_N, BLOCK_M), dtype),)
         if tl.max(strict, axis=0) > 0:
-            for i in tl.range(0, steps, loop_unroll_factor=UNROLL):
-                at_i = at + i * (FIELDS * BLOCK_M)
+            for step in tl.range(0, steps, loop_unroll_factor=UNROLL):
+                at_i = at + step * (FIELDS * BLOCK_M)
                 sums = _pull_block(sums, at_i, g, lw, r, D, HAS, WANT, BLOCK_M, True)
         else:
-            for i in tl.range(0, steps, loop_unroll_factor=UNROLL):
-                at_i = at + i * (FIELDS * BLOCK_M)
+            for step in tl.range(0, steps, loop_unroll_factor=UNROLL):
+                at_i = at + step * (FIELDS * BLOCK_M)
                 sums = _pull_block(sums, at_i, g, lw, r, D, HAS, WANT, BLOCK_M, False)
         added = ()
         for i in tl.static_range(SUMS):

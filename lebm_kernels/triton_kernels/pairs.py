@@ -92,9 +92,10 @@ def split_reference(c, m, LOW: tl.constexpr = True):
 
     Riding free, m leaves the minimum an excess that is the rounding of its largest term. Where
     beta times that is not small (and at infinity) such chance would decide: there E is rounded by
-    itself, so that the minimum's excess is exactly 0.
+    itself, so that the minimum's excess is exactly 0. So it is beyond LOW dimensions, always.
+    Kernels that are to agree on p must agree on this.
     """
-    strict = c * m * rounding(m.dtype) > 0.5
+    strict = c * m * rounding(m.dtype) > (0.5 if LOW else -1.0)
     return tl.where(strict, 0.0, m), tl.where(strict, m, 0.0), strict
 
 
