@@ -149,9 +149,9 @@ def entropy_series(x):
     TERMS: tl.constexpr = 15 if x.dtype == tl.float64 else 9
     series = x * 0.0 + 1.0
     for i in tl.static_range(TERMS):
-        # a_k = (k - 1)/k!: its ratio to the one before is k / ((k - 1)(k + 1)), from k + 1 to k.
-        k: tl.constexpr = TERMS + 1 - i
-        series = tl.fma(series, x * (k / ((k - 1.0) * (k + 1.0))), 1.0)
+        # With k = TERMS + 1 - i: the coefficient (k - 1)/k! times k / ((k - 1)(k + 1)) is the next.
+        ratio = x * ((TERMS + 1 - i) / ((TERMS - i) * (TERMS + 2.0 - i)))
+        series = tl.fma(series, ratio, 1.0)
     return 0.5 * series
 
 
