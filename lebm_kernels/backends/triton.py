@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 
 import torch
 from torch import Tensor
@@ -47,11 +47,12 @@ def describe() -> str:
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """The interpreter keeps its place in a global; NumPy need not warn of what kernels expect."""
+    """The interpreter keeps its place in a global, and NumPy warns of what kernels expect."""
     if not _INTERPRETED:
         yield
         return
-    with _LOCK, np.errstate(all="ignore"):
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
         yield
 
 

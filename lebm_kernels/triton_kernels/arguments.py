@@ -147,12 +147,10 @@ def plan(shape: Shape, device: torch.device, *, columns: bool = False) -> Plan:
             pairs //= 2
     threads = _WARPS * 32
     if INTERPRETED:
-        outer = min(64, _power_of_two(kept))
-        inner = min(pairs // outer, _power_of_two(summed))
-        outer = min(pairs // inner, _power_of_two(kept))
+        inner = min(512 if summed <= 1 << 14 else 1 << 14, _power_of_two(summed))
     else:
         inner = min(threads if shape.low else 4 * threads, _power_of_two(summed))
-        outer = min(pairs // inner, _power_of_two(kept))
+    outer = min(pairs // inner, _power_of_two(kept))
     tiles = -(-kept // outer) * max(shape.B, 1)
     target = 3 if INTERPRETED else _WAVES * _multiprocessors(device)
     blocks = -(-summed // inner)

@@ -52,20 +52,22 @@ def share_of(grad, state_at, N, beta, HAS: tl.constexpr):
 
     The latter as a whole number and what is left.
     """
-    level = tl.log2(tl.abs(grad.to(tl.float64)))
     # See finish.py for what the state has at infinity.
-    cold = beta == float("inf")
-    bits = tl.load(state_at + 1) * LOG2_E
-    level -= tl.where(cold, tl.load(state_at + 2), bits)
+    bits = tl.where(
+        beta == float("inf"), tl.load(state_at + 2), tl.load(state_at + 1) * LOG2_E
+    )
     if (LOG_WEIGHT & HAS) == 0:
-        level -= tl.where(cold, 0.0, tl.log2(N.to(tl.float64)))
-    reach = tl.where(beta > 1e15, _COLD_REACH, _REACH)
-    power = tl.minimum(tl.maximum(tl.floor(level + 0.5), -reach), reach)
-    factor = tl.exp2(power) * tl.where(grad < 0, -1.0, 1.0)
-    level -= power
+        bits += tl.where(beta == float("inf"), 0.0, tl.log2(N.to(tl.float64)))
+    whole = -tl.floor(bits + 0.5)
+    level = tl.log2(tl.abs(grad.to(tl.float64))) - (bits + whole)
     # No whole part of infinity, where G or the sum is 0.
-    whole = tl.where(tl.abs(level) < 1e6, tl.floor(level + 0.5), 0.0)
-    return factor.to(grad.dtype), whole.to(grad.dtype), (level - whole).to(grad.dtype)
+    carry = tl.where(tl.abs(level) < 1e6, tl.floor(level + 0.5), 0.0)
+    whole = tl.where(tl.abs(whole) < 1e6, whole, 0.0) + carry
+    reach = tl.where(beta > 1e15, _COLD_REACH, _REACH)
+    power = tl.minimum(tl.maximum(whole, -reach), reach)
+    factor = tl.exp2(power) * tl.where(grad < 0, -1.0, 1.0)
+    dtype: tl.constexpr = grad.dtype
+    return factor.to(dtype), (whole - power).to(dtype), (level - carry).to(dtype)
 
 
 @triton.jit(do_not_specialize=["M", "N"])
@@ -209,12 +211,12 @@ def columns_kernel(
         for _ in tl.static_range(SUMS):
             sums = sums + (tl.zeros((BLOCK_N, BLOCK_M), dtype),)
         if tl.max(strict, axis=0) > 0:
-            for i in tl.range(0, steps, loop_unroll_factor=UNROLL):
-                at_i = at + i * (FIELDS * BLOCK_M)
+            for step in tl.range(0, steps, loop_unroll_factor=UNROLL):
+                at_i = at + step * (FIELDS * BLOCK_M)
                 sums = _pull_block(sums, at_i, g, lw, r, D, HAS, WANT, BLOCK_M, True)
         else:
-            for i in tl.range(0, steps, loop_unroll_factor=UNROLL):
-                at_i = at + i * (FIELDS * BLOCK_M)
+            for step in tl.range(0, steps, loop_unroll_factor=UNROLL):
+                at_i = at + step * (FIELDS * BLOCK_M)
                 sums = _pull_block(sums, at_i, g, lw, r, D, HAS, WANT, BLOCK_M, False)
         added = ()
         for i in tl.static_range(SUMS):

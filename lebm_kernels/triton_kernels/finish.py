@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lebm_kernels.triton_kernels.pairs import COLDEST, LN_2, LOG_WEIGHT, coldness
+from lebm_kernels.triton_kernels.pairs import COLDEST, LN_2, LOG_WEIGHT, coldness, rounding
 from lebm_kernels.triton_kernels.rows import ENERGY, MEAN, PULL, STRETCH
 
 # Where L is nearer to 0, its logarithm has lost what F - m is made of.
@@ -170,6 +170,9 @@ def finish_kernel(
         offset = -beta * shift
         rise = shift * log1p_ratio(offset)
         hot_slope = rise * rise * expm1_remainder(beta * rise) - spread / (1.0 + offset)
+        # Energies that differ by less than their rounding do not differ.
+        noise = rounding(dtype) * m
+        hot_slope = tl.where(spread <= noise * noise, 0.0, hot_slope)
         slope = tl.where(cold, 0.0, tl.where(hot, hot_slope, tl.where(slope > 0, 0.0, slope)))
         slope = tl.where(gap == gap, slope, gap)
         tl.store(outputs.slope_beta_ptr + at, slope.to(dtype), mask=inside)

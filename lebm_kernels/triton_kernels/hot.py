@@ -67,9 +67,9 @@ def hot_kernel(
     )
     if any_of(hot & inside):
         # A hot query's energies are summed; the others of the tile must do no harm.
-        m = tl.where(hot, m, 0.0).to(dtype)[:, None]
-        free, late, _ = split_reference(coldness(beta)[:, None], m, LOW)
-        beta = tl.where(hot, beta, 0.0)[:, None]
+        least = tl.where(hot, m, 0.0).to(dtype)[:, None]
+        free, late, strict = split_reference(coldness(beta)[:, None], least, LOW)
+        b = tl.where(hot, beta, 0.0)[:, None]
         mean = tl.where(hot, energy, 0.0).to(dtype)[:, None]
         safe_m = tl.minimum(offs_m, M - 1)
         y_at = (a.y_ptr + grid * a.y_stride + safe_m * D)[:, None]
@@ -91,19 +91,19 @@ def hot_kernel(
                 above = tl.load(at_r)[None, :] - free
             decoded_at = (a.decoded_ptr + grid * a.decoded_stride + safe_n * D)[None, :]
             e = tile_energy(y_at, scale_at, decoded_at, above, D, BLOCK_M, BLOCK_N, HAS) - late
-            ratio, _ = expm1_ratio(tl.where(beta == 0, 0.0, -beta * e))
-            term = _without_infinity(e, beta, e * ratio)
+            ratio, less_1 = expm1_ratio(tl.where(b == 0, 0.0, -b * e))
+            term = _without_infinity(e, b, e * ratio)
             sums += _weighted(term, w)
             if ENERGY & WANT:
                 u = e - mean
-                x = tl.where(beta == 0, 0.0, -beta * u)
+                x = tl.where(b == 0, 0.0, -b * u)
                 ratio, less_1 = expm1_ratio(x)
-                shift += _weighted(_without_infinity(e, beta, u * ratio), w)
+                shift += _weighted(_without_infinity(e, b, u * ratio), w)
                 near = tl.abs(x) <= 0.5
                 series = u * u * entropy_series(tl.where(near, x, 0.0))
                 # e^x (x - 1) + 1, which is 1 where e^x is 0
                 far = tl.where(less_1 > -1, (less_1 + 1) * x - less_1, 1.0)
-                by = tl.where(near, 1.0, beta)
+                by = tl.where(near, 1.0, b)
                 spread += _weighted(tl.where(near, series, far / by / by), w)
         if (LOG_WEIGHT & HAS) == 0:
             number = N.to(tl.float64)

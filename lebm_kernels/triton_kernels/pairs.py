@@ -92,9 +92,10 @@ def split_reference(c, m, LOW: tl.constexpr = True):
 
     Riding free, m leaves the minimum an excess that is the rounding of its largest term. Where
     beta times that is not small (and at infinity) such chance would decide: there E is rounded by
-    itself, so that the minimum's excess is exactly 0.
+    itself, so that the minimum's excess is exactly 0. So it is beyond LOW dimensions, always.
+    Kernels that are to agree on p must agree on this.
     """
-    strict = c * m * rounding(m.dtype) > 0.5
+    strict = c * m * rounding(m.dtype) > (0.5 if LOW else -1.0)
     return tl.where(strict, 0.0, m), tl.where(strict, m, 0.0), strict
 
 
@@ -148,9 +149,9 @@ def entropy_series(x):
     TERMS: tl.constexpr = 15 if x.dtype == tl.float64 else 9
     series = x * 0.0 + 1.0
     for i in tl.static_range(TERMS):
-        # a_k = (k - 1)/k!: its ratio to the one before is k / ((k - 1)(k + 1)), from k + 1 to k.
-        k: tl.constexpr = TERMS + 1 - i
-        series = tl.fma(series, x * (k / ((k - 1.0) * (k + 1.0))), 1.0)
+        # With k = TERMS + 1 - i: the coefficient (k - 1)/k! times k / ((k - 1)(k + 1)) is the next.
+        ratio = x * ((TERMS + 1 - i) / ((TERMS - i) * (TERMS + 2.0 - i)))
+        series = tl.fma(series, ratio, 1.0)
     return 0.5 * series
 
 

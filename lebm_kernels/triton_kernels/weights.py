@@ -62,7 +62,7 @@ def weights_kernel(
         whole = tl.floor(level + 0.5)
         rest = (level - whole).to(dtype)[None, :]
         c = coldness(beta)[None, :]
-        free, late, _ = split_reference(c, m, LOW)
+        free, late, strict = split_reference(c, m, LOW)
         beta = beta[None, :]
         e = tile_energy(y_at, scale_at, decoded_at, r - free, D, BLOCK_N, BLOCK_M, HAS)
         e = e - late
@@ -70,7 +70,7 @@ def weights_kernel(
         p = tl.exp2((lw - whole.to(dtype)[None, :]) - rest - cooled)
         tau = -cooled * LN_2 - log_sum.to(dtype)[None, :]
         near = tl.abs(tau) <= 0.5
-        ratio, _ = expm1_ratio(tl.where(near, tau, 0.0))
+        ratio, less_1 = expm1_ratio(tl.where(near, tau, 0.0))
         term = tl.where(near, w * (e - gap) * ratio, (w - p) / tl.where(near, 1.0, beta))
         # A dropped latent has weight 0, and any energy.
         term = tl.where(lw == float("-inf"), 0.0, grad * term)

@@ -1,0 +1,274 @@
+"""What the GPU kernels cost, counted in their machine code; no GPU is needed.
+
+    python bench/machine_code.py                    Triton's kernels, for sm_80, sm_90 and sm_100
+    python bench/machine_code.py --arch 90          for one architecture
+    python bench/machine_code.py kernels.cubin      the kernels of a file that nvcc has made
+
+The hot loop is the innermost loop (a branch to a lower label, with no other such branch inside)
+that has most MUFU.EX2; of equals, the shortest. A pair costs one exponential, so whatever else is
+in there is divided by their number. MUFU serves 16 exponentials a clock and multiprocessor, the
+schedulers issue 128 instructions, the FMA pipes take 128 (64 on sm_80): the predicted share of
+what MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instructions).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ARCHITECTURES = (80, 90, 100)
+
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?P<text>[^;]+);")
+_LABEL = re.compile(r"^(?P<label>\.L_\w+):")
+_BRANCH = re.compile(r"\bBRA\b[^`]*`\((?P<label>\.L_\w+)\)")
+_SECTION = re.compile(r"^\.text\.(?P<name>\S+):")
+# What the FMA pipes execute; integer products among it.
+_FMA = ("FFMA", "FMUL", "FADD", "IMAD", "FFMA2", "FMUL2", "FADD2")
+
+
+class Instruction(NamedTuple):
+    """One line of machine code: its operation with modifiers, and where it jumps to, if it does."""
+
+    operation: str
+    target: str | None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What is counted of one kernel; per pair where it says so."""
+
+    name: str
+    architecture: int
+    registers: int
+    shared: int
+    spills: int
+    threads: int
+    exponentials: int
+    instructions: float
+    fma: float
+
+    @property
+    def warps(self) -> int:
+        """How many a multiprocessor holds, of 64."""
+        block = -(-self.threads // 32)
+        registers = -(-self.registers // 8) * 8 * 32 * block
+        memory = (164 if self.architecture == 80 else 228) * 1024
+        blocks = min(65536 // registers, 64 // block, 32, memory // (self.shared + 1024))
+        return blocks * block
+
+    @property
+    def share(self) -> float:
+        """The predicted share of what MUFU alone would allow."""
+        rate = 4 if self.architecture == 80 else 8
+        return min(1.0, 8 / self.instructions, rate / max(self.fma, 1e-9))
+
+
+def _tool(name: str) -> str:
+    """A disassembler, of those that come inside Triton."""
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def disassemble(cubin: Path) -> dict[str, list[str | Instruction]]:
+    """The labels and instructions of every kernel in the file, in order."""
+    kernels: dict[str, list[str | Instruction]] = {}
+    lines: list[str | Instruction] = []
+    for line in _run(_tool("nvdisasm"), "-c", str(cubin)).splitlines():
+        if section := _SECTION.match(line):
+            lines = kernels.setdefault(section["name"], [])
+        elif label := _LABEL.match(line):
+            lines.append(label["label"])
+        elif instruction := _INSTRUCTION.match(line):
+            text = instruction["text"].strip()
+            operation = re.sub(r"^@!?U?P[0-9T]\s+", "", text).split()[0]
+            branch = _BRANCH.search(text)
+            lines.append(Instruction(operation, branch["label"] if branch else None))
+    return kernels
+
+
+def hot_loop(lines: list[str | Instruction]) -> list[str]:
+    """The operations of the innermost loop with most exponentials."""
+    place = {line: i for i, line in enumerate(lines) if isinstance(line, str)}
+    loops = []
+    for i, line in enumerate(lines):
+        if isinstance(line, Instruction) and line.target is not None:
+            start = place.get(line.target, i)
+            if start < i:
+                loops.append((start, i))
+    best: list[str] = []
+    for start, end in loops:
+        if any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops):
+            continue
+        body = [x.operation for x in _always(lines[start : end + 1])]
+        if (_exponentials(body), -len(body)) > (_exponentials(best), -len(best)):
+            best = body
+    return best
+
+
+def _always(lines: list[str | Instruction]) -> Iterator[Instruction]:
+    """A loop's instructions without those that a forward branch skips."""
+    place = {line: i for i, line in enumerate(lines) if isinstance(line, str)}
+    skipped_to = 0
+    for i, line in enumerate(lines):
+        if isinstance(line, str) or i < skipped_to:
+            continue
+        yield line
+        if line.target is not None:
+            skipped_to = max(skipped_to, place.get(line.target, 0))
+
+
+def _exponentials(operations: list[str]) -> int:
+    return sum(operation.startswith("MUFU.EX2") for operation in operations)
+
+
+def _resources(cubin: Path) -> dict[str, dict[str, int]]:
+    """Registers, shared and local memory of every kernel."""
+    found, name = {}, ""
+    for line in _run(_tool("cuobjdump"), "-res-usage", str(cubin)).splitlines():
+        if "Function" in line:
+            name = line.split()[1].rstrip(":")
+        elif "REG:" in line:
+            found[name] = {key: int(x) for key, x in re.findall(r"(\w+):(\d+)", line)}
+    return found
+
+
+def inspect(cubin: Path, architecture: int, threads: int = 128) -> list[Kernel]:
+    """What is counted of every kernel in the file."""
+    resources = _resources(cubin)
+    kernels = []
+    for name, lines in disassemble(cubin).items():
+        loop = hot_loop(lines)
+        number = max(_exponentials(loop), 1)
+        operations = [x.operation for x in lines if isinstance(x, Instruction)]
+        kernels.append(
+            Kernel(
+                name=name,
+                architecture=architecture,
+                registers=resources[name]["REG"],
+                shared=resources[name].get("SHARED", 0),
+                spills=sum(x.startswith(("LDL", "STL")) for x in operations),
+                threads=threads,
+                exponentials=_exponentials(loop),
+                instructions=len(loop) / number,
+                fma=sum(x.split(".")[0] in _FMA for x in loop) / number,
+            )
+        )
+    return kernels
+
+
+class Variant(NamedTuple):
+    """One of Triton's kernels for one set of arguments and wishes."""
+
+    name: str
+    columns: bool
+    D: int
+    has: int = 0
+    want: int = 0
+    dtype: str = "fp32"
+
+
+VARIANTS = (
+    Variant("forward", False, 2),
+    Variant("forward, slope_y", False, 2, want=2),
+    Variant("forward, slope_y, slope_beta", False, 2, want=3),
+    Variant("forward, scale, slopes", False, 2, has=1, want=6),
+    Variant("forward, weights", False, 2, has=2),
+    Variant("columns", True, 2, want=1),
+    Variant("columns, scale", True, 2, has=1, want=1),
+    Variant("columns, weights", True, 2, has=2, want=1),
+    Variant("forward, D = 1", False, 1),
+    Variant("forward, D = 3", False, 3),
+    Variant("forward, D = 4, slope_y", False, 4, want=2),
+    Variant("columns, D = 4", True, 4, want=1),
+    Variant("everything, D = 4", False, 4, has=7, want=15),
+    Variant("columns, everything, D = 4", True, 4, has=7, want=3),
+)
+
+
+def compile_variant(variant: Variant, architecture: int) -> Kernel:
+    """Compile one of Triton's kernels and count."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from lebm_kernels.triton_kernels import columns, launch, rows
+    from lebm_kernels.triton_kernels.arguments import Arguments, Shape, plan
+
+    large = 1 << 20
+    shape = Shape(1, large, large, variant.D, variant.has, variant.dtype == "fp64")
+    cut = plan(shape, torch.device("cpu"), columns=variant.columns)
+    kernel = columns.columns_kernel if variant.columns else rows.rows_kernel
+    outer, inner = ("BLOCK_N", "BLOCK_M") if variant.columns else ("BLOCK_M", "BLOCK_N")
+    constants = {
+        "D": variant.D,
+        "HAS": variant.has,
+        "WANT": variant.want,
+        outer: cut.outer,
+        inner: cut.inner,
+        "CHUNK": cut.chunk,
+        "UNROLL": cut.unroll,
+    }
+    pointer = f"*{variant.dtype}"
+    types: dict[str, Any] = {
+        "a": Arguments(*[pointer] * 6, *["i32"] * 8),
+        "packed_ptr": pointer,
+        "strict_ptr": "*i32",
+        "partial_ptr": "*fp64",
+    }
+    names = kernel.arg_names
+    source = ASTSource(
+        kernel,
+        {x: "constexpr" if x in constants else types.get(x, "i32") for x in names},
+        constexprs={(names.index(x),): value for x, value in constants.items()},
+        attrs={},
+    )
+    options = {"num_warps": cut.warps, **launch.OPTIONS}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        (counted,) = inspect(cubin, architecture, 32 * cut.warps)
+    return Kernel(**{**vars(counted), "name": variant.name, "shared": compiled.metadata.shared})
+
+
+def table(kernels: list[Kernel]) -> str:
+    """One line a kernel."""
+    lines = [
+        f"{'kernel':32} {'sm':>4} {'issued':>7} {'FMA':>5} {'regs':>5} {'shared':>7} {'spills':>7}"
+        f" {'warps':>6} {'of MUFU':>8}"
+    ]
+    lines += [
+        f"{k.name:32} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.registers:5}"
+        f" {k.shared:7} {k.spills:7} {k.warps:6} {k.share:8.0%}"
+        for k in kernels
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cubin", nargs="*", type=Path, help="files made by nvcc")
+    parser.add_argument("--arch", type=int, nargs="*", default=list(ARCHITECTURES))
+    parser.add_argument("--threads", type=int, default=128, help="a block's, of such a file")
+    given = parser.parse_args()
+    if given.cubin:
+        kernels = [k for x in given.cubin for k in inspect(x, given.arch[0], given.threads)]
+    else:
+        kernels = [compile_variant(v, arch) for v in VARIANTS for arch in given.arch]
+    print(table(kernels))
+
+
+if __name__ == "__main__":
+    main()
