@@ -171,3 +171,44 @@ def test_the_same_bits_each_time(backend: str, dtype: torch.dtype, D: int, threa
                 assert torch.equal(slope, other[name])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("D", [8, 48, 64])
+@pytest.mark.parametrize("beta", [10.0, 1e3, 1e5])
+@pytest.mark.parametrize(("M", "N"), [(500, 50), (150, 100), (96, 390)])
+def test_queries_near_latents_among_others_that_are_not(
+    backend: str, dtype: torch.dtype, D: int, beta: float, M: int, N: int
+) -> None:
+    """Of a query's latents, both passes must make the same shares, whatever else is in its tile."""
+    arguments = problem(dtype, D, beta, M=M, N=N)
+    noise = 0.01 * arguments["y"]
+    arguments["y"] = arguments["decoded"][torch.randint(N, (M,))] + noise
+    arguments["y"][::10] = 300 * noise[::10]
+    leaf = torch.zeros(N, dtype=dtype, requires_grad=True)
+    grad = torch.rand(M, dtype=dtype) + 0.5
+    value = free_energy(**arguments, latent_energy=leaf, backend=backend)
+    (slope,) = torch.autograd.grad(value, leaf, grad)
+    eps = torch.finfo(dtype).eps
+    assert abs(float(slope.sum() - grad.sum())) <= 100 * eps * float(grad.sum())
+    few = torch.tensor([*range(0, M, 37), *range(1, M, 41)])
+    arguments = {name: x[few] if len(x) == M else x for name, x in arguments.items()}
+    check(backend, arguments)
+
+
+@pytest.mark.parametrize("D", [8, 64])
+@pytest.mark.parametrize("beta", [1.0, 1e6, math.inf])
+@pytest.mark.parametrize("size", [-1e4, -30.0, 1e4])
+@pytest.mark.parametrize("varied", [False, True], ids=["constant", "varied"])
+def test_latent_energies_much_larger_than_distances(
+    backend: str, dtype: torch.dtype, D: int, beta: float, size: float, varied: bool
+) -> None:
+    arguments = problem(dtype, D, beta, M=60, N=203)
+    spread = torch.randn(203, dtype=dtype) if varied else torch.ones(203, dtype=dtype)
+    arguments["latent_energy"] = size * spread
+    arguments["latent_energy"].requires_grad_()
+    value = free_energy(**arguments, backend=backend)
+    (slope,) = torch.autograd.grad(value.sum(), arguments["latent_energy"])
+    assert float(slope.sum()) == pytest.approx(60, rel=1e-5)
+    if not math.isinf(beta):
+        arguments["latent_energy"] = arguments["latent_energy"].detach()
+        check(backend, arguments)

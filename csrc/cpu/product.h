@@ -12,8 +12,12 @@
 //     allowed  what a rounding of E is, and of 1 / beta, in which E is told apart
 //
 // and where that is too much, and the block matters, the query's energies are taken once more, of
-// differences. What decides is the same in the row and in the column pass, up to blocks that do not
-// matter, so that both find the same energies; and at beta = inf only differences are compared.
+// differences. What decides is the query, the block and the product itself, and not what else is in
+// the tile or was before it: so the row and the column pass take a query's energies of a block that
+// matters the same way, or p would be wrong by all that the two ways differ by, times beta. At
+// beta = inf only differences are compared.
+//
+// Only without latent energies: beside them, the sums have roundings of their size.
 
 // What is known of a tile's queries before their energies.
 template <typename T>
@@ -22,12 +26,27 @@ struct TileState {
   T least[kMany];    // the least energy so far, or of all
   bool weighted;     // log-weights may make up for any energy
   bool exact;        // the least energy and its place must be those of differences
-  int64_t postpone;  // blocks to come for which products are not tried
+  int64_t postpone;  // blocks to come for which products are not tried where they only leave out
 };
 
 // Roundings are counted in units of a last bit, as they add up at random.
 constexpr double kRoundingOfDot = 0.6, kRoundingOfSquares = 0.25;
 constexpr double kEnergyRoundings = 1.5, kBetaRoundings = 6;
+
+// Whether energies may be products at all.
+template <typename T>
+static bool takes_products(const Grid<T>& grid, bool scaled) {
+  return !scaled && grid.D >= kManyDimensions && grid.r_low == 0 && grid.r_high == 0;
+}
+
+// Whether a tile's products can do no more than tell which blocks do not matter: where one does,
+// differences are taken in any case.
+template <typename T>
+static bool only_leave_out(const TileState<T>& state, int64_t count) {
+  bool all = true;
+  for (int64_t q = 0; q < count; ++q) all &= !is_finite(state.rate[q]);
+  return all;
+}
 
 enum Verdict { kGood, kDoesNotMatter, kLost };
 
@@ -142,7 +161,7 @@ static void energies_by_product(const Grid<T>& grid, const Block<T>& block, cons
   }
   if (lost) take_again(block, size, D, y, s, count, again, out, spare, smallest);
   // Where most is lost, the next blocks are likely to be no better.
-  if (2 * lost > count) state.postpone = 7;
+  if (2 * lost > count && only_leave_out(state, count)) state.postpone = 7;
 }
 
 // Energies of `count` queries, at most kMany, whose y, s and, without scale, u are rows of D and
@@ -153,11 +172,12 @@ static void energies_of_tile(const Grid<T>& grid, const Block<T>& block, bool sc
                              const T* s, int64_t count, const T* u, TileState<T>& state, T* out,
                              T* spare, T* smallest) {
   const int64_t size = grid.block, D = grid.D;
-  if (!scaled && D >= kManyDimensions && state.postpone == 0) {
+  const bool postponed = state.postpone > 0 && only_leave_out(state, count);
+  if (takes_products(grid, scaled) && !postponed) {
     energies_by_product(grid, block, y, s, count, u, state, out, spare, smallest);
     return;
   }
-  if (state.postpone > 0) --state.postpone;
+  if (postponed) --state.postpone;
   energies_of_many(block, size, D, scaled, y, s, count, out);
   for (int64_t q = 0; q < count; ++q) smallest[q] = least_of_row(out + q * size, size);
 }

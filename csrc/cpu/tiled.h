@@ -236,7 +236,7 @@ static void sweep_tile_of_many(const Grid<T>& grid, int64_t first_block, int64_t
     T smallest[kMany];
     BlockSums<T> of_block[kMany];
     for (int64_t q = 0; q < count; ++q) state.least[q] = T(sums[q].least);
-    if (!scaled && D >= kManyDimensions) centre_tile(y, block.centre, D, count, scratch.u);
+    if (takes_products(grid, scaled)) centre_tile(y, block.centre, D, count, scratch.u);
     energies_of_tile(grid, block, scaled, y, s, count, scratch.u, state, scratch.p, scratch.spare,
                      smallest);
     for (int64_t q = 0; q < count; ++q)
