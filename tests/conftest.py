@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import interpreter
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -14,7 +15,6 @@ import torch
 from oracle import Array, exact, to_array
 from torch import Tensor
 
-import interpreter
 import lebm_kernels
 from lebm_kernels import reference
 from lebm_kernels.backends import BackendStatus, native

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 import torch
 from torch import Tensor
 
@@ -27,7 +26,9 @@ def unavailable(device: str) -> str | None:
     if _FAILURE is not None:
         return _FAILURE
     if device == "cpu":
-        return None if _INTERPRETED else "on a CPU it only runs interpreted, under TRITON_INTERPRET=1"
+        return (
+            None if _INTERPRETED else "on a CPU it only runs interpreted, under TRITON_INTERPRET=1"
+        )
     if device != "cuda":
         return f"it has no kernels for {device}"
     if not torch.cuda.is_available():

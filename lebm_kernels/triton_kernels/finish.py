@@ -65,8 +65,20 @@ def share_factor(from_m, inside, m, k, c, field_stride):
 
 @triton.jit
 def _vector(
-    partial_ptr, out_ptr, at, inside, first_field, factor, total, m, k, c, shares, share_stride,
-    field_stride, D,
+    partial_ptr,
+    out_ptr,
+    at,
+    inside,
+    first_field,
+    factor,
+    total,
+    m,
+    k,
+    c,
+    shares,
+    share_stride,
+    field_stride,
+    D,
 ):
     """``factor`` times the merged sums of one vector over the merged sum of p."""
     for i in range(0, D):
@@ -76,7 +88,9 @@ def _vector(
             shrink, _ = share_factor(from_m, inside, m, k, c, field_stride)
             part = tl.load(from_m + (first_field + i) * field_stride, mask=inside, other=0.0)
             value += tl.where(shrink > 0, shrink * part, shrink)
-        tl.store(out_ptr + at * D + i, (factor * value / total).to(out_ptr.dtype.element_ty), inside)
+        tl.store(
+            out_ptr + at * D + i, (factor * value / total).to(out_ptr.dtype.element_ty), inside
+        )
 
 
 @triton.jit
@@ -99,7 +113,17 @@ def expm1_remainder(x):
 
 @triton.jit(do_not_specialize=["B", "M", "N", "D", "shares"])
 def finish_kernel(
-    a, partial_ptr, hot_ptr, outputs, B, M, N, D, shares, HAS: tl.constexpr, WANT: tl.constexpr,
+    a,
+    partial_ptr,
+    hot_ptr,
+    outputs,
+    B,
+    M,
+    N,
+    D,
+    shares,
+    HAS: tl.constexpr,
+    WANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program for BLOCK queries of any grids; ``outputs`` is :class:`~.launch.Outputs`."""

@@ -1,8 +1,8 @@
 """Which latent has the least energy: index[b, m] = argmin_n E, the first of equals.
 
-E and its place over a share of the latents go to ``energy[share, b, m]`` and ``place[share, b, m]``;
-a second kernel merges the shares in order. Latents without weight, and energies that are infinite
-or no number, are never the least; where nothing else is there, the place is 0.
+The least E of a share of the latents and its place go to ``energy[share, b, m]`` and
+``place[share, b, m]``; a second kernel merges the shares in order. Latents without weight, and
+energies that are infinite or no number, are never the least; if there is no other, the place is 0.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ from lebm_kernels.triton_kernels.pairs import LATENT_ENERGY, LOG_WEIGHT, tile_en
 
 @triton.jit(do_not_specialize=["B", "M", "N", "D", "share_size", "shares"])
 def least_kernel(
-    a, energy_ptr, place_ptr, B, M, N, D, share_size, shares, HAS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    a,
+    energy_ptr,
+    place_ptr,
+    B,
+    M,
+    N,
+    D,
+    share_size,
+    shares,
+    HAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """One program a tile of queries and share of latents."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty

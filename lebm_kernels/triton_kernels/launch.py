@@ -80,7 +80,7 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
     programs, beside = cut.programs(M, B), cut.beside()
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
     blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
-    double = {"dtype": torch.float64, "device": a.y_ptr.device}
+    double: dict[str, Any] = {"dtype": torch.float64, "device": a.y_ptr.device}
     partial = torch.empty((4 + D * len(wanted), cut.shares, B, M), **double)
     if shape.low:
         rows_kernel[programs](
@@ -106,7 +106,19 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
         ),
     )
     finish_kernel[(-(-B * M // _BLOCK),)](
-        a, partial, hot, outputs, B, M, N, D, cut.shares, HAS=has, WANT=want, BLOCK=_BLOCK, **options
+        a,
+        partial,
+        hot,
+        outputs,
+        B,
+        M,
+        N,
+        D,
+        cut.shares,
+        HAS=has,
+        WANT=want,
+        BLOCK=_BLOCK,
+        **options,
     )
     if out.index is not None:
         energy = out.free_energy.new_empty((cut.shares, B, M))

@@ -72,8 +72,15 @@ def _load(pointers, offset, D: tl.constexpr, HAS: tl.constexpr):
 
 @triton.jit
 def _sum_block(
-    sums, latents, query, D: tl.constexpr, HAS: tl.constexpr, WANT: tl.constexpr,
-    STRICT: tl.constexpr, valid, MASKED: tl.constexpr,
+    sums,
+    latents,
+    query,
+    D: tl.constexpr,
+    HAS: tl.constexpr,
+    WANT: tl.constexpr,
+    STRICT: tl.constexpr,
+    valid,
+    MASKED: tl.constexpr,
 ):
     g, lw, r = latents
     y, s, c, m, k = query
@@ -83,10 +90,7 @@ def _sum_block(
     energy = energy_from(r - (free if STRICT else m), d, D)
     if STRICT:
         energy = energy - late
-    if LOG_WEIGHT & HAS:
-        p = tl.exp2(tl.fma(-c, energy, lw - k))
-    else:
-        p = tl.exp2(-c * energy)
+    p = tl.exp2(tl.fma(-c, energy, lw - k) if LOG_WEIGHT & HAS else -c * energy)
     if MASKED:
         p = tl.where(valid, p, 0.0)
     out = (sums[0] + p,)
@@ -110,9 +114,21 @@ def _sum_block(
 
 @triton.jit
 def _sum_chunk(
-    a, grid, first, steps, stop, query, D: tl.constexpr, HAS: tl.constexpr, WANT: tl.constexpr,
-    FIELDS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
-    STRICT: tl.constexpr, MASKED: tl.constexpr,
+    a,
+    grid,
+    first,
+    steps,
+    stop,
+    query,
+    D: tl.constexpr,
+    HAS: tl.constexpr,
+    WANT: tl.constexpr,
+    FIELDS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UNROLL: tl.constexpr,
+    STRICT: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """The sums over ``steps`` whole blocks; or MASKED over one, of which those before ``stop``."""
     at = first + tl.arange(0, BLOCK_N)
@@ -137,8 +153,17 @@ def _sum_chunk(
 
 @triton.jit
 def _least_energy(
-    a, grid, first, stop, every, y, s, D: tl.constexpr, HAS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    a,
+    grid,
+    first,
+    stop,
+    every,
+    y,
+    s,
+    D: tl.constexpr,
+    HAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """The least energy of every ``every``th latent, ``[BLOCK_M]``."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
@@ -156,8 +181,19 @@ def _least_energy(
 
 @triton.jit
 def _largest_exponent(
-    a, grid, first, stop, every, y, s, c, m, D: tl.constexpr, HAS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    a,
+    grid,
+    first,
+    stop,
+    every,
+    y,
+    s,
+    c,
+    m,
+    D: tl.constexpr,
+    HAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """The largest l - c (E - m) of every ``every``th latent, ``[BLOCK_M]``."""
     largest_yet = tl.full((BLOCK_M, BLOCK_N), float("-inf"), a.decoded_ptr.dtype.element_ty)
@@ -171,8 +207,17 @@ def _largest_exponent(
 
 @triton.jit
 def _reference(
-    a, grid, first, stop, every, query, wanted, D: tl.constexpr, HAS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    a,
+    grid,
+    first,
+    stop,
+    every,
+    query,
+    wanted,
+    D: tl.constexpr,
+    HAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """(m, k) under which no latent looked at has p > 1, where ``wanted``; and what p shrinks by."""
     y, s, c, m, k = query
@@ -192,11 +237,21 @@ def _reference(
 
 @triton.jit(do_not_specialize=["M", "N", "share_size", "shares"])
 def rows_kernel(
-    a, partial_ptr, M, N, share_size, shares, D: tl.constexpr, HAS: tl.constexpr,
-    WANT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr,
+    a,
+    partial_ptr,
+    M,
+    N,
+    share_size,
+    shares,
+    D: tl.constexpr,
+    HAS: tl.constexpr,
+    WANT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """See the file's head; ``a`` is :class:`~.arguments.Arguments`, one program a tile and share."""
+    """One program a tile of queries and share of latents; ``a`` is an ``Arguments``."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
     FIELDS: tl.constexpr = 1 + (WANT & 1) + D * ((WANT // 2 & 1) + (WANT // 4 & 1) + WANT // 8)
     tiles = tl.cdiv(M, BLOCK_M)
