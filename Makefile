@@ -16,17 +16,25 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test bench lint format setup clean distclean say-run say-test say-bench FORCE
+.PHONY: help run test test-triton bench lint format setup clean distclean say-run say-test say-bench FORCE
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
-	  || sed -n 's/^\([a-z]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
 
 run: say-run setup ## set up, train the ellipse and the horn, write the figures to out/
 	@$(BIN)/python -m lebm_kernels demo
 
+# Triton's kernels run in its interpreter, which is slow, on a core of its own beside the rest.
 test: say-test setup ## set up, run all the tests
-	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q
+	@mkdir -p build; trap 'kill $$interpreted 2>/dev/null' EXIT INT TERM; \
+	$(MAKE) -s test-triton >build/test-triton.log 2>&1 & interpreted=$$!; \
+	LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q; status=$$?; \
+	wait $$interpreted || status=1; cat build/test-triton.log; exit $$status
+
+test-triton: setup ## run the tests of the Triton backend in Triton's interpreter
+	@! $(BIN)/python -c 'import triton' 2>/dev/null || \
+	  TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -p no:cacheprovider -k '[triton'
 
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py
