@@ -39,7 +39,7 @@ MEAN = tl.constexpr(8)
 # A larger sum has a latent far below the reference. Up to it exponents are at most its logarithm,
 # 20, and their rounding keeps the promise.
 _LIMIT = tl.constexpr(2.0**20)
-# Blocks of latents that the reference starts from.
+# Blocks of latents that the reference starts from, at most; an eighth of a share.
 _SAMPLE = tl.constexpr(4)
 
 
@@ -285,7 +285,8 @@ def rows_kernel(
     stop = tl.minimum(first + share_size, N)
     m = tl.full((BLOCK_M,), largest(dtype), dtype)
     k = tl.zeros((BLOCK_M,), dtype)
-    every = tl.maximum((stop - first) // (_SAMPLE * BLOCK_N), 1)
+    sample = tl.minimum(tl.maximum((stop - first) // (8 * BLOCK_N), 1), _SAMPLE)
+    every = tl.cdiv(stop - first, sample * BLOCK_N)
     query = (sound_y, sound_s, c, m[:, None], k[:, None])
     m, k, _ = _reference(a, grid, first, stop, every, query, sound, D, HAS, BLOCK_M, BLOCK_N)
     totals = ()
