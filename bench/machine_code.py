@@ -251,16 +251,18 @@ def from_json(text: str) -> list[Kernel]:
     return [Kernel(**x) for x in json.loads(text)]
 
 
-def table(kernels: list[Kernel]) -> str:
-    """One line a kernel."""
-    titles = f"{'kernel':32} {'sm':>4} {'issued':>7} {'FMA':>5} {'regs':>5} {'shared':>7}"
-    lines = [f"{titles} {'spills':>7} {'warps':>6} {'of MUFU':>8}"]
-    lines += [
-        f"{k.name:32} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.registers:5}"
-        f" {k.shared:7} {k.spills:7} {k.warps:6} {k.share:8.0%}"
-        for k in kernels
-    ]
-    return "\n".join(lines)
+TITLES = (
+    f"{'kernel':32} {'sm':>4} {'issued':>7} {'FMA':>5} {'regs':>5} {'shared':>7} {'spills':>7} "
+    f"{'warps':>6} {'of MUFU':>8}"
+)
+
+
+def row(k: Kernel) -> str:
+    """A kernel's line of the table."""
+    return (
+        f"{k.name:32} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.registers:5} "
+        f"{k.shared:7} {k.spills:7} {k.warps:6} {k.share:8.0%}"
+    )
 
 
 def main() -> None:
@@ -272,11 +274,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print that instead of a table")
     given = parser.parse_args()
     if given.cubin:
-        kernels = [k for x in given.cubin for k in inspect(x, given.arch[0], given.threads)]
+        kernels = (k for x in given.cubin for k in inspect(x, given.arch[0], given.threads))
     else:
         variants = [x for x in VARIANTS if not given.only or x.name in given.only]
-        kernels = [compile_variant(x, arch) for x in variants for arch in given.arch]
-    print(json.dumps([vars(x) for x in kernels]) if given.json else table(kernels))
+        kernels = (compile_variant(x, arch) for x in variants for arch in given.arch)
+    if given.json:
+        print(json.dumps([vars(x) for x in kernels]))
+        return
+    print(TITLES)
+    for kernel in kernels:
+        print(row(kernel), flush=True)
 
 
 if __name__ == "__main__":
