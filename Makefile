@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test bench gpu-check lint format setup clean distclean say-run say-test say-bench FORCE
+.PHONY: help run test test-triton bench gpu-check lint format setup clean distclean say-run say-test say-bench FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -25,8 +25,14 @@ help: ## list the targets
 run: say-run setup ## set up, train the ellipse and the horn, write the figures to out/
 	@$(BIN)/python -m lebm_kernels demo
 
+# Triton's kernels run in its interpreter, in a process of its own: it is on or off in one.
 test: say-test setup ## set up, run all the tests
 	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto -p no:benchmark
+	@$(MAKE) -s test-triton
+
+test-triton: setup ## run the tests of the Triton backend alone, in Triton's interpreter
+	@! $(BIN)/python -c 'import triton' 2>/dev/null || TRITON_INTERPRET=1 \
+	  $(BIN)/python -m pytest -q -n auto -p no:benchmark -p no:cacheprovider -k '[triton'
 
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py

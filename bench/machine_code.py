@@ -4,6 +4,8 @@
     python bench/machine_code.py --arch 90          for one architecture
     python bench/machine_code.py kernels.cubin      the kernels of a file that nvcc has made
 
+(``--arch`` and ``--threads`` say for what, there.)
+
 The hot loop is the innermost loop (a branch to a lower label, with no other such branch inside)
 that has most MUFU.EX2; of equals, the shortest. A pair costs one exponential, so whatever else is
 in there is divided by their number. MUFU serves 16 exponentials a clock and multiprocessor, the
@@ -14,6 +16,7 @@ what MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instru
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import tempfile
@@ -222,7 +225,7 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
     }
     pointer = f"*{variant.dtype}"
     types: dict[str, Any] = {
-        "a": Arguments(*[pointer] * 6, *["i32"] * 8),
+        "a": Arguments._make([pointer] * 6 + ["i32"] * 8),
         "packed_ptr": pointer,
         "strict_ptr": "*i32",
         "partial_ptr": "*fp64",
@@ -243,18 +246,23 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
     return Kernel(**{**vars(counted), "name": variant.name, "shared": compiled.metadata.shared})
 
 
-def table(kernels: list[Kernel]) -> str:
-    """One line a kernel."""
-    lines = [
-        f"{'kernel':32} {'sm':>4} {'issued':>7} {'FMA':>5} {'regs':>5} {'shared':>7} {'spills':>7}"
-        f" {'warps':>6} {'of MUFU':>8}"
-    ]
-    lines += [
-        f"{k.name:32} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.registers:5}"
-        f" {k.shared:7} {k.spills:7} {k.warps:6} {k.share:8.0%}"
-        for k in kernels
-    ]
-    return "\n".join(lines)
+def from_json(text: str) -> list[Kernel]:
+    """What ``--json`` printed."""
+    return [Kernel(**x) for x in json.loads(text)]
+
+
+TITLES = (
+    f"{'kernel':32} {'sm':>4} {'issued':>7} {'FMA':>5} {'regs':>5} {'shared':>7} {'spills':>7} "
+    f"{'warps':>6} {'of MUFU':>8}"
+)
+
+
+def row(k: Kernel) -> str:
+    """A kernel's line of the table."""
+    return (
+        f"{k.name:32} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.registers:5} "
+        f"{k.shared:7} {k.spills:7} {k.warps:6} {k.share:8.0%}"
+    )
 
 
 def main() -> None:
@@ -262,12 +270,20 @@ def main() -> None:
     parser.add_argument("cubin", nargs="*", type=Path, help="files made by nvcc")
     parser.add_argument("--arch", type=int, nargs="*", default=list(ARCHITECTURES))
     parser.add_argument("--threads", type=int, default=128, help="a block's, of such a file")
+    parser.add_argument("--only", action="append", help="one of Triton's kernels, by its name")
+    parser.add_argument("--json", action="store_true", help="print that instead of a table")
     given = parser.parse_args()
     if given.cubin:
-        kernels = [k for x in given.cubin for k in inspect(x, given.arch[0], given.threads)]
+        kernels = (k for x in given.cubin for k in inspect(x, given.arch[0], given.threads))
     else:
-        kernels = [compile_variant(v, arch) for v in VARIANTS for arch in given.arch]
-    print(table(kernels))
+        variants = [x for x in VARIANTS if not given.only or x.name in given.only]
+        kernels = (compile_variant(x, arch) for x in variants for arch in given.arch)
+    if given.json:
+        print(json.dumps([vars(x) for x in kernels]))
+        return
+    print(TITLES)
+    for kernel in kernels:
+        print(row(kernel), flush=True)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def pytest_configure() -> None:
         raise pytest.UsageError("LEBM_KERNELS_EXPECT_GPU=1, and PyTorch sees no GPU")
     if "triton" in KERNELS:
         interpreter.patch_once()
+        interpreter.skip_what_changes_nothing()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -86,7 +86,8 @@ def unpack(problem: Problem) -> tuple[Arguments, Shape]:
         latent_energy,
         y_stride,
         decoded_stride,
-        *problem.beta.stride(),
+        problem.beta.stride(0),
+        problem.beta.stride(1),
         *scale_strides,
         log_weight_stride,
         latent_energy_stride,
@@ -109,19 +110,46 @@ class Plan(NamedTuple):
     share_size: int
     warps: int
 
-    def programs(self, size: int, B: int) -> int:
-        """How many programs there are for ``size`` of what is kept, in each of B grids."""
-        return -(-size // self.outer) * self.shares * B
+    def programs(self, size: int, B: int) -> tuple[int]:
+        """The grid of programs for ``size`` of what is kept, in each of B grids."""
+        return (-(-size // self.outer) * self.shares * B,)
+
+    def beside(self) -> Plan:
+        """For kernels that run beside a pass and hold more of each pair: a smaller tile."""
+        return self if INTERPRETED else self._replace(outer=max(self.outer // 4, 1))
 
 
-# Pairs that a tile holds, threads that hold them, and blocks between two crossings of threads:
-# 16 pairs a thread share the loads of one latent; 128 terms, added in one float32, round by a few
-# eps at most. Queries (or latents) of more numbers leave room for fewer: 255 registers a thread.
-_PAIRS, _WARPS, _CHUNK, _UNROLL = 2048, 4, 128, 4
-# In the interpreter an operation costs the same for any tile up to about this size.
+# Threads of a program, and blocks between two crossings of them: 128 terms, added in one float32,
+# round by a few eps at most.
+_WARPS, _CHUNK, _UNROLL = 4, 128, 4
+# In the interpreter an operation takes as long for any tile of up to about this many pairs.
 _INTERPRETED_PAIRS, _INTERPRETED_CHUNK = 1 << 15, 4
 # Programs worth having: enough for every multiprocessor to hold its fill, a few times over.
 _WAVES = 8
+
+
+def _pairs_a_thread(shape: Shape, columns: bool) -> int:
+    """As many as 255 registers hold without spills, for sm_80 to sm_100; 16 share a latent's loads.
+
+    ======================  ====  ==========  =====  =====
+    D                       1, 2  with scale  3, 4   more
+    ======================  ====  ==========  =====  =====
+    rows, float32           16    8           8 (4)  16 (8)
+    columns, float32        16    16          8      16 (8)
+    float64                 4     2           2 (1)  4 (2)
+    ======================  ====  ==========  =====  =====
+
+    In brackets: with scale. Never by what is wanted: that would change the order of sums.
+    """
+    scale = shape.has & 1
+    pairs = 16
+    if shape.low and shape.D > 2:
+        pairs //= 2
+    if scale and not (columns and shape.low):
+        pairs //= 2
+    if shape.wide:
+        pairs //= 4
+    return pairs
 
 
 def _power_of_two(x: int) -> int:
@@ -138,15 +166,10 @@ def _multiprocessors(device: torch.device) -> int:
 def plan(shape: Shape, device: torch.device, *, columns: bool = False) -> Plan:
     """The plan of a pass: queries kept and latents summed over, or the other way for columns."""
     kept, summed = (shape.N, shape.M) if columns else (shape.M, shape.N)
-    pairs, chunk = (_INTERPRETED_PAIRS, _INTERPRETED_CHUNK) if INTERPRETED else (_PAIRS, _CHUNK)
-    if not INTERPRETED:
-        # What a query keeps in registers beside the sums, in numbers: y, and s where there is one.
-        if not columns and shape.low and shape.D * (2 if shape.has & 1 else 1) > 2:
-            pairs //= 2
-        if shape.wide or (columns and shape.D == 4):
-            pairs //= 2
-    threads = _WARPS * 32
+    threads = 32 * _WARPS
+    pairs, chunk = _pairs_a_thread(shape, columns) * threads, _CHUNK
     if INTERPRETED:
+        pairs, chunk = _INTERPRETED_PAIRS, _INTERPRETED_CHUNK
         inner = min(512 if summed <= 1 << 14 else 1 << 14, _power_of_two(summed))
     else:
         inner = min(threads if shape.low else 4 * threads, _power_of_two(summed))

@@ -7,9 +7,9 @@ With q = G exp2(l - c (E - m)) / exp(L), which is G p for the incoming gradient 
 A first kernel packs what the pairs need of a query, a block of BLOCK_M queries at a time, so that
 the other finds it side by side and needs no mask: ``packed[b, block, field, BLOCK_M]``. There
 log2 |q| at E = m is split into a power of two, 2^j, and a rest near 0 for the exponent, whose
-rounding would else be that of log N; a whole number that j cannot take meets l before rounding. The sign of G and 2^j cost nothing where there is no scale:
-they multiply y and g, and so d = sign 2^j (y - g), exactly; E and m are then 4^j too large, c 4^j
-too small, exactly. Fields:
+rounding would else be that of log N; a whole number that j cannot take meets l before rounding.
+The sign of G and 2^j cost nothing where there is no scale: they multiply y and g, and so
+d = sign 2^j (y - g), exactly; E and m are then 4^j too large, c 4^j too small, exactly. Fields:
 
     without scale:  sign 2^j y (D of them), c 4^-j, m 4^j, rest, sign 2^j, m' 4^j, whole
     with one:       y (D), c, m, rest, sign 2^j, m', whole, s (D)
@@ -53,9 +53,7 @@ def share_of(grad, state_at, N, beta, HAS: tl.constexpr):
     The latter as a whole number and what is left.
     """
     # See finish.py for what the state has at infinity.
-    bits = tl.where(
-        beta == float("inf"), tl.load(state_at + 2), tl.load(state_at + 1) * LOG2_E
-    )
+    bits = tl.where(beta == float("inf"), tl.load(state_at + 2), tl.load(state_at + 1) * LOG2_E)
     if (LOG_WEIGHT & HAS) == 0:
         bits += tl.where(beta == float("inf"), 0.0, tl.log2(N.to(tl.float64)))
     whole = -tl.floor(bits + 0.5)

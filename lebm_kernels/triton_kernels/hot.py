@@ -5,10 +5,11 @@ the row pass found it, u = E - E0:
 
     B = sum w e psi(-beta e)            L = log1p(-beta B),   F - m = B log1p(-beta B)/(-beta B)
     B0 = sum w u psi(-beta u)           F - E0 = B0 log1p(-beta B0)/(-beta B0)
-    K = sum w u^2 phi(-beta u)          KL(p|w)/beta^2 = K/(1 - beta B0) - (F - E0)^2 R(beta (F - E0))
+    K = sum w u^2 phi(-beta u)
+    KL(p|w)/beta^2 = K/(1 - beta B0) - (F - E0)^2 R(beta (F - E0)),      R(x) = (e^x - 1 - x)/x^2
 
-(R(x) = (e^x - 1 - x)/x^2), all of them exact for any E0, and down to beta = 0. They go to
-``hot[field, share, b, m]``, float64; programs without a hot query return at once.
+all of them exact for any E0, and down to beta = 0. B, B0 and K go to ``hot[field, share, b, m]``,
+float64; programs without a hot query return at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which latent has the least energy: index[b, m] = argmin_n E, the first of equals.
 
-E and its place over a share of the latents go to ``energy[share, b, m]`` and ``place[share, b, m]``;
-a second kernel merges the shares in order. Latents without weight, and energies that are infinite
-or no number, are never the least; where nothing else is there, the place is 0.
+The least E of a share of the latents and its place go to ``energy[share, b, m]`` and
+``place[share, b, m]``; a second kernel merges the shares in order. Latents without weight, and
+energies that are infinite or no number, are never the least; if there is no other, the place is 0.
 """
 
 from __future__ import annotations

@@ -77,10 +77,10 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
     wanted = [bit.value for bit, x in vectors.items() if x is not None]
     want = sum(wanted) + (0 if out.slope_beta is None else ENERGY.value)
     cut = plan(shape, a.y_ptr.device)
-    programs = (cut.programs(M, B),)
+    programs, beside = cut.programs(M, B), cut.beside()
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
     blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
-    double = {"dtype": torch.float64, "device": a.y_ptr.device}
+    double: dict[str, Any] = {"dtype": torch.float64, "device": a.y_ptr.device}
     partial = torch.empty((4 + D * len(wanted), cut.shares, B, M), **double)
     if shape.low:
         rows_kernel[programs](
@@ -91,8 +91,9 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
         tiled_rows_kernel[programs](
             a, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, **blocks
         )
+    blocks["BLOCK_M"] = beside.outer
     hot = torch.empty((3, cut.shares, B, M), **double)
-    hot_kernel[programs](
+    hot_kernel[beside.programs(M, B)](
         a, partial, hot, B, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, LOW=shape.low,
         **blocks,
     )  # fmt: skip
@@ -122,7 +123,7 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
     if out.index is not None:
         energy = out.free_energy.new_empty((cut.shares, B, M))
         place = torch.empty((cut.shares, B, M), dtype=torch.int64, device=energy.device)
-        least_kernel[programs](
+        least_kernel[beside.programs(M, B)](
             a, energy, place, B, M, N, D, cut.share_size, cut.shares, HAS=has, **blocks
         )
         merge_least_kernel[(-(-B * M // _BLOCK),)](
@@ -133,7 +134,6 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
     """See :mod:`lebm_kernels.backends.contract`."""
     B, N, D = problem.decoded.shape
-    # Float64 sums are stored as such only where shares of them are to be merged.
     new = problem.y.new_zeros if grad.numel() == 0 else problem.y.new_empty
     out = Columns(
         decoded=new((B, N, D)) if want.decoded else None,
@@ -153,15 +153,21 @@ def _launch_columns(
     a: Arguments, shape: Shape, cut: Plan, grad: Tensor, state: Tensor, out: Columns
 ) -> None:
     B, M, N, D, has, _ = shape
-    programs = (cut.programs(N, B),)
+    programs = cut.programs(N, B)
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
     blocks: dict[str, Any] = {"BLOCK_M": cut.inner, "BLOCK_N": cut.outer, **options}
     merge_programs = (-(-B * N // _BLOCK),)
     want = (out.decoded is not None) * DECODED.value
     want += (out.latent_energy is not None) * ENERGIES.value
+    # Float64 where sums are to be added to: in what they are rounded to, they are half the size.
+    kind = grad.dtype if cut.shares == 1 else torch.float64
     sums = D * (out.decoded is not None) + (out.latent_energy is not None)
     if want:
-        partial = grad.new_empty((sums, cut.shares, B, N), dtype=torch.float64)
+        partial = torch.empty(
+            (sums, cut.shares, B, N),
+            dtype=kind if shape.low else torch.float64,
+            device=grad.device,
+        )
         if shape.low:
             count = -(-M // cut.inner)
             fields = D + 6 + D * (has & SCALE.value)
@@ -186,10 +192,11 @@ def _launch_columns(
             **options,
         )  # fmt: skip
     if out.log_weight is not None:
-        partial = grad.new_empty((1, cut.shares, B, N), dtype=torch.float64)
-        weights_kernel[programs](
+        beside = cut.beside()
+        partial = torch.empty((1, cut.shares, B, N), dtype=kind, device=grad.device)
+        weights_kernel[beside.programs(N, B)](
             a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, LOW=shape.low,
-            **blocks,
+            **{**blocks, "BLOCK_N": beside.outer},
         )  # fmt: skip
         merge_kernel[merge_programs](
             partial, out.log_weight, out.log_weight, B * N, 0, cut.shares, WANT=ENERGIES.value,

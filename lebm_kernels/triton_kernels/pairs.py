@@ -2,7 +2,7 @@
 
     difference  d = y - s g                     s = 1 where there is no scale
     energy      E = sum_d d^2 + r
-    share       p = exp2(l - k - c (E - m))     c = beta log2 e, l = log2 w; m and k belong to the query
+    share       p = exp2(l - k - c (E - m))     c = beta log2 e, l = log2 w; m and k of the query
 
 A tile's first dimension is what a program keeps, its second what it sums over: [queries, latents]
 in a row pass, [latents, queries] in a column pass. Operands have one dimension of size 1, so that
@@ -36,8 +36,7 @@ def largest(dtype: tl.constexpr):
     """A number beyond which energies count as infinite."""
     if dtype == tl.float64:
         return LARGEST64
-    else:
-        return LARGEST32
+    return LARGEST32
 
 
 @triton.jit
@@ -45,8 +44,7 @@ def rounding(dtype: tl.constexpr):
     """The spacing of numbers near 1."""
     if dtype == tl.float64:
         return 2.220446049250313e-16
-    else:
-        return 1.1920928955078125e-07
+    return 1.1920928955078125e-07
 
 
 @triton.jit
@@ -61,8 +59,7 @@ def difference(y, s, g, HAS: tl.constexpr):
     """One dimension of y - s g."""
     if SCALE & HAS:
         return tl.fma(-s, g, y)
-    else:
-        return y - g
+    return y - g
 
 
 @triton.jit
@@ -70,10 +67,7 @@ def differences(y, s, g, D: tl.constexpr, HAS: tl.constexpr):
     """Every dimension of y - s g, as a tuple."""
     d = ()
     for i in tl.static_range(D):
-        if SCALE & HAS:
-            d = d + (tl.fma(-s[i], g[i], y[i]),)
-        else:
-            d = d + (y[i] - g[i],)
+        d = d + (difference(y[i], s[i], g[i], HAS),)
     return d
 
 

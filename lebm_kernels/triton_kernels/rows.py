@@ -39,7 +39,7 @@ MEAN = tl.constexpr(8)
 # A larger sum has a latent far below the reference. Up to it exponents are at most its logarithm,
 # 20, and their rounding keeps the promise.
 _LIMIT = tl.constexpr(2.0**20)
-# Blocks of latents that the reference starts from.
+# Blocks of latents that the reference starts from, at most; an eighth of a share.
 _SAMPLE = tl.constexpr(4)
 
 
@@ -90,10 +90,7 @@ def _sum_block(
     energy = energy_from(r - (free if STRICT else m), d, D)
     if STRICT:
         energy = energy - late
-    if LOG_WEIGHT & HAS:
-        p = tl.exp2(tl.fma(-c, energy, lw - k))
-    else:
-        p = tl.exp2(-c * energy)
+    p = tl.exp2(tl.fma(-c, energy, lw - k) if LOG_WEIGHT & HAS else -c * energy)
     if MASKED:
         p = tl.where(valid, p, 0.0)
     out = (sums[0] + p,)
@@ -254,7 +251,7 @@ def rows_kernel(
     CHUNK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """See the file's head; ``a`` is :class:`~.arguments.Arguments`, one program a tile and share."""
+    """One program a tile of queries and share of latents; ``a`` is an ``Arguments``."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
     FIELDS: tl.constexpr = 1 + (WANT & 1) + D * ((WANT // 2 & 1) + (WANT // 4 & 1) + WANT // 8)
     tiles = tl.cdiv(M, BLOCK_M)
@@ -288,7 +285,8 @@ def rows_kernel(
     stop = tl.minimum(first + share_size, N)
     m = tl.full((BLOCK_M,), largest(dtype), dtype)
     k = tl.zeros((BLOCK_M,), dtype)
-    every = tl.maximum((stop - first) // (_SAMPLE * BLOCK_N), 1)
+    sample = tl.minimum(tl.maximum((stop - first) // (8 * BLOCK_N), 1), _SAMPLE)
+    every = tl.cdiv(stop - first, sample * BLOCK_N)
     query = (sound_y, sound_s, c, m[:, None], k[:, None])
     m, k, _ = _reference(a, grid, first, stop, every, query, sound, D, HAS, BLOCK_M, BLOCK_N)
     totals = ()

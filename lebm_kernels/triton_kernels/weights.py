@@ -77,4 +77,4 @@ def weights_kernel(
         total += tl.sum(tl.where(inside[None, :], term, 0.0), axis=1).to(tl.float64)
     size = tl.num_programs(0).to(tl.int64) // tiles * N
     out = partial_ptr + share * (size // shares) + grid * N + offs_n
-    tl.store(out, total, mask=offs_n < N)
+    tl.store(out, total.to(partial_ptr.dtype.element_ty), mask=offs_n < N)

@@ -1,0 +1,97 @@
+"""What the Triton kernels cost in machine code does not grow; the counting itself is right."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import machine_code
+from machine_code import Instruction, Kernel, hot_loop
+
+SCRIPT = Path(machine_code.__file__)
+
+# Issued instructions a pair, a little above what is reached; D = 2, float32.
+BOUNDS = {
+    "forward": (7.5, 7.5, 7.5),
+    "forward, slope_y": (9.5, 9.5, 9.5),
+    "columns": (9.0, 9.0, 9.0),
+}
+CASES = [
+    (name, architecture, bound)
+    for name, bounds in BOUNDS.items()
+    for architecture, bound in zip(machine_code.ARCHITECTURES, bounds, strict=True)
+]
+
+
+@cache
+def counted() -> dict[tuple[str, int], Kernel]:
+    """The kernels, compiled in a process of its own: there Triton is surely not interpreted."""
+    names = [x for name in BOUNDS for x in ("--only", name)]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), "--json", *names],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    kernels = machine_code.from_json(run.stdout)
+    return {(kernel.name, kernel.architecture): kernel for kernel in kernels}
+
+
+@pytest.mark.parametrize(("name", "architecture", "bound"), CASES)
+def test_instructions_a_pair(name: str, architecture: int, bound: float) -> None:
+    kernel = counted()[name, architecture]
+    assert kernel.spills == 0
+    assert kernel.exponentials >= 32  # the loop over pairs, unrolled
+    assert kernel.instructions <= bound
+    # Fewer than the formula has would mean that the wrong loop was counted.
+    assert kernel.instructions > 5
+
+
+def lines(text: str) -> list[str | Instruction]:
+    """``label:``, ``operation`` or ``operation > label``, one a line."""
+    found: list[str | Instruction] = []
+    for line in text.split():
+        operation, _, target = line.partition(">")
+        found.append(line[:-1] if line.endswith(":") else Instruction(operation, target or None))
+    return found
+
+
+def test_the_hot_loop_is_the_innermost_with_most_exponentials() -> None:
+    text = (
+        "a: MUFU.EX2 b: FADD MUFU.EX2 MUFU.EX2 BRA>b MUFU.EX2 BRA>a c: MUFU.EX2 BRA>c end: BRA>end"
+    )
+    assert hot_loop(lines(text)) == ["FADD", "MUFU.EX2", "MUFU.EX2", "BRA"]
+
+
+def test_of_equal_loops_the_shortest_counts() -> None:
+    text = "a: MUFU.EX2 FADD FADD BRA>a b: MUFU.EX2 FADD BRA>b"
+    assert hot_loop(lines(text)) == ["MUFU.EX2", "FADD", "BRA"]
+
+
+def test_what_a_forward_branch_skips_does_not_count() -> None:
+    text = "a: MUFU.EX2 BRA>b STL STL b: FADD BRA>a"
+    assert hot_loop(lines(text)) == ["MUFU.EX2", "BRA", "FADD", "BRA"]
+
+
+def test_no_loop_is_no_instructions() -> None:
+    assert hot_loop(lines("MUFU.EX2 BRA>a FADD a: EXIT")) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "instructions", "fma", "share"),
+    [(90, 7.0, 6.0, 1.0), (90, 16.0, 9.0, 0.5), (80, 7.0, 6.0, 4 / 6), (100, 10.0, 8.0, 0.8)],
+)
+def test_the_predicted_share(
+    architecture: int, instructions: float, fma: float, share: float
+) -> None:
+    kernel = Kernel("k", architecture, 128, 0, 0, 128, 64, instructions, fma)
+    assert kernel.share == pytest.approx(share)
+    assert kernel.warps == 16
