@@ -44,7 +44,7 @@ def problem(M: int, N: int, D: int, dtype: torch.dtype, every: bool) -> Problem:
 CASES: dict[str, tuple[tuple[int, int, int, torch.dtype, bool], int]] = {
     "plain": ((131, 4611, 2, torch.float32, False), 0),
     "every": ((9, 1543, 2, torch.float32, True), 0),
-    "one query": ((1, 4611, 1, torch.float32, False), 1),
+    "one query": ((1, 4611, 2, torch.float32, False), 1),
     "few latents": ((1607, 5, 2, torch.float32, False), 1),
     "many queries": ((533, 131, 2, torch.float32, True), 0),
     "double": ((5, 2309, 2, torch.float64, True), 1),

@@ -104,9 +104,9 @@ void launch_wide_columns(const ColumnTask<T>& task, cudaStream_t stream) {
 }
 
 // `workspace` has columns_workspace doubles, at a multiple of 16 bytes; M and N are not 0.
-template <typename T>
+template <typename T, int... kD>
 void launch_columns(const Problem<T>& p, const ColumnArguments<T>& arguments, double* workspace,
-                    int multiprocessors, cudaStream_t stream) {
+                    int multiprocessors, cudaStream_t stream, Dimensions<kD...>) {
   ColumnTask<T> task = plan_columns(p, arguments, multiprocessors);
   task.normaliser = launch_normalise(p, workspace, stream);
   T* const records = reinterpret_cast<T*>(workspace + normaliser_workspace(p));
@@ -118,22 +118,8 @@ void launch_columns(const Problem<T>& p, const ColumnArguments<T>& arguments, do
   LEBM_LAUNCH(prepare_kernel<T>, unsigned(divide_up(p.B * p.M, kThreads)), kThreads, 0, stream, p,
               arguments.grad, arguments.state, extended ? int(kExtended) : int(kBasic), narrow,
               extended || p.scale.data, task.width, records);
-  switch (narrow ? p.D : 0) {
-    case 1:
-      launch_narrow_columns<T, 1>(task, stream);
-      break;
-    case 2:
-      launch_narrow_columns<T, 2>(task, stream);
-      break;
-    case 3:
-      launch_narrow_columns<T, 3>(task, stream);
-      break;
-    case 4:
-      launch_narrow_columns<T, 4>(task, stream);
-      break;
-    default:
-      launch_wide_columns(task, stream);
-  }
+  if (!narrow) launch_wide_columns(task, stream);
+  ((p.D == kD ? launch_narrow_columns<T, kD>(task, stream) : void()), ...);
   if (partial_workspace(task) > 0) {
     const int64_t blocks = divide_up(p.B * p.N * task.fields, kThreads);
     LEBM_LAUNCH(merge_columns_kernel<T>, unsigned(blocks), kThreads, 0, stream, task);

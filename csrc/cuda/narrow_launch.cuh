@@ -38,6 +38,11 @@ RowPlan plan_rows(const Problem<T>& p, int multiprocessors) {
   return plan;
 }
 
+// The numbers of dimensions, up to kNarrow, whose kernels are compiled: all but for some tests.
+template <int... kD>
+struct Dimensions {};
+using AllDimensions = Dimensions<1, 2, 3, 4>;
+
 inline Wants wants_of(bool slope_y, bool slope_scale, bool others) {
   return others ? kEverything : slope_scale ? kSlopeYScale : slope_y ? kSlopeY : kValue;
 }

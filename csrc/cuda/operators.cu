@@ -54,7 +54,7 @@ Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
     const Tensor workspace =
         place.memory(lebm::cuda::rows_workspace(p, outputs, place.multiprocessors));
     lebm::cuda::launch_rows(p, outputs, data<double>(workspace), place.multiprocessors,
-                            place.stream);
+                            place.stream, lebm::cuda::AllDimensions{});
   };
   y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   check(cudaGetLastError(), "the row pass was not launched");
@@ -89,7 +89,7 @@ Three columns(const Tensor& grad_any, const Tensor& state_any, const Tensor& y,
     const Tensor workspace =
         place.memory(lebm::cuda::columns_workspace(p, arguments, place.multiprocessors));
     lebm::cuda::launch_columns(p, arguments, data<double>(workspace), place.multiprocessors,
-                               place.stream);
+                               place.stream, lebm::cuda::AllDimensions{});
   };
   y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   check(cudaGetLastError(), "the column pass was not launched");

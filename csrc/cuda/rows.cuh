@@ -70,9 +70,9 @@ void launch_wide_rows(const RowTask<T>& task, cudaStream_t stream) {
 }
 
 // `workspace` has rows_workspace doubles; M and N are not 0.
-template <typename T>
+template <typename T, int... kD>
 void launch_rows(const Problem<T>& p, const RowOutputs<T>& out, double* workspace,
-                 int multiprocessors, cudaStream_t stream) {
+                 int multiprocessors, cudaStream_t stream, Dimensions<kD...>) {
   RowTask<T> task;
   task.problem = p;
   task.out = out;
@@ -85,16 +85,7 @@ void launch_rows(const Problem<T>& p, const RowOutputs<T>& out, double* workspac
     return launch_wide_rows(task, stream);
   }
   task.plan = plan_rows(p, multiprocessors);
-  switch (p.D) {
-    case 1:
-      return launch_narrow_rows<T, 1>(task, stream);
-    case 2:
-      return launch_narrow_rows<T, 2>(task, stream);
-    case 3:
-      return launch_narrow_rows<T, 3>(task, stream);
-    default:
-      return launch_narrow_rows<T, 4>(task, stream);
-  }
+  ((p.D == kD ? launch_narrow_rows<T, kD>(task, stream) : void()), ...);
 }
 
 }  // namespace lebm::cuda

@@ -67,7 +67,8 @@ template <typename T>
 struct WideQuery {
   Mode mode;
   T m, a, minus_c, beta, gap;
-  double sum, energy, minus, least;
+  double sum, energy, minus;
+  T least;
   int64_t index;
 };
 
@@ -137,7 +138,7 @@ __device__ __forceinline__ T add_pair(WideQuery<T>& q, T e, T weight) {
     } else {
       const T minus = excess < infinity(T()) ? power_minus_1(-q.beta * excess) : T(-1);
       q.minus += double(w * minus);
-      q.least = fmin(q.least, -double(excess));
+      q.least = lesser(q.least, -excess);
     }
     return w;
   }
@@ -185,7 +186,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kQueriesARow; ++i) {
     WideQuery<T>& q = queries[i];
     const int64_t m = first_query + row * kQueriesARow + i;
-    q = {Mode::kInvalid, T(0), infinity(T()), T(0), T(0), T(0), 0, 0, 0, double(INFINITY), 0};
+    q = {Mode::kInvalid, T(0), infinity(T()), T(0), T(0), T(0), 0, 0, 0, infinity(T()), 0};
     if (m >= p.M) continue;
     q.beta = load(p.beta, b, m);
     if (kSweep == Sweep::kFirst) {
@@ -256,9 +257,8 @@ __global__ void __launch_bounds__(kThreads)
           if (pair > T(0)) weighted = fused(pair, excess, weighted);
         } else if (kWants == kEverything) {
           weighted = fused(pair, lesser(excess, T(Range<T>::kLargest)), weighted);
-          const double energy = double(e[i][j]);
-          if (weight > -infinity(T()) && energy < q.least) {
-            q.least = energy;
+          if (weight > -infinity(T()) && e[i][j] < q.least) {
+            q.least = e[i][j];
             q.index = start + n;
           }
         }
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kThreads)
       q.sum += __shfl_xor_sync(row_mask(), q.sum, delta);
       q.energy += __shfl_xor_sync(row_mask(), q.energy, delta);
       q.minus += __shfl_xor_sync(row_mask(), q.minus, delta);
-      const double least = __shfl_xor_sync(row_mask(), q.least, delta);
+      const T least = __shfl_xor_sync(row_mask(), q.least, delta);
       const int64_t index = __shfl_xor_sync(row_mask(), q.index, delta);
       if (least < q.least || (least == q.least && index < q.index)) {
         q.least = least;
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t m = first_query + row * kQueriesARow + i;
     if (column != 0 || m >= p.M) continue;
     const double last = kSweep == Sweep::kFirst ? double(q.index) : q.minus;
-    const double fields[6] = {double(q.m), double(q.a), q.sum, q.energy, q.least, last};
+    const double fields[6] = {double(q.m), double(q.a), q.sum, q.energy, double(q.least), last};
     store_partial(task, blockIdx.y, b * p.M + m, fields);
   }
 }

@@ -1,8 +1,15 @@
-// The package's operators by the kernels of csrc/cuda, for float and double.
+// The package's operators by the kernels of csrc/cuda, for float and double, and with
+// SIMT_DIMENSIONS only at those numbers of dimensions, and at D > 4.
 #include "columns.cuh"
 #include "host.h"
 
+#ifndef SIMT_DIMENSIONS
+#define SIMT_DIMENSIONS 1, 2, 3, 4
+#endif
+
 namespace {
+
+using Compiled = lebm::cuda::Dimensions<SIMT_DIMENSIONS>;
 
 // numbers: B, M, N, D, then the three strides of each tensor in turn.
 template <typename T>
@@ -30,7 +37,7 @@ template <typename T>
 void rows(const lebm::Problem<T>& p, const lebm::RowOutputs<T>& out, int64_t multiprocessors,
           double* workspace, int64_t* size) {
   if (workspace) {
-    lebm::cuda::launch_rows(p, out, workspace, int(multiprocessors), nullptr);
+    lebm::cuda::launch_rows(p, out, workspace, int(multiprocessors), nullptr, Compiled{});
   } else {
     *size = lebm::cuda::rows_workspace(p, out, int(multiprocessors));
   }
@@ -40,7 +47,7 @@ template <typename T>
 void columns(const lebm::Problem<T>& p, const lebm::ColumnArguments<T>& arguments,
              int64_t multiprocessors, double* workspace, int64_t* size) {
   if (workspace) {
-    lebm::cuda::launch_columns(p, arguments, workspace, int(multiprocessors), nullptr);
+    lebm::cuda::launch_columns(p, arguments, workspace, int(multiprocessors), nullptr, Compiled{});
   } else {
     *size = lebm::cuda::columns_workspace(p, arguments, int(multiprocessors));
   }
