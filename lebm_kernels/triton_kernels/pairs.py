@@ -34,17 +34,13 @@ LARGEST64 = tl.constexpr(1.5e308)
 @triton.jit
 def largest(dtype: tl.constexpr):
     """A number beyond which energies count as infinite."""
-    if dtype == tl.float64:
-        return LARGEST64
-    return LARGEST32
+    return LARGEST64 if dtype == tl.float64 else LARGEST32
 
 
 @triton.jit
 def rounding(dtype: tl.constexpr):
     """The spacing of numbers near 1."""
-    if dtype == tl.float64:
-        return 2.220446049250313e-16
-    return 1.1920928955078125e-07
+    return 2.220446049250313e-16 if dtype == tl.float64 else 1.1920928955078125e-07
 
 
 @triton.jit
@@ -57,9 +53,7 @@ def coldness(beta):
 @triton.jit
 def difference(y, s, g, HAS: tl.constexpr):
     """One dimension of y - s g."""
-    if SCALE & HAS:
-        return tl.fma(-s, g, y)
-    return y - g
+    return tl.fma(-s, g, y) if SCALE & HAS else y - g
 
 
 @triton.jit
