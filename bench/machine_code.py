@@ -69,7 +69,7 @@ class Kernel:
     def share(self) -> float:
         """The predicted share of what MUFU alone would allow."""
         rate = 4 if self.architecture == 80 else 8
-        return min(1.0, 8 / self.instructions, rate / max(self.fma, 1e-9))
+        return min(1.0, 8 / max(self.instructions, 1e-9), rate / max(self.fma, 1e-9))
 
 
 def _tool(name: str) -> str:
@@ -194,6 +194,8 @@ VARIANTS = (
     Variant("forward, D = 3", False, 3),
     Variant("forward, D = 4, slope_y", False, 4, want=2),
     Variant("columns, D = 4", True, 4, want=1),
+    # Without MUFU: that it compiles, and the registers.
+    Variant("forward, float64", False, 2, has=1, want=2, dtype="fp64"),
     Variant("everything, D = 4", False, 4, has=7, want=15),
     Variant("columns, everything, D = 4", True, 4, has=7, want=3),
 )

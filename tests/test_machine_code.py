@@ -21,6 +21,7 @@ BOUNDS = {
     "forward, slope_y": (9.5, 9.5, 9.5),
     "columns": (9.0, 9.0, 9.0),
 }
+WIDE = "forward, float64"
 CASES = [
     (name, architecture, bound)
     for name, bounds in BOUNDS.items()
@@ -31,7 +32,7 @@ CASES = [
 @cache
 def counted() -> dict[tuple[str, int], Kernel]:
     """The kernels, compiled in a process of its own: there Triton is surely not interpreted."""
-    names = [x for name in BOUNDS for x in ("--only", name)]
+    names = [x for name in (*BOUNDS, WIDE) for x in ("--only", name)]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     run = subprocess.run(
         [sys.executable, str(SCRIPT), "--json", *names],
@@ -53,6 +54,11 @@ def test_instructions_a_pair(name: str, architecture: int, bound: float) -> None
     assert kernel.instructions <= bound
     # Fewer than the formula has would mean that the wrong loop was counted.
     assert kernel.instructions > 5
+
+
+@pytest.mark.parametrize("architecture", machine_code.ARCHITECTURES)
+def test_float64_compiles_and_spills_next_to_nothing(architecture: int) -> None:
+    assert counted()[WIDE, architecture].spills <= 4
 
 
 def lines(text: str) -> list[str | Instruction]:

@@ -100,7 +100,7 @@ def pack_kernel(
     factor, whole, rest = share_of(grad, state_at, N, beta, HAS)
     if (LOG_WEIGHT & HAS) == 0:
         rest += whole
-    m, late, strict = split_reference(c, m)
+    m, late, strict = split_reference(c, m, HAS)
     tl.store(strict_ptr + tl.program_id(0), any_of(inside & strict).to(tl.int32))
     out = packed_ptr + tl.program_id(0).to(tl.int64) * (FIELDS * BLOCK_M) + lanes
     for i in tl.static_range(D):

@@ -16,8 +16,9 @@ import triton.language as tl
 from lebm_kernels.triton_kernels.pairs import COLDEST, LN_2, LOG_WEIGHT, coldness, rounding
 from lebm_kernels.triton_kernels.rows import ENERGY, MEAN, PULL, STRETCH
 
-# Where L is nearer to 0, its logarithm has lost what F - m is made of.
-_HOT = tl.constexpr(-0.25)
+# Where L is nearer to 0, the sum has lost what F - m is made of; and wherever every p is within a
+# factor e^(1/2) of w, L is.
+_HOT = tl.constexpr(-0.5)
 
 
 @triton.jit

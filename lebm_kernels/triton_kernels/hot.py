@@ -69,7 +69,7 @@ def hot_kernel(
     if any_of(hot & inside):
         # A hot query's energies are summed; the others of the tile must do no harm.
         least = tl.where(hot, m, 0.0).to(dtype)[:, None]
-        free, late, strict = split_reference(coldness(beta)[:, None], least, LOW)
+        free, late, strict = split_reference(coldness(beta)[:, None], least, HAS, LOW)
         b = tl.where(hot, beta, 0.0)[:, None]
         mean = tl.where(hot, energy, 0.0).to(dtype)[:, None]
         safe_m = tl.minimum(offs_m, M - 1)

@@ -34,17 +34,13 @@ LARGEST64 = tl.constexpr(1.5e308)
 @triton.jit
 def largest(dtype: tl.constexpr):
     """A number beyond which energies count as infinite."""
-    if dtype == tl.float64:
-        return LARGEST64
-    return LARGEST32
+    return LARGEST64 if dtype == tl.float64 else LARGEST32
 
 
 @triton.jit
 def rounding(dtype: tl.constexpr):
     """The spacing of numbers near 1."""
-    if dtype == tl.float64:
-        return 2.220446049250313e-16
-    return 1.1920928955078125e-07
+    return 2.220446049250313e-16 if dtype == tl.float64 else 1.1920928955078125e-07
 
 
 @triton.jit
@@ -57,9 +53,7 @@ def coldness(beta):
 @triton.jit
 def difference(y, s, g, HAS: tl.constexpr):
     """One dimension of y - s g."""
-    if SCALE & HAS:
-        return tl.fma(-s, g, y)
-    return y - g
+    return tl.fma(-s, g, y) if SCALE & HAS else y - g
 
 
 @triton.jit
@@ -81,15 +75,17 @@ def energy_from(start, d, D: tl.constexpr):
 
 
 @triton.jit
-def split_reference(c, m, LOW: tl.constexpr = True):
+def split_reference(c, m, HAS: tl.constexpr, LOW: tl.constexpr = True):
     """M as a sum of what E starts from and what is taken off when E is complete.
 
     Riding free, m leaves the minimum an excess that is the rounding of its largest term. Where
     beta times that is not small (and at infinity) such chance would decide: there E is rounded by
-    itself, so that the minimum's excess is exactly 0. So it is beyond LOW dimensions, always.
-    Kernels that are to agree on p must agree on this.
+    itself, so that the minimum's excess is exactly 0. So it is always beyond LOW dimensions, and
+    with latent energies, beside which m may be the small rest of large terms. Kernels that are to
+    agree on p must agree on this.
     """
-    strict = c * m * rounding(m.dtype) > (0.5 if LOW else -1.0)
+    least: tl.constexpr = 0.5 if LOW and not (LATENT_ENERGY & HAS) else -1.0
+    strict = c * tl.abs(m) * rounding(m.dtype) > least
     return tl.where(strict, 0.0, m), tl.where(strict, m, 0.0), strict
 
 

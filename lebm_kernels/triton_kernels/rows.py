@@ -86,7 +86,7 @@ def _sum_block(
     y, s, c, m, k = query
     d = differences(y, s, g, D, HAS)
     # Where STRICT, some queries' references are subtracted last: see split_reference.
-    free, late, _ = split_reference(c, m)
+    free, late, _ = split_reference(c, m, HAS)
     energy = energy_from(r - (free if STRICT else m), d, D)
     if STRICT:
         energy = energy - late
@@ -301,7 +301,7 @@ def rows_kernel(
                 a, grid, first, steps, stop, query, D, HAS, WANT, FIELDS, BLOCK_M, BLOCK_N,
                 UNROLL, True, True,
             )  # fmt: skip
-        elif any_of(split_reference(tl.reshape(c, (BLOCK_M,)), m)[2]):
+        elif any_of(split_reference(tl.reshape(c, (BLOCK_M,)), m, HAS)[2]):
             sums = _sum_chunk(
                 a, grid, first, steps, stop, query, D, HAS, WANT, FIELDS, BLOCK_M, BLOCK_N,
                 UNROLL, True, False,

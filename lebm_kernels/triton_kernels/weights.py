@@ -62,7 +62,7 @@ def weights_kernel(
         whole = tl.floor(level + 0.5)
         rest = (level - whole).to(dtype)[None, :]
         c = coldness(beta)[None, :]
-        free, late, strict = split_reference(c, m, LOW)
+        free, late, strict = split_reference(c, m, HAS, LOW)
         beta = beta[None, :]
         e = tile_energy(y_at, scale_at, decoded_at, r - free, D, BLOCK_N, BLOCK_M, HAS)
         e = e - late
