@@ -25,8 +25,7 @@ KERNELS = tuple(
 """What must run in every test: the tests' tensors are on the CPU."""
 
 if emulated_cuda.unavailable("cpu") is None:
-    # The kernels of the native backend on CUDA, as the CPU runs them.
-    _TABLE["cuda"] = emulated_cuda
+    # The kernels of the native backend on CUDA, as the CPU runs them: in the table while selected.
     KERNELS += ("cuda",)
 
 BETAS = (0.0, 1e-12, 1e-7, 1e-3, 0.1, 1.0, 30.0, 1e4, 1e12, float("inf"))
@@ -50,6 +49,13 @@ def kernel_parameters() -> list[tuple[str, str | None]]:
 @contextmanager
 def selected(name: str, instruction_set: str | None) -> Iterator[str]:
     """The backend's name, while that instruction set is in use."""
+    if name == "cuda":
+        _TABLE[name] = emulated_cuda  # type: ignore[assignment]
+        try:
+            yield name
+        finally:
+            del _TABLE[name]
+        return
     if instruction_set is None:
         yield name
         return
@@ -83,6 +89,13 @@ def identify(parameter: tuple[str, str | None]) -> str:
 @pytest.fixture(params=kernel_parameters(), ids=identify)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every kernel backend that can run here; the native one on each instruction set."""
+    with selected(*request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=[p for p in kernel_parameters() if p[0] != "cuda"], ids=identify)
+def installed_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As ``backend``, but for what a new process does not know of: the emulator."""
     with selected(*request.param) as name:
         yield name
 
