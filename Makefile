@@ -6,10 +6,9 @@ BIN := $(VENV)/bin
 LIBRARY := lebm_kernels/_native.abi3.so
 # Where there is a compiler, the tests take a missing extension for a failure.
 COMPILER := $(if $(shell command -v $(or $(CXX),c++)),1,0)
-KERNELS := $(wildcard $(foreach kind,cpp h inl,csrc/*.$(kind) csrc/*/*.$(kind)))
-DEVICE := $(wildcard csrc/*/*.cuh)
+KERNELS := $(wildcard $(foreach kind,cpp h inl cu cuh,csrc/*.$(kind) csrc/*/*.$(kind)))
 EMULATOR := $(wildcard $(foreach kind,cpp h,tests/simt/*.$(kind)) tests/simt/*/*.cpp tests/simt/*/*.cuh)
-SOURCES := $(KERNELS) $(DEVICE) $(EMULATOR) $(wildcard bench/*.cpp)
+SOURCES := $(KERNELS) $(EMULATOR) $(wildcard bench/*.cpp)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

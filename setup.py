@@ -219,7 +219,7 @@ class Toolchain:
         return self
 
     def compile(self, source: Path, objects: Path) -> Path:
-        output = (objects / source.relative_to(ROOT)).with_suffix(source.suffix + ".o")
+        output = (objects / source.relative_to(ROOT)).with_suffix(".o")
         if source.suffix == ".cu":
             command = [str(self.nvcc), *CUDA_FLAGS, *architecture_flags()]
             command += ["-ccbin", shutil.which(self.compiler[0]) or self.compiler[0]]

@@ -30,12 +30,14 @@ KERNELS = tuple(
 )
 """What must run in every test: the tests' tensors are on the CPU."""
 
-# The kernels of GPUs, as the CPU runs them; and on a GPU, where there is one.
-STAND_INS = {"emulated_cuda": emulated_cuda, **on_gpu.STAND_INS}
-for _name, _module in STAND_INS.items():
-    if _module.unavailable("cpu") is None:
-        _TABLE[_name] = _module
-        KERNELS += (_name,)
+# The kernels of GPUs, as the CPU runs them; and on a GPU, where there is one. In the table of
+# backends while selected.
+STAND_INS: dict[str, Any] = {
+    name: module
+    for name, module in {"emulated_cuda": emulated_cuda, **on_gpu.STAND_INS}.items()
+    if module.unavailable("cpu") is None
+}
+KERNELS += tuple(STAND_INS)
 
 BETAS = (0.0, 1e-12, 1e-7, 1e-3, 0.1, 1.0, 30.0, 1e4, 1e12, float("inf"))
 """From hot to cold."""
@@ -58,6 +60,13 @@ def kernel_parameters() -> list[tuple[str, str | None]]:
 @contextmanager
 def selected(name: str, instruction_set: str | None) -> Iterator[str]:
     """The backend's name, while that instruction set is in use."""
+    if name in STAND_INS:
+        _TABLE[name] = STAND_INS[name]
+        try:
+            yield name
+        finally:
+            del _TABLE[name]
+        return
     if instruction_set is None:
         yield name
         return
@@ -110,6 +119,13 @@ def identify(parameter: tuple[str, str | None]) -> str:
 @pytest.fixture(params=kernel_parameters(), ids=identify)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every kernel backend that can run here; the native one on each instruction set."""
+    with selected(*request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=[p for p in kernel_parameters() if p[0] not in STAND_INS], ids=identify)
+def installed_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As ``backend``, but for what a new process does not know of: the emulator."""
     with selected(*request.param) as name:
         yield name
 

@@ -26,6 +26,8 @@ HARNESS = simt.HERE / "harness" / "operators.cpp"
 MULTIPROCESSORS = 3
 """Of the GPU that the launches take themselves to be on: few, so that few blocks are many."""
 
+_WHY_NOT = None if simt.compiler() else "there is no g++"  # known before anything is traced
+
 _lock = Lock()  # the emulator runs one launch at a time
 
 
@@ -43,7 +45,7 @@ def unavailable(device: str) -> str | None:
     """Why it cannot run on tensors of that device type, or None."""
     if device != "cpu":
         return "the emulator's tensors are on the CPU"
-    return None if simt.compiler() else "there is no g++"
+    return _WHY_NOT
 
 
 def describe() -> str:
@@ -64,8 +66,10 @@ def _input(x: Tensor | None) -> Any:
 def _numbers(problem: Problem) -> Any:
     numbers = [*problem.y.shape[:2], problem.decoded.shape[1], problem.y.shape[2]]
     for x in problem[:6]:
-        stride = [] if x is None else [0 if n == 1 else s for n, s in zip(x.shape, x.stride())]
-        numbers += [*stride, *[0] * (3 - len(stride))]
+        stride = [0, 0, 0]
+        for i in range(0 if x is None else x.dim()):
+            stride[i] = x.stride(i) if x.shape[i] > 1 else 0
+        numbers += stride
     array = np.array(numbers, np.int64)
     array.flags.writeable = False
     return array

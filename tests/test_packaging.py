@@ -23,6 +23,7 @@ import lebm_kernels
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = Path("lebm_kernels", "_native.abi3.so")
 REASON = Path("lebm_kernels", "_native_build.txt")
+CUDA_REASON = Path("lebm_kernels", "_cuda_build.txt")
 
 # Writes the file after -o and notes its name in calls.txt; answers a source with the word BROKEN as
 # a compiler would; names the header that a source includes in the dependency file after -MF.
@@ -53,7 +54,7 @@ def tree(tmp_path: Path) -> Path:
     tree.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", REASON.name)
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", REASON.name, CUDA_REASON.name)
     shutil.copytree(ROOT / "lebm_kernels", tree / "lebm_kernels", ignore=ignored)
     kernels = tree / "csrc" / "cpu"
     kernels.mkdir(parents=True)
@@ -72,12 +73,18 @@ def build(tree: Path) -> Build:
     """Runs setup.py in the tree, with the fake compiler unless told otherwise."""
 
     def build(
-        *arguments: str, compiler: str | None = None, native: str = "auto"
+        *arguments: str,
+        compiler: str | None = None,
+        native: str = "auto",
+        cuda: str = "0",
+        cuda_home: str = "/nonexistent/cuda",
     ) -> subprocess.CompletedProcess[str]:
         arguments = arguments or ("build_ext", "--inplace")
         environment = os.environ | {
             "CXX": compiler or str(tree / "compiler"),
             "LEBM_KERNELS_NATIVE": native,
+            "LEBM_KERNELS_CUDA": cuda,
+            "CUDA_HOME": cuda_home,
         }
         return subprocess.run(
             [sys.executable, "setup.py", "-q", *arguments],
@@ -191,6 +198,32 @@ def test_native_0_leaves_the_extension_out(tree: Path, build: Build) -> None:
 def test_native_takes_no_other_value(build: Build) -> None:
     done = build(native="yes")
     assert done.returncode != 0
+    assert "'yes'" in done.stderr
+
+
+def test_without_nvcc_the_library_is_built_and_says_why(tree: Path, build: Build) -> None:
+    assert build(cuda="auto").returncode == 0
+    assert (tree / LIBRARY).exists()
+    assert not (tree / REASON).exists()
+    assert "no nvcc in /nonexistent/cuda" in (tree / CUDA_REASON).read_text()
+
+
+def test_cuda_0_leaves_the_kernels_out(tree: Path, build: Build) -> None:
+    assert build(cuda="0").returncode == 0
+    assert "LEBM_KERNELS_CUDA=0" in (tree / CUDA_REASON).read_text()
+
+
+def test_cuda_1_makes_a_failure_fatal(build: Build) -> None:
+    done = build(cuda="1")
+    assert done.returncode != 0
+    assert "LEBM_KERNELS_CUDA=1" in done.stderr
+    assert "no nvcc" in done.stderr
+
+
+def test_cuda_takes_no_other_value(build: Build) -> None:
+    done = build(cuda="yes")
+    assert done.returncode != 0
+    assert "LEBM_KERNELS_CUDA" in done.stderr
     assert "'yes'" in done.stderr
 
 

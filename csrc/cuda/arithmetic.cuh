@@ -12,12 +12,12 @@ struct Range;
 template <>
 struct Range<float> {
   static constexpr float kLargest = 3.402823466e38f, kEps = 0x1p-23f;
-  static constexpr double kColdest = 0x1p96, kSteepest = 0x1p44;
+  static constexpr double kColdest = 0x1p96, kSteepest = 0x1p20;
 };
 template <>
 struct Range<double> {
   static constexpr double kLargest = 1.7976931348623157e308, kEps = 0x1p-52;
-  static constexpr double kColdest = 0x1p900, kSteepest = 0x1p100;
+  static constexpr double kColdest = 0x1p900, kSteepest = 0x1p49;
 };
 
 // Temperatures whose exponents could overflow count as beta = inf.
@@ -26,13 +26,12 @@ __device__ __forceinline__ bool is_cold(double beta) {
   return beta * kLog2E >= Range<T>::kColdest;
 }
 
-// The rate c = beta log2(e) of a query whose reference is m. It ends where one rounding of m, which
-// no energy can be told from m by, is 2^20 bits: beyond, c (E - m) of the reference itself, not
-// quite 0, could not be taken up by a number of type T.
+// Whether a rounding of energies like m shows in exponents c (E - m). Then E - m must not depend on
+// the m that is subtracted, or sums of different references would not fit together: E is taken
+// first, and m from it.
 template <typename T>
-__device__ __forceinline__ T rate_of(T rate, T m) {
-  const T steepest = T(Range<T>::kSteepest) / (m < T(0) ? -m : m);
-  return rate < steepest ? rate : steepest;
+__device__ __forceinline__ bool is_steep(T c, T m) {
+  return c * (m < T(0) ? -m : m) > T(Range<T>::kSteepest);
 }
 
 template <typename T>
@@ -50,6 +49,15 @@ __device__ __forceinline__ double fused(double a, double b, double c) { return f
 
 __device__ __forceinline__ float lesser(float a, float b) { return fminf(a, b); }
 __device__ __forceinline__ double lesser(double a, double b) { return fmin(a, b); }
+
+// sum += x, what is lost to rounding kept apart: equal terms all round alike.
+template <typename T>
+__device__ __forceinline__ void add_exactly(T& sum, T& lost, T x) {
+  const T all = sum + x;
+  // The larger one first.
+  lost += fabs(sum) >= fabs(x) ? (sum - all) + x : (x - all) + sum;
+  sum = all;
+}
 
 // 2^x. A kernel's sums and what is rebuilt from them use the same one.
 __device__ __forceinline__ float power(float x) { return exp2_approx(x); }

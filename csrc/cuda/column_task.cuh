@@ -59,15 +59,16 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t b = query / problem.M, m = query % problem.M, D = problem.D;
   T* const record = records + query * width;
   const double beta = double(load(problem.beta, b, m)), G = double(grad[query]);
-  const double log2_p = -kLog2E * (state[3 * query + 1] + log_latents(problem));
+  const double log2_p = -fma(kLog2E, state[3 * query + 1], log2_latents(problem));
   const bool cold = is_cold<T>(beta);
   // At beta = inf the state has the rest of a normaliser whose whole L may have lost it to.
   const double whole = cold ? rint(log2_p + state[3 * query + 2]) : rint(log2_p);
   const double rest = cold ? -state[3 * query + 2] : log2_p - whole;
   record[kLeast] = T(state[3 * query]);
-  // As the rows have it: energies at D > 4 are exactly 0 at the reference.
+  // As the rows have it, which at D > 4 take all energies first. A steep query's rate is positive.
   const T rate = T(beta * kLog2E);
-  record[kRate] = cold ? frozen<T>() : -(with_places ? rate_of(rate, record[kLeast]) : rate);
+  const bool steep = with_places && is_steep(rate, record[kLeast]);
+  record[kRate] = cold ? frozen<T>() : steep ? rate : -rate;
   record[kWhole] = T(whole);
   record[kShare] = T(G * exp2(rest));
   if (basic == kExtended) {

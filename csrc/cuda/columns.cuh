@@ -8,6 +8,9 @@
 
 namespace lebm::cuda {
 
+// How many latents a thread takes where there are many: as the registers have it.
+constexpr int several_latents(int64_t D, bool has_extras) { return D <= 2 && !has_extras ? 8 : 4; }
+
 // How latents and queries are shared out, and the records' width: all of a task but its pointers.
 template <typename T>
 ColumnTask<T> plan_columns(const Problem<T>& p, const ColumnArguments<T>& arguments,
@@ -29,7 +32,7 @@ ColumnTask<T> plan_columns(const Problem<T>& p, const ColumnArguments<T>& argume
     const bool has_extras = general || p.log_weight.data || p.latent_energy.data;
     task.width = ((general ? kExtended : kBasic) + (has_scale ? 2 : 1) * p.D + 3) / 4 * 4;
     task.fields = p.D + (has_extras ? 1 : 0) + (general ? 1 : 0);
-    task.latents_a_thread = p.N >= kMany && !general ? 4 : 1;
+    task.latents_a_thread = p.N < kMany || general ? 1 : several_latents(p.D, has_extras);
     task.latent_threads = threads_for(p.N, task.latents_a_thread);
     const int64_t blocks =
         max(p.B * divide_up(p.N, int64_t(task.latent_threads) * task.latents_a_thread), int64_t(1));
@@ -73,7 +76,8 @@ void launch_columns_kernel(const ColumnTask<T>& task, cudaStream_t stream) {
 template <typename T, int kD, bool kHasScale, bool kHasExtras>
 void launch_columns_kernel(const ColumnTask<T>& task, cudaStream_t stream) {
   task.latents_a_thread > 1
-      ? launch_columns_kernel<T, kD, kHasScale, kHasExtras, false, 4>(task, stream)
+      ? launch_columns_kernel<T, kD, kHasScale, kHasExtras, false, several_latents(kD, kHasExtras)>(
+            task, stream)
       : launch_columns_kernel<T, kD, kHasScale, kHasExtras, false, 1>(task, stream);
 }
 

@@ -12,9 +12,16 @@ struct Totals {
   const double *residual, *stretch, *mean;
 };
 
+// log2 of what the sums of weights that are all 1 are to be divided by.
 template <typename T>
-__device__ double log_latents(const Problem<T>& problem) {
-  return problem.log_weight.data ? 0.0 : log(double(problem.N));
+__device__ double log2_latents(const Problem<T>& problem) {
+  return problem.log_weight.data ? 0.0 : log2(double(problem.N));
+}
+
+// L of sums S about the addend a.
+template <typename T>
+__device__ double log_normaliser(const Problem<T>& problem, double sum, double a) {
+  return kLn2 * (log2(sum) - a - log2_latents(problem));
 }
 
 template <typename T>
@@ -51,7 +58,7 @@ __device__ double finish_warm(const RowTask<T>& task, int64_t b, int64_t m, cons
     if (task.out.slope_beta) task.out.slope_beta[query] = T(nan);
     return nan;
   }
-  const double L = kLn2 * (log2(t.sum) - t.a) - log_latents(problem);
+  const double L = log_normaliser(problem, t.sum, t.a);
   // At beta = 0 the second look finds the gap.
   store_state(task.out, query, t.m, L, -L / beta);
   if (task.out.slope_beta) {
@@ -70,7 +77,7 @@ __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const T
   const double beta = double(load(task.problem.beta, b, m));
   const double L = log1p(minus / t.sum);
   // Otherwise the first look was better.
-  if (beta != 0 && !(L > 1.2 * kHot && L < kTepid)) return;
+  if (beta != 0 && !(L > kWarmest && L < kTepid)) return;
   // Below rounding, the second-order term -beta Var/2 cannot be seen, and exponents may underflow.
   const bool flat = beta == 0 || beta * largest <= double(Range<T>::kEps) / 4;
   const double gap = flat ? t.energy / t.sum : -L / beta;
@@ -86,7 +93,7 @@ __device__ double finish_cold(const RowTask<T>& task, int64_t b, int64_t m, cons
     store_state(task.out, query, double(INFINITY), 0.0, 0.0);
     return not_a_number();
   }
-  const double L = kLn2 * (log2(t.sum) - t.a) - log_latents(task.problem);
+  const double L = log_normaliser(task.problem, t.sum, t.a);
   // a is whole: the rest of the normaliser would be lost beside it.
   store_state(task.out, query, t.sum == t.sum ? t.m : not_a_number(), L, 0.0);
   task.out.state[3 * query + 2] = log2(t.sum);

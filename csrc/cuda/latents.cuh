@@ -26,14 +26,15 @@ struct alignas(kCount * sizeof(T) % 16 == 0 ? 16 : sizeof(T) * (kCount % 2 == 0 
 };
 
 // Copies `count` latents to the tile: those from `first` on, or with `of` > 0 such as are scattered
-// evenly over the first `of`.
+// over the first `of`, one from each of `count` parts, at a place in it that no grid repeats.
 template <typename T, int kD, bool kHasExtras>
 __device__ void stage(const RowTask<T>& task, int64_t b, int64_t first, int64_t of, int count,
                       T* tile) {
   using L = Layout<T, kD, kHasExtras>;
   const Problem<T>& problem = task.problem;
   for (int i = threadIdx.x; i < count; i += kThreads) {
-    const int64_t n = of > 0 ? i * of / count : first + i;
+    const double place = i + double(uint32_t(i) * 2654435769u) * 0x1p-32;
+    const int64_t n = of > 0 ? min(int64_t(place * double(of) / count), of - 1) : first + i;
     T* record = tile + i * L::kWidth;
     bool dropped = false;
     if (kHasExtras) {
@@ -47,12 +48,17 @@ __device__ void stage(const RowTask<T>& task, int64_t b, int64_t first, int64_t 
   }
 }
 
-// A query: y and s, beta log2(e), the reference (m, a), and -c, which hangs on m. No reference yet:
-// a = inf, which makes every sum fail the test of its size.
+// A query: y and s, c = beta log2(e), the reference (m, a), and -c. Without a reference m = inf.
+// Then, and where it is steep (see is_steep), a = inf, which makes every sum fail the test of its
+// size: what is done then is slow and knows better. A steep query has its real a in the place of
+// -c.
 template <typename T, int kD, bool kHasScale>
 struct Query {
   T y[kD], s[kHasScale ? kD : 1];
   T rate, m, a, minus_c;
+
+  __device__ __forceinline__ bool has_reference() const { return m < infinity(T()); }
+  __device__ __forceinline__ T addend() const { return a < infinity(T()) ? a : minus_c; }
 
   __device__ __forceinline__ T difference(const T* g, int d) const {
     return kHasScale ? fused(-s[kHasScale ? d : 0], g[d], y[d]) : y[d] - g[d];
@@ -76,8 +82,8 @@ struct Query {
                                                    : T(0);
       }
     }
-    rate = m = minus_c = T(0);
-    a = infinity(T());
+    rate = minus_c = T(0);
+    m = a = infinity(T());
   }
 };
 
@@ -122,7 +128,12 @@ __device__ Best<T> best_of(const Query<T, kD, kHasScale>& query, T minus_c, cons
 template <typename T, int kD, bool kHasScale, bool kHasExtras>
 __device__ void refer_to(Query<T, kD, kHasScale>& query, const Best<T>& best) {
   query.m = best.energy;
-  query.minus_c = -rate_of(query.rate, query.m);
+  if (is_steep(query.rate, query.m)) {
+    query.a = infinity(T());
+    query.minus_c = -best.weight;
+    return;
+  }
+  query.minus_c = -query.rate;
   const T start = kHasExtras ? best.record[kD + 1] - query.m : -query.m;
   query.a = -fused(query.minus_c, query.energy(best.record, start), best.weight);
 }

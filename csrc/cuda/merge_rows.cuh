@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(kThreads)
   if (inside) {
     mode = kLook == Look::kFirst
                ? Mode::kWarm
-               : second_mode(problem, task.out.state, b, m,
-                             kLook == Look::kRelative ? kTepid : double(INFINITY));
+               : second_mode(problem, task.out.state, b, m, kLook == Look::kRelative);
   }
   const bool looks = kLook == Look::kFirst    ? inside
                      : kLook == Look::kSecond ? mode == Mode::kHot || mode == Mode::kCold

@@ -22,10 +22,16 @@ struct Latent {
   static constexpr int kCount = kD + (kHasExtras ? 1 : 0) + (kHasWeightGrad ? 1 : 0);
   T g[kD], log2_w, w, r;
   T chunk[kCount], tile[kCount];
-  double total[kCount];
+  double total[kCount], lost[kCount];
 };
 
-// Adds one query to a latent's sums. kCareful: the query may be cold.
+// Whether a query is cold or steep.
+template <typename T>
+__device__ __forceinline__ bool is_special(T rate) {
+  return rate > T(0) || rate == frozen<T>();
+}
+
+// Adds one query to a latent's sums. kCareful: the query may be a special one.
 template <typename T, int kD, bool kHasScale, bool kHasExtras, bool kHasWeightGrad, bool kCareful>
 __device__ __forceinline__ void add(const T* query,
                                     Latent<T, kD, kHasExtras, kHasWeightGrad>& latent) {
@@ -39,10 +45,15 @@ __device__ __forceinline__ void add(const T* query,
   }
   const T whole = kHasExtras ? latent.log2_w + query[kWhole] : query[kWhole];
   T p = T(0);
-  if (kCareful && query[kRate] == frozen<T>()) {
+  if (kCareful && is_special(query[kRate])) {
     T energy = kHasExtras ? latent.r : T(0);
     for (int d = 0; d < kD; ++d) energy = fused(x[d], x[d], energy);
-    if (energy == query[kLeast] || energy != energy) p = power(whole) + (energy - energy);
+    e = energy - query[kLeast];
+    if (query[kRate] > T(0)) {
+      p = power(fused(-query[kRate], e, whole));
+    } else if (energy == query[kLeast] || energy != energy) {
+      p = power(whole) + (energy - energy);
+    }
   } else {
     p = power(fused(query[kRate], e, whole));
   }
@@ -129,7 +140,7 @@ __global__ void __launch_bounds__(kThreads)
     latents[j].w = kHasWeightGrad ? power(weight) : T(0);
     for (int k = 0; k < L::kCount; ++k) {
       latents[j].chunk[k] = latents[j].tile[k] = T(0);
-      latents[j].total[k] = 0;
+      latents[j].total[k] = latents[j].lost[k] = 0;
     }
   }
 
@@ -139,12 +150,12 @@ __global__ void __launch_bounds__(kThreads)
     const int count = int(end - start < kQueryTile ? end - start : kQueryTile);
     __syncthreads();  // the last tile is read
     const T* from = task.records + (b * p.M + start) * kWidth;
-    bool cold = false;
+    bool special = false;
     for (int i = threadIdx.x; i < count * kWidth; i += kThreads) {
       tile[i] = from[i];
-      cold = cold || (i % kWidth == kRate && tile[i] == frozen<T>());
+      special = special || (i % kWidth == kRate && is_special(tile[i]));
     }
-    if (__syncthreads_or(cold)) {  // the tile is written
+    if (__syncthreads_or(special)) {  // the tile is written
       add_queries<T, kD, kHasScale, kHasExtras, kHasWeightGrad, kLatents, true>(
           tile, query_thread, count, query_threads, latents);
     } else {
@@ -154,7 +165,11 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kLatents; ++j) {
       for (int k = 0; k < L::kCount; ++k) {
-        latents[j].total[k] += double(latents[j].tile[k]);
+        if (sizeof(T) == 8) {
+          add_exactly(latents[j].total[k], latents[j].lost[k], double(latents[j].tile[k]));
+        } else {
+          latents[j].total[k] += double(latents[j].tile[k]);
+        }
         latents[j].tile[k] = T(0);
       }
     }
@@ -162,6 +177,7 @@ __global__ void __launch_bounds__(kThreads)
 
 #pragma unroll
   for (int j = 0; j < kLatents; ++j) {
+    for (int k = 0; k < L::kCount; ++k) latents[j].total[k] += latents[j].lost[k];
     for (int half = query_threads / 2; half > 0; half /= 2) {
       __syncthreads();  // the tile, or what was written before, is read
       for (int k = 0; k < L::kCount; ++k) {

@@ -16,19 +16,22 @@ namespace lebm::cuda {
 
 constexpr double kCeiling = 0x1p30;
 
-// Adds one latent to a query's sums: those of partial.cuh from [2] on, without the index.
-template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants>
-__device__ __forceinline__ void add(const Query<T, kD, kHasScale>& query, const T* record,
-                                    T (&sums)[kSums<kD, kWants>]) {
-  T x[kD], e = kHasExtras ? record[kD + 1] - query.m : -query.m;
+// Adds one latent to a query's sums: those of partial.cuh from [2] on, without the index, and
+// without p itself, which it returns.
+template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, bool kSteep = false>
+__device__ __forceinline__ T add(const Query<T, kD, kHasScale>& query, const T* record,
+                                 T (&sums)[kSums<kD, kWants>]) {
+  T x[kD], e = kHasExtras ? record[kD + 1] : T(0);
+  if (!kSteep) e = kHasExtras ? e - query.m : -query.m;
   for (int d = 0; d < kD; ++d) {
     x[d] = query.difference(record, d);
     e = fused(x[d], x[d], e);
   }
-  const T p = power(fused(query.minus_c, e, kHasExtras ? record[kD] + query.a : query.a));
-  sums[0] += p;
+  if (kSteep) e -= query.m;
+  const T a = kSteep ? query.addend() : query.a, minus_c = kSteep ? -query.rate : query.minus_c;
+  const T p = power(fused(minus_c, e, kHasExtras ? record[kD] + a : a));
   if (kWants == kEverything) sums[1] = fused(p, lesser(e, T(Range<T>::kLargest)), sums[1]);
-  if (kWants == kValue) return;
+  if (kWants == kValue) return p;
   constexpr int kResidual = kWants == kEverything ? 2 : 1;
   for (int d = 0; d < kD; ++d) {
     T& residual = sums[kResidual + d];
@@ -43,24 +46,52 @@ __device__ __forceinline__ void add(const Query<T, kD, kHasScale>& query, const 
       sums[kResidual + 2 * kD + d] = fused(p, record[d], sums[kResidual + 2 * kD + d]);
     }
   }
+  return p;
 }
 
-// The sums of one query while latents go by.
+// The sums of one query while latents go by. In float the first, of which F shows every rounding
+// near the reference, is summed exactly over a tile; in double, which has no longer type above it,
+// all are, to the end.
 template <typename T, int kCount>
 struct Sums {
-  T tile[kCount];
+  static constexpr bool kLongest = sizeof(T) == 8;
+  static constexpr int kExact = kLongest ? kCount : 1;
+  T tile[kCount], lost[kExact];
   double total[kCount];
 
+  __device__ __forceinline__ void clear() {
+    for (int i = 0; i < kCount; ++i) {
+      tile[i] = T(0);
+      total[i] = 0;
+    }
+    for (int i = 0; i < kExact; ++i) lost[i] = T(0);
+  }
+
+  __device__ __forceinline__ void add(const T (&chunk)[kCount]) {
+    for (int i = 0; i < kExact; ++i) add_exactly(tile[i], lost[i], chunk[i]);
+    for (int i = kExact; i < kCount; ++i) tile[i] += chunk[i];
+  }
+
+  // After a tile: in double the tile's sums go on.
   __device__ __forceinline__ void flush() {
+    if (!kLongest) finish();
+  }
+
+  // Everything to the totals.
+  __device__ __forceinline__ void finish() {
     for (int i = 0; i < kCount; ++i) {
       total[i] += double(tile[i]);
       tile[i] = T(0);
     }
+    for (int i = 0; i < kExact; ++i) {
+      total[i] += double(lost[i]);
+      lost[i] = T(0);
+    }
   }
 };
 
-// Takes the best of a chunk's records for the reference, makes the sums so far relative to it, and
-// sums the chunk again.
+// A chunk whose sum cannot be taken as it is: takes the best of its records for the reference,
+// makes the sums so far relative to it, and sums the chunk again.
 template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants>
 __device__ void redo(Query<T, kD, kHasScale>& query, const T* tile, int first, int last, int step,
                      int group, T (&chunk)[kSums<kD, kWants>], Sums<T, kSums<kD, kWants>>& sums) {
@@ -71,26 +102,33 @@ __device__ void redo(Query<T, kD, kHasScale>& query, const T* tile, int first, i
       consider<T, kD, kHasScale, kHasExtras>(query, -query.rate, tile + (i + j) * kWidth, best);
     }
   }
-  const bool first_one = query.a == infinity(T());
-  if (!best.record) {
-    if (!first_one) return;
+  if (!best.record && query.a < infinity(T())) return;  // it has a reference: NaN is the result
+  if (!best.record && !query.has_reference()) {
     // Infinite energies have no share; what is not a number shows.
     for (int i = 0; i < kCount; ++i) chunk[i] = best.spoilt ? T(not_a_number()) : T(0);
     return;
   }
-  const double m = double(query.m), a = double(query.a);
-  refer_to<T, kD, kHasScale, kHasExtras>(query, best);
-  sums.flush();
-  const double shift = first_one
-                           ? -double(INFINITY)
-                           : shift_of(double(query.rate), m, a, double(query.m), double(query.a));
-  const double by = double(power(T(shift)));
-  if (kWants == kEverything) sums.total[1] += (m - double(query.m)) * sums.total[0];
-  for (int i = 0; i < kCount; ++i) sums.total[i] *= by;
+  const bool steep = query.has_reference() && !(query.a < infinity(T()));
+  const bool better = best.record && (!steep || fused(-query.rate, best.energy - query.m,
+                                                      best.weight + query.addend()) > T(0));
+  if (better) {
+    const bool had = query.has_reference();
+    const double m = double(query.m), a = double(query.addend());
+    refer_to<T, kD, kHasScale, kHasExtras>(query, best);
+    sums.finish();
+    const double shift =
+        shift_of(double(query.rate), m, a, double(query.m), double(query.addend()));
+    const double by = had ? double(power(T(fmin(shift, 0.0)))) : 0.0;
+    if (kWants == kEverything && had) sums.total[1] += (m - double(query.m)) * sums.total[0];
+    for (int i = 0; i < kCount; ++i) sums.total[i] *= by;
+  }
   for (int i = 0; i < kCount; ++i) chunk[i] = T(0);
+  const bool slow = !(query.a < infinity(T()));
   for (int i = first; i < last; i += step * group) {
     for (int j = 0; j < group; ++j) {
-      add<T, kD, kHasScale, kHasExtras, kWants>(query, tile + (i + j) * kWidth, chunk);
+      const T* record = tile + (i + j) * kWidth;
+      chunk[0] += slow ? add<T, kD, kHasScale, kHasExtras, kWants, true>(query, record, chunk)
+                       : add<T, kD, kHasScale, kHasExtras, kWants>(query, record, chunk);
     }
   }
 }
@@ -111,11 +149,15 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
   const Group* groups = reinterpret_cast<const Group*>(tile) + first;
   auto add_group = [&](const Group group) {
 #pragma unroll
-    for (int j = 0; j < kGroup; ++j) {
+    for (int q = 0; q < kQueries; ++q) {
+      T sum = T(0);
 #pragma unroll
-      for (int q = 0; q < kQueries; ++q) {
-        add<T, kD, kHasScale, kHasExtras, kWants>(queries[q], group.at + j * kWidth, chunk[q]);
+      for (int j = 0; j < kGroup; ++j) {
+        const T p =
+            add<T, kD, kHasScale, kHasExtras, kWants>(queries[q], group.at + j * kWidth, chunk[q]);
+        sum = j == 0 ? p : sum + p;
       }
+      chunk[q][0] += sum;
     }
   };
   // A whole chunk's loop has a fixed length.
@@ -132,7 +174,7 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
       redo<T, kD, kHasScale, kHasExtras, kWants>(queries[q], tile, first * kGroup, last * kGroup,
                                                  step, kGroup, chunk[q], sums[q]);
     }
-    for (int i = 0; i < kCount; ++i) sums[q].tile[i] += chunk[q][i];
+    sums[q].add(chunk[q]);
   }
 }
 
@@ -190,10 +232,7 @@ __global__ void __launch_bounds__(kThreads)
     queries[q].read(problem, b, m < problem.M ? m : 0, valid);
     const double beta = valid ? double(load(problem.beta, b, m)) : 0.0;
     if (!is_cold<T>(beta)) queries[q].rate = T(beta * kLog2E);
-    for (int i = 0; i < kCount; ++i) {
-      sums[q].tile[i] = T(0);
-      sums[q].total[i] = 0;
-    }
+    sums[q].clear();
   }
 
   const int sample = int(problem.N < kSample ? problem.N : kSample);
@@ -236,9 +275,10 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();  // the tile is read
 #pragma unroll
   for (int q = 0; q < kQueries; ++q) {
+    sums[q].finish();
     double* const to = scratch + q * kAll * kThreads + threadIdx.x;
     to[0] = double(queries[q].m);
-    to[kThreads] = double(queries[q].a);
+    to[kThreads] = double(queries[q].addend());
     for (int i = 0; i < kCount; ++i) to[(2 + i) * kThreads] = sums[q].total[i];
     if (kWants == kEverything) {
       to[(kAll - 2) * kThreads] = double(least.energy);

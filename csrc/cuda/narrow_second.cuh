@@ -18,7 +18,7 @@ namespace lebm::cuda {
 template <typename T, int kD>
 struct SecondSums {
   static constexpr int kCount = kFields<kD, kEverything>;
-  double fields[kCount];
+  double fields[kCount], lost[kCount];
   T chunk[3];
 
   __device__ void flush() {
@@ -29,14 +29,21 @@ struct SecondSums {
   }
 };
 
-// Energies are relative to the reference's own, whose E - m (here query.a) is not quite 0: so one
-// latent, or equal ones, have no slope.
+// E - m as the first look and the columns have it.
 template <typename T, int kD>
-__device__ void add_hot(const Query<T, kD, true>& query, T beta, const T* record,
+__device__ T excess_of(const Query<T, kD, true>& query, T beta, const T* record) {
+  const T r = record[kD + 1];
+  return is_steep(T(double(beta) * kLog2E), query.m) ? query.energy(record, r) - query.m
+                                                     : query.energy(record, r - query.m);
+}
+
+// Adds a latent of weight w. Energies are relative to the reference's own, whose E - m (here
+// query.a) is not quite 0: so one latent, or equal ones, have no slope.
+template <typename T, int kD>
+__device__ void add_hot(const Query<T, kD, true>& query, T beta, const T* record, T w,
                         SecondSums<T, kD>& sums) {
-  const T w = power(record[kD]);
   if (!(w > T(0))) return;
-  const T e = query.energy(record, record[kD + 1] - query.m) - query.a;
+  const T e = excess_of(query, beta, record) - query.a;
   const T minus = e < infinity(T()) ? power_minus_1(-beta * e) : T(-1);
   sums.chunk[0] += w;
   sums.chunk[1] = fused(w, e, sums.chunk[1]);
@@ -70,18 +77,21 @@ __device__ void add_cold(Query<T, kD, true>& query, const T* record, SecondSums<
   const bool less = e < query.m, heavier = !less && double(weight) + f[1] > 1;
   if (less || heavier) {
     const double by = less ? (f[2] == f[2] ? 0.0 : 1.0) : exp2(-rint(double(weight)) - f[1]);
-    for (int i = 2; i < SecondSums<T, kD>::kCount - 2; ++i) f[i] *= by;
+    for (int i = 2; i < SecondSums<T, kD>::kCount - 2; ++i) {
+      f[i] *= by;
+      sums.lost[i] *= by;
+    }
     query.m = e;
     f[0] = double(e);
     f[1] = -rint(double(weight));
   }
   const double p = exp2(double(weight) + f[1]);
-  f[2] += p;
+  add_exactly(f[2], sums.lost[2], p);
   for (int d = 0; d < kD; ++d) {
     const double x = double(query.difference(record, d)), g = double(record[d]);
-    f[4 + d] += p * x;
-    f[4 + kD + d] += p * x * g;
-    f[4 + 2 * kD + d] += p * g;
+    add_exactly(f[4 + d], sums.lost[4 + d], p * x);
+    add_exactly(f[4 + kD + d], sums.lost[4 + kD + d], p * x * g);
+    add_exactly(f[4 + 2 * kD + d], sums.lost[4 + 2 * kD + d], p * g);
   }
 }
 
@@ -104,16 +114,17 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t m = blockIdx.x % blocks * plan.query_threads + query_thread;
   Mode mode = Mode::kInvalid;
   if (m < problem.M) {
-    mode = second_mode(problem, task.out.state, b, m, kRelative ? kTepid : double(INFINITY));
+    mode = second_mode(problem, task.out.state, b, m, kRelative);
   }
   const bool looks = mode == Mode::kHot || (mode == Mode::kCold && !kRelative);
   if (!__syncthreads_or(looks)) return;
 
   Query<T, kD, true> query;
   query.read(problem, b, m < problem.M ? m : 0, looks);
+  const bool weighted = problem.log_weight.data;
   const T beta = looks ? load(problem.beta, b, m) : T(0);
   SecondSums<T, kD> sums;
-  for (int i = 0; i < kAll; ++i) sums.fields[i] = 0;
+  for (int i = 0; i < kAll; ++i) sums.fields[i] = sums.lost[i] = 0;
   sums.chunk[0] = sums.chunk[1] = sums.chunk[2] = T(0);
   sums.fields[kAll - 1] = double(problem.N);
   query.m = infinity(T());
@@ -132,7 +143,7 @@ __global__ void __launch_bounds__(kThreads)
       const Best<T> best = best_of<T, kD, true, true>(query, -infinity(T()), tile, 0, sample, 1);
       if (best.record) {
         query.m = best.energy;
-        query.a = query.energy(best.record, best.record[kD + 1] - query.m);
+        query.a = excess_of(query, beta, best.record);
       }
       sums.fields[0] = double(query.m);
       sums.fields[1] = double(query.a);
@@ -150,16 +161,16 @@ __global__ void __launch_bounds__(kThreads)
     int added = 0;
     for (int i = latent_thread; i < count && looks; i += latent_threads) {
       const T* record = tile + i * L::kWidth;
+      const T w = weighted ? power(record[kD]) : T(1);
       if (kRelative) {
-        const T w = power(record[kD]);
         if (w > T(0)) {
-          const T e = query.energy(record, record[kD + 1] - query.m);
+          const T e = excess_of(query, beta, record);
           const T inverse = beta > T(0) ? T(1) / beta : T(0);
           sums.chunk[0] += w;
           sums.chunk[1] += relative_term(beta, inverse, e, gap, w);
         }
       } else if (mode == Mode::kHot) {
-        add_hot(query, beta, record, sums);
+        add_hot(query, beta, record, w, sums);
       } else {
         add_cold(query, record, sums);
       }
@@ -168,6 +179,7 @@ __global__ void __launch_bounds__(kThreads)
     if (mode == Mode::kHot) sums.flush();
   }
 
+  for (int i = 2; i < kAll - 2; ++i) sums.fields[i] += sums.lost[i];
   __syncthreads();  // the tile is read
   // Of hot queries all partial sums have one reference, whatever c.
   merge_threads<kD, kEverything>(double(INFINITY), plan.query_threads, latent_threads,

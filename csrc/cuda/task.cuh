@@ -18,15 +18,16 @@ enum Wants { kValue, kSlopeY, kSlopeYScale, kEverything };
 // then too close to the reference for log sum exp to tell their difference.
 constexpr double kHot = -0.5;
 
-// What the second look finds is taken up to this: beyond, the reference was far from the least
-// energy, and only looked hot.
-constexpr double kTepid = 0.7;
+// Between these dF/dbeta is summed once more, as the difference of <E> and F is smaller still.
+// Beyond the second, the reference was far from the least energy, and only looked hot; where the
+// reference is the nearest of the sample, and not the heaviest, that is known after the first look.
+constexpr double kWarmest = -0.6, kTepid = 0.7;
 
 // Latents, or queries, of a thread that are summed before the sum is added to a larger one.
 constexpr int kChunk = 32;
 
 // Latents, scattered over the grid, among which the first reference is looked for.
-constexpr int kSample = 32;
+constexpr int kSample = 64;
 
 // How queries and latents are shared out; nothing here depends on what is wanted, or F would.
 struct RowPlan {
@@ -86,16 +87,18 @@ __device__ bool is_valid(const Problem<T>& problem, int64_t b, int64_t m) {
   return valid;
 }
 
-// What a query's second look is, by its temperature and by the state that the first one left; or,
-// with most = kTepid, what it was.
+// What a query's second look is, by its temperature and by the state that the first one left; or
+// what the look at its dF/dbeta is, by the state that the second left.
 template <typename T>
 __device__ Mode second_mode(const Problem<T>& problem, const double* state, int64_t b, int64_t m,
-                            double most = double(INFINITY)) {
+                            bool relative = false) {
   const double beta = double(load(problem.beta, b, m));
   if (!is_valid(problem, b, m)) return Mode::kInvalid;
   if (is_cold<T>(beta)) return Mode::kCold;
   const double* s = state + 3 * (b * problem.M + m);
-  return s[1] > kHot && s[1] < most && is_finite(s[0]) ? Mode::kHot : Mode::kWarm;
+  const bool looks_hot = problem.log_weight.data || beta == 0 || s[1] < kTepid;
+  const bool hot = relative ? s[1] > kWarmest && s[1] < kTepid : s[1] > kHot && looks_hot;
+  return hot && is_finite(s[0]) ? Mode::kHot : Mode::kWarm;
 }
 
 }  // namespace lebm::cuda

@@ -25,7 +25,7 @@ __device__ __forceinline__ T share_of(const T* query, T energy, T weight) {
 }
 
 // sum over the tile's queries of G p s (y - s g), added to what is in memory.
-template <typename T>
+template <typename T, bool kHasScale>
 __device__ __forceinline__ void add_pulls(const ColumnTask<T>& task, int64_t b, int64_t first_query,
                                           const Latents& latents, const WideTile<T>& tile,
                                           bool is_first) {
@@ -45,11 +45,12 @@ __device__ __forceinline__ void add_pulls(const ColumnTask<T>& task, int64_t b, 
     }
     for (int q = 0; q < queries; ++q) {
       const T y = load(p.y, b, first_query + q, d);
-      const T s = p.scale.data ? load(p.scale, b, first_query + q, d) : T(1);
+      const T s = kHasScale ? load(p.scale, b, first_query + q, d) : T(1);
 #pragma unroll
       for (int j = 0; j < kPer; ++j) {
         const T share = tile.p[q * kSharePitch<T> + row * kPer + j];
-        sums[j] = fused(share * s, fused(-s, g[j], y), sums[j]);
+        sums[j] = kHasScale ? fused(share * s, fused(-s, g[j], y), sums[j])
+                            : fused(share, y - g[j], sums[j]);
       }
     }
 #pragma unroll
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();  // the shares are written
     if (task.arguments.grad_decoded) {
-      add_pulls(task, b, start, latents, tile[0], start == begin);
+      add_pulls<T, kHasScale>(task, b, start, latents, tile[0], start == begin);
     }
   }
 

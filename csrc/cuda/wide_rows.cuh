@@ -73,7 +73,7 @@ struct WideQuery {
 };
 
 // The sums over one tile of p~ times differences, added to those in memory.
-template <typename T, int kWants>
+template <typename T, bool kHasScale, int kWants>
 __device__ __forceinline__ void add_vectors(const RowTask<T>& task, int64_t b, int64_t first_query,
                                             const Latents& latents, const WideTile<T>& tile,
                                             bool is_first) {
@@ -88,7 +88,7 @@ __device__ __forceinline__ void add_vectors(const RowTask<T>& task, int64_t b, i
     for (int i = 0; i < kQueriesARow; ++i) {
       const int64_t q = first_query + row * kQueriesARow + i;
       y[i] = q < p.M ? load(p.y, b, q, d) : T(0);
-      s[i] = q < p.M && p.scale.data ? load(p.scale, b, q, d) : T(1);
+      s[i] = kHasScale && q < p.M && p.scale.data ? load(p.scale, b, q, d) : T(1);
       residual[i] = stretch[i] = mean[i] = T(0);
     }
     for (int j = 0; j < int(latents.count); ++j) {
@@ -97,10 +97,10 @@ __device__ __forceinline__ void add_vectors(const RowTask<T>& task, int64_t b, i
 #pragma unroll
       for (int i = 0; i < kQueriesARow; ++i) {
         const T pair = tile.p[j * kPitch + row * kQueriesARow + i];
-        const T pull = pair * fused(-s[i], g, y[i]);
-        residual[i] += pull;
+        const T x = kHasScale ? fused(-s[i], g, y[i]) : y[i] - g;
+        residual[i] = fused(pair, x, residual[i]);
         if (kWants == kEverything) {
-          stretch[i] = fused(pull, g, stretch[i]);
+          stretch[i] = fused(pair * x, g, stretch[i]);
           mean[i] = fused(pair, g, mean[i]);
         }
       }
@@ -195,8 +195,7 @@ __global__ void __launch_bounds__(kThreads)
       q.minus_c = beta >= 0 && !is_cold<T>(beta) ? -T(beta * kLog2E) : T(0);
       looks = true;
     } else {
-      q.mode = second_mode(p, task.out.state, b, m,
-                           kSweep == Sweep::kRelative ? kTepid : double(INFINITY));
+      q.mode = second_mode(p, task.out.state, b, m, kSweep == Sweep::kRelative);
       if (q.mode == Mode::kHot) q.a = T(0);
       const double* state = task.out.state + 3 * (b * p.M + m);
       if (kSweep == Sweep::kRelative) {
@@ -271,7 +270,7 @@ __global__ void __launch_bounds__(kThreads)
     if (kWants != kValue) {
       __syncthreads();  // p~ and the factors are written
       if (task.vectors)
-        add_vectors<T, kWants>(task, b, first_query, latents, tile[0], start == begin);
+        add_vectors<T, kHasScale, kWants>(task, b, first_query, latents, tile[0], start == begin);
     }
     __syncthreads();  // the tile is read
   }
@@ -306,8 +305,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t query = blockIdx.x, b = query / p.M, m = query % p.M;
   const Mode mode = kSweep == Sweep::kFirst
                         ? Mode::kWarm
-                        : second_mode(p, task.out.state, b, m,
-                                      kSweep == Sweep::kRelative ? kTepid : double(INFINITY));
+                        : second_mode(p, task.out.state, b, m, kSweep == Sweep::kRelative);
   if (kSweep != Sweep::kFirst && mode != Mode::kHot &&
       !(mode == Mode::kCold && kSweep == Sweep::kSecond)) {
     return;

@@ -1,4 +1,4 @@
-"""The C++ extension: SIMD kernels on CPU, chosen for the processor when they first run; CUDA C++."""
+"""The C++ extension: SIMD kernels on CPU, chosen when they first run; kernels in CUDA C++."""
 
 from __future__ import annotations
 
@@ -62,10 +62,9 @@ def _without_cuda() -> str | None:
 
 def describe() -> str:
     """One line for the table of backends."""
-    on_cuda = unavailable("cuda")
-    return f"C++ with {instruction_set()} on {torch.get_num_threads()} threads; " + (
-        f"not on CUDA: {on_cuda}" if on_cuda else "CUDA C++"
-    )
+    why_not = unavailable("cuda")
+    on_cuda = f"not on CUDA: {why_not}" if why_not else "CUDA C++"
+    return f"C++ with {instruction_set()} on {torch.get_num_threads()} threads; {on_cuda}"
 
 
 def instruction_sets() -> list[str]:
