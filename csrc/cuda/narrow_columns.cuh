@@ -177,7 +177,10 @@ __global__ void __launch_bounds__(kThreads)
 
 #pragma unroll
   for (int j = 0; j < kLatents; ++j) {
-    for (int k = 0; k < L::kCount; ++k) latents[j].total[k] += latents[j].lost[k];
+    for (int k = 0; k < L::kCount; ++k) {
+      // Of an infinite sum nothing is lost that could be told.
+      if (is_finite(latents[j].lost[k])) latents[j].total[k] += latents[j].lost[k];
+    }
     for (int half = query_threads / 2; half > 0; half /= 2) {
       __syncthreads();  // the tile, or what was written before, is read
       for (int k = 0; k < L::kCount; ++k) {
