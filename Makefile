@@ -24,14 +24,16 @@ help: ## list the targets
 run: say-run setup ## set up, train the ellipse and the horn, write the figures to out/
 	@$(BIN)/python -m lebm_kernels demo
 
-# Triton's kernels run in its interpreter, in a process of its own: it is on or off in one.
+# Triton's kernels run in its interpreter, which a process has on or off. It is slow: `make test` runs
+# the core of the operators' tests on it, `make test-triton` all.
+TRITON := accuracy closed_forms gradients nan ops posterior shapes
 test: say-test setup ## set up, run all the tests
 	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto -p no:benchmark
-	@$(MAKE) -s test-triton
+	@$(MAKE) -s test-triton FILES='$(addprefix tests/test_,$(addsuffix .py,$(TRITON)))'
 
-test-triton: setup ## run the tests of the Triton backend alone, in Triton's interpreter
+test-triton: setup ## run tests of the Triton backend in Triton's interpreter; FILES says which
 	@! $(BIN)/python -c 'import triton' 2>/dev/null || TRITON_INTERPRET=1 \
-	  $(BIN)/python -m pytest -q -n auto -p no:benchmark -p no:cacheprovider -k '[triton'
+	  $(BIN)/python -m pytest -q -n auto -p no:benchmark -p no:cacheprovider -k '[triton' $(FILES)
 
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py
