@@ -107,7 +107,10 @@ def free_energy(
     dtype = y.dtype if type(y) in _PLAIN else None
     if (dtype is not torch.float32 and dtype is not torch.float64) or not _unattended():
         return None
-    if type(beta) is float and 0.0 <= beta < 1e38:
+    if not isinstance(beta, Tensor):
+        # A number of another type, or out of range, is for the checks of the longer way.
+        if type(beta) not in (float, int) or not (0 <= beta < 1e38 or beta == torch.inf):
+            return None
         beta = torch.scalar_tensor(beta, dtype=dtype)
     if y.dim() != 2 or not _fits(decoded, dtype) or not _fits(beta, dtype) or decoded.dim() != 2:
         return None

@@ -53,15 +53,16 @@ def problem(dtype: torch.dtype, M: int, N: int, D: int) -> dict[str, Any]:
 
 
 def temperature(kind: str, M: int, dtype: torch.dtype) -> float | Tensor:
-    if kind == "number":
-        return 2.0
+    numbers = {"number": 2.0, "integer": 2, "infinity": math.inf}
+    if kind in numbers:
+        return numbers[kind]
     if kind == "scalar":
         return torch.tensor(0.3, dtype=dtype)
     betas = torch.tensor([0.0, 1e-9, 0.1, 1.0, 30.0, 1e4, math.inf], dtype=dtype)
     return betas.repeat(M)[:M]
 
 
-@pytest.mark.parametrize("beta", ["number", "scalar", "a query"])
+@pytest.mark.parametrize("beta", ["number", "integer", "infinity", "scalar", "a query"])
 @pytest.mark.parametrize(("M", "N", "D"), SIZES)
 def test_temperatures(dtype: torch.dtype, M: int, N: int, D: int, beta: str) -> None:
     both_ways({**problem(dtype, M, N, D), "beta": temperature(beta, M, dtype)})
