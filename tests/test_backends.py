@@ -14,7 +14,7 @@ import lebm_kernels
 from lebm_kernels import backends, free_energy, posterior, sample_latent
 from lebm_kernels.backends import native
 
-NAMES = ["native", "triton", "chunked", "reference"]
+NAMES = ["native", "chunked", "triton", "reference"]
 CAN_RUN_NATIVE = native.unavailable("cpu") is None
 
 
