@@ -48,8 +48,10 @@ def free_energy(
         scale: s, broadcasts with ``y``: ``[D]`` for all queries, or ``[..., M, D]``.
         log_weight: l, log-weights of the latents, ``[..., N]``, normalised away; -inf drops one.
         latent_energy: r, ``[..., N]``, a regulariser that belongs to the energy.
-        tol: the share of the sum that may be pruned, in [0, 1); None prunes nothing that the
-            dtype could show.
+        tol: the share of a query's sum that may be pruned, in [0, 1); None prunes nothing that the
+            dtype could show. F rises by at most -log(1 - tol)/beta, its gradient in y moves by at
+            most 2 tol times the diameter of the scaled latents. Only ``native`` on CPU prunes, at
+            D <= 4 and without log-weights; elsewhere nothing is left out.
         backend: one of ``backends()``, or None for the first that can run on y's device.
 
     Returns:
