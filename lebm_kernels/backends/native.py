@@ -31,8 +31,18 @@ def _load() -> str | None:
     return None
 
 
-# Once, at import: torch.compile traces the choice of a backend, and cannot trace this.
+def _without_cuda() -> str | None:
+    """Why the extension has no CUDA kernels, or None."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key("lebm_kernels_native::rows", "CUDA"):
+        return None
+    if _CUDA_REPORT.exists():
+        return _CUDA_REPORT.read_text().partition("\n")[0]
+    return "built without CUDA"
+
+
+# Once, at import: torch.compile traces the choice of a backend, and cannot trace these.
 _FAILURE = _load()
+_CUDA_FAILURE = _FAILURE or _without_cuda()
 
 
 # What the functions below call, with the leading B of a Problem or without it (then beta, scale,
@@ -48,16 +58,7 @@ def unavailable(device: str) -> str | None:
         return _FAILURE
     if device != "cuda":
         return f"the extension has no kernels for {device}"
-    return _without_cuda() or (None if torch.cuda.is_available() else "no CUDA device is visible")
-
-
-def _without_cuda() -> str | None:
-    """Why the extension has no CUDA kernels, or None."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key("lebm_kernels_native::rows", "CUDA"):
-        return None
-    if _CUDA_REPORT.exists():
-        return _CUDA_REPORT.read_text().partition("\n")[0]
-    return "built without CUDA"
+    return _CUDA_FAILURE or (None if torch.cuda.is_available() else "no CUDA device is visible")
 
 
 def describe() -> str:
