@@ -50,6 +50,9 @@ __device__ __forceinline__ double fused(double a, double b, double c) { return f
 __device__ __forceinline__ float lesser(float a, float b) { return fminf(a, b); }
 __device__ __forceinline__ double lesser(double a, double b) { return fmin(a, b); }
 
+__device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double greater(double a, double b) { return fmax(a, b); }
+
 // sum += x, what is lost to rounding kept apart: equal terms all round alike.
 template <typename T>
 __device__ __forceinline__ void add_exactly(T& sum, T& lost, T x) {

@@ -37,8 +37,7 @@ ColumnTask<T> plan_columns(const Problem<T>& p, const ColumnArguments<T>& argume
     const int64_t blocks =
         max(p.B * divide_up(p.N, int64_t(task.latent_threads) * task.latents_a_thread), int64_t(1));
     const int64_t least = max(int64_t(1024), int64_t(8) * (kThreads / task.latent_threads));
-    const int64_t wanted = divide_up(int64_t(4) * multiprocessors, blocks);
-    const int64_t splits = max(int64_t(1), min(wanted, p.M / least));
+    const int64_t splits = splits_for(blocks, p.M, least, 64, multiprocessors);
     task.split_queries = divide_up(divide_up(p.M, splits), kQueryTile) * kQueryTile;
   }
   task.splits = divide_up(p.M, task.split_queries);

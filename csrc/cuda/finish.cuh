@@ -8,7 +8,7 @@ namespace lebm::cuda {
 // The sums of a query: `vectors` are of p (y - s g), of p g (y - s g) and of p g, `step` apart.
 // What a kernel has not computed is null.
 struct Totals {
-  double m, a, sum, energy;
+  double m, a, sum, energy, largest_chunk;
   const double *residual, *stretch, *mean;
 };
 
@@ -59,6 +59,11 @@ __device__ double finish_warm(const RowTask<T>& task, int64_t b, int64_t m, cons
     return nan;
   }
   const double L = log_normaliser(problem, t.sum, t.a);
+  // No chunk's mean is above what the least energy has, so much is the reference above it at
+  // least. A chunk's weights sum to 1 at most.
+  const double most = problem.log_weight.data ? 1.0 : double(kChunk);
+  const double above = kLn2 * (log2(t.largest_chunk / most) - t.a);
+  task.ceiling[query] = above > 0 ? L - above : L;
   // At beta = 0 the second look finds the gap.
   store_state(task.out, query, t.m, L, -L / beta);
   if (task.out.slope_beta) {
@@ -108,6 +113,7 @@ __device__ Totals totals_of(const double (&fields)[kFields<kD, kWants>]) {
           fields[1],
           fields[2],
           kWants == kEverything ? fields[3] : 0.0,
+          fields[kLargestChunk<kD, kWants>],
           kWants >= kSlopeY ? sums : nullptr,
           kWants >= kSlopeYScale ? sums + kD : nullptr,
           kWants == kEverything ? sums + 2 * kD : nullptr};

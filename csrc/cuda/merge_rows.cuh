@@ -22,9 +22,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t b = inside ? query / problem.M : 0, m = inside ? query % problem.M : 0;
   Mode mode = Mode::kInvalid;
   if (inside) {
-    mode = kLook == Look::kFirst
-               ? Mode::kWarm
-               : second_mode(problem, task.out.state, b, m, kLook == Look::kRelative);
+    mode = kLook == Look::kFirst ? Mode::kWarm : second_mode(task, b, m, kLook == Look::kRelative);
   }
   const bool looks = kLook == Look::kFirst    ? inside
                      : kLook == Look::kSecond ? mode == Mode::kHot || mode == Mode::kCold

@@ -7,21 +7,6 @@
 
 namespace lebm::cuda {
 
-// Queries or latents of which a thread takes several, all threads of a block being busy with them.
-constexpr int kMany = 4 * kThreads;
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Threads for `count` queries or latents: 1, 2, 8, 32 or all. In few steps, so that a query more or
-// less seldom changes how the others are summed.
-inline int threads_for(int64_t count, int a_thread) {
-  int threads = 1;
-  while (threads < kThreads && int64_t(threads) * a_thread < count) {
-    threads *= threads == 1 ? 2 : 4;
-  }
-  return threads;
-}
-
 // Enough blocks for every multiprocessor, by splitting the latents if the queries are few.
 template <typename T>
 RowPlan plan_rows(const Problem<T>& p, int multiprocessors) {
@@ -31,8 +16,7 @@ RowPlan plan_rows(const Problem<T>& p, int multiprocessors) {
   const int64_t blocks = p.B * divide_up(p.M, int64_t(plan.query_threads) * plan.queries_a_thread);
   // A split should be worth the sample and the sums that every one of its threads begins with.
   const int64_t least = max(int64_t(1024), int64_t(16) * (kThreads / plan.query_threads));
-  const int64_t wanted = divide_up(int64_t(4) * multiprocessors, max(blocks, int64_t(1)));
-  const int64_t splits = max(int64_t(1), min(wanted, p.N / least));
+  const int64_t splits = splits_for(blocks, p.N, least, 2 * kSample, multiprocessors);
   plan.split_latents = divide_up(divide_up(p.N, splits), kSample) * kSample;
   plan.splits = divide_up(p.N, plan.split_latents);
   return plan;
@@ -55,7 +39,7 @@ Wants wants_of(const RowOutputs<T>& out) {
 // Doubles of workspace for the partial sums.
 template <typename T>
 int64_t narrow_workspace(const Problem<T>& p, const RowPlan& plan) {
-  return plan.splits > 1 ? (6 + 3 * p.D) * plan.splits * p.B * p.M : 0;
+  return plan.splits > 1 ? (7 + 3 * p.D) * plan.splits * p.B * p.M : 0;
 }
 
 template <typename T, int kD, int kWants, Look kLook>

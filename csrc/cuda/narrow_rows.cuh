@@ -56,7 +56,7 @@ template <typename T, int kCount>
 struct Sums {
   static constexpr bool kLongest = sizeof(T) == 8;
   static constexpr int kExact = kLongest ? kCount : 1;
-  T tile[kCount], lost[kExact];
+  T tile[kCount], lost[kExact], largest;  // `largest` of the chunks' first
   double total[kCount];
 
   __device__ __forceinline__ void clear() {
@@ -65,9 +65,11 @@ struct Sums {
       total[i] = 0;
     }
     for (int i = 0; i < kExact; ++i) lost[i] = T(0);
+    largest = T(0);
   }
 
   __device__ __forceinline__ void add(const T (&chunk)[kCount]) {
+    largest = greater(largest, chunk[0]);
     for (int i = 0; i < kExact; ++i) add_exactly(tile[i], lost[i], chunk[i]);
     for (int i = kExact; i < kCount; ++i) tile[i] += chunk[i];
   }
@@ -121,6 +123,7 @@ __device__ void redo(Query<T, kD, kHasScale>& query, const T* tile, int first, i
     const double by = had ? double(power(T(fmin(shift, 0.0)))) : 0.0;
     if (kWants == kEverything && had) sums.total[1] += (m - double(query.m)) * sums.total[0];
     for (int i = 0; i < kCount; ++i) sums.total[i] *= by;
+    sums.largest *= T(by);
   }
   for (int i = 0; i < kCount; ++i) chunk[i] = T(0);
   const bool slow = !(query.a < infinity(T()));
@@ -280,6 +283,7 @@ __global__ void __launch_bounds__(kThreads)
     to[0] = double(queries[q].m);
     to[kThreads] = double(queries[q].addend());
     for (int i = 0; i < kCount; ++i) to[(2 + i) * kThreads] = sums[q].total[i];
+    to[kLargestChunk<kD, kWants> * kThreads] = double(sums[q].largest);
     if (kWants == kEverything) {
       to[(kAll - 2) * kThreads] = double(least.energy);
       to[(kAll - 1) * kThreads] = double(least.index);

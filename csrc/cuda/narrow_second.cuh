@@ -6,8 +6,9 @@
 //   relative:  sum w (E - F)^2 Phi(-beta (E - F)) = -dF/dbeta, once F is known (hot queries alone)
 //
 // It is always launched, as the host does not know of the temperatures, and over at once for blocks
-// without such queries. One query a thread; every query is taken as having a scale, every latent as
-// having a weight and an energy: 1 g and E + 0 are exact.
+// without such queries. Where a block has some, they share its threads among them: the fewer, the
+// more threads for each. Every query is taken as having a scale, every latent as having a weight
+// and an energy: 1 g and E + 0 are exact.
 #pragma once
 
 #include "finish.cuh"
@@ -95,6 +96,14 @@ __device__ void add_cold(Query<T, kD, true>& query, const T* record, SecondSums<
   }
 }
 
+// The place of the nth of a block's `count` flags that are set, or -1.
+__device__ inline int place_of(const bool* flags, int count, int nth) {
+  for (int i = 0; i < count; ++i) {
+    if (flags[i] && nth-- == 0) return i;
+  }
+  return -1;
+}
+
 template <typename T, int kD, bool kRelative>
 __global__ void __launch_bounds__(kThreads)
     narrow_second_kernel(const __grid_constant__ RowTask<T> task) {
@@ -106,21 +115,30 @@ __global__ void __launch_bounds__(kThreads)
   const Problem<T>& problem = task.problem;
   const RowPlan& plan = task.plan;
 
-  const int query_thread = int(threadIdx.x) % plan.query_threads;
-  const int latent_thread = int(threadIdx.x) / plan.query_threads;
-  const int latent_threads = kThreads / plan.query_threads;
   const int64_t blocks = (problem.M + plan.query_threads - 1) / plan.query_threads;
   const int64_t b = blockIdx.x / blocks;
-  const int64_t m = blockIdx.x % blocks * plan.query_threads + query_thread;
-  Mode mode = Mode::kInvalid;
-  if (m < problem.M) {
-    mode = second_mode(problem, task.out.state, b, m, kRelative);
-  }
-  const bool looks = mode == Mode::kHot || (mode == Mode::kCold && !kRelative);
-  if (!__syncthreads_or(looks)) return;
+  const int64_t first = blockIdx.x % blocks * plan.query_threads;
+  auto mode_of = [&](int64_t m) {
+    const Mode mode = m < problem.M ? second_mode(task, b, m, kRelative) : Mode::kInvalid;
+    return mode == Mode::kCold && kRelative ? Mode::kInvalid : mode;
+  };
+  auto may_look = [](Mode mode) { return mode == Mode::kHot || mode == Mode::kCold; };
+  LEBM_SHARED(bool, flags, [kThreads]);
+  const bool mine = int(threadIdx.x) < plan.query_threads;
+  flags[threadIdx.x] = mine && may_look(mode_of(first + threadIdx.x));
+  const int looking = __syncthreads_count(flags[threadIdx.x]);  // the flags are written
+  if (looking == 0) return;
+  const int query_threads = threads_for(looking, 1);
+  const int query_thread = int(threadIdx.x) % query_threads;
+  const int latent_thread = int(threadIdx.x) / query_threads;
+  const int latent_threads = kThreads / query_threads;
+  const int place = place_of(flags, plan.query_threads, query_thread);
+  const bool looks = place >= 0;
+  const int64_t m = first + place;
+  const Mode mode = looks ? mode_of(m) : Mode::kInvalid;
 
   Query<T, kD, true> query;
-  query.read(problem, b, m < problem.M ? m : 0, looks);
+  query.read(problem, b, looks ? m : 0, looks);
   const bool weighted = problem.log_weight.data;
   const T beta = looks ? load(problem.beta, b, m) : T(0);
   SecondSums<T, kD> sums;
@@ -182,7 +200,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 2; i < kAll - 2; ++i) sums.fields[i] += sums.lost[i];
   __syncthreads();  // the tile is read
   // Of hot queries all partial sums have one reference, whatever c.
-  merge_threads<kD, kEverything>(double(INFINITY), plan.query_threads, latent_threads,
+  merge_threads<kD, kEverything>(double(INFINITY), query_threads, latent_threads,
                                  reinterpret_cast<double*>(storage), sums.fields);
   if (latent_thread != 0 || !looks) return;
   if (plan.splits > 1) {

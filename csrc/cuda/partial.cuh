@@ -6,8 +6,9 @@
 //
 // beside sums of the same terms times something. Fields, all double:
 //
-//   [0] m   [1] a   [2] S   [3...] further sums       and with kEverything at the end
-//   [3] sum of p (E - m);   [-2] the least energy   [-1] its index, the first of equals
+//   [0] m   [1] a   [2] S   [3...] further sums, then the largest sum of a chunk of latents;
+//   with kEverything [3] sum of p (E - m), and at the end
+//   [-2] the least energy   [-1] its index, the first of equals
 #pragma once
 
 #include "task.cuh"
@@ -21,8 +22,12 @@ constexpr int kSums = kWants == kValue         ? 1
                       : kWants == kSlopeYScale ? 1 + 2 * kD
                                                : 2 + 3 * kD;
 
+// Where the largest sum of a chunk is.
 template <int kD, int kWants>
-constexpr int kFields = 2 + kSums<kD, kWants> + (kWants == kEverything ? 2 : 0);
+constexpr int kLargestChunk = 2 + kSums<kD, kWants>;
+
+template <int kD, int kWants>
+constexpr int kFields = kLargestChunk<kD, kWants> + (kWants == kEverything ? 3 : 1);
 
 // log2 of what the sums of reference (m, a) become multiplied by under (to_m, to_a). At c = inf
 // those of a larger m are nothing.
@@ -34,7 +39,7 @@ __device__ __forceinline__ double shift_of(double c, double m, double a, double 
 template <int kD, int kWants>
 __device__ void merge(double c, double (&into)[kFields<kD, kWants>],
                       const double (&from)[kFields<kD, kWants>]) {
-  constexpr int kLast = kFields<kD, kWants> - 1, kLinear = kSums<kD, kWants>;
+  constexpr int kLast = kFields<kD, kWants> - 1, kLargest = kLargestChunk<kD, kWants>;
   if (kWants == kEverything) {
     const double least = from[kLast - 1], index = from[kLast];
     if (least < into[kLast - 1] || (least == into[kLast - 1] && index < into[kLast])) {
@@ -44,7 +49,7 @@ __device__ void merge(double c, double (&into)[kFields<kD, kWants>],
   }
   if (from[2] == 0) return;
   if (into[2] == 0) {
-    for (int i = 0; i < 2 + kLinear; ++i) into[i] = from[i];
+    for (int i = 0; i <= kLargest; ++i) into[i] = from[i];
     return;
   }
   const double shift = shift_of(c, from[0], from[1], into[0], into[1]);
@@ -55,7 +60,9 @@ __device__ void merge(double c, double (&into)[kFields<kD, kWants>],
     into[3] += (into[0] - m) * into[2];
     into[3] = keep ? into[3] + by * (from[3] + (from[0] - m) * from[2]) : by * into[3] + from[3];
   }
-  for (int i = 2; i < 2 + kLinear; ++i) {
+  into[kLargest] =
+      keep ? fmax(into[kLargest], by * from[kLargest]) : fmax(by * into[kLargest], from[kLargest]);
+  for (int i = 2; i < kLargest; ++i) {
     if (kWants == kEverything && i == 3) continue;
     into[i] = keep ? into[i] + by * from[i] : by * into[i] + from[i];
   }

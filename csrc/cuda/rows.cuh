@@ -24,15 +24,15 @@ bool wants_vectors(const RowOutputs<T>& out) {
   return out.slope_y || out.slope_scale || out.mean;
 }
 
-// Doubles of workspace that launch_rows needs: the normaliser, partial sums, vectors.
+// Doubles of workspace that launch_rows needs: the normaliser, ceilings, partial sums, vectors.
 template <typename T>
 int64_t rows_workspace(const Problem<T>& p, const RowOutputs<T>& out, int multiprocessors) {
-  int64_t count = normaliser_workspace(p);
+  int64_t count = normaliser_workspace(p) + p.B * p.M;
   if (p.D <= kNarrow) {
     count += narrow_workspace(p, plan_rows(p, multiprocessors));
   } else {
     const RowPlan plan = plan_wide_rows(p, multiprocessors);
-    count += plan.splits * p.B * p.M * (6 + (wants_vectors(out) ? 3 * p.D : 0));
+    count += plan.splits * p.B * p.M * (kWideFields + (wants_vectors(out) ? 3 * p.D : 0));
   }
   return count;
 }
@@ -77,11 +77,13 @@ void launch_rows(const Problem<T>& p, const RowOutputs<T>& out, double* workspac
   task.problem = p;
   task.out = out;
   task.normaliser = launch_normalise(p, workspace, stream);
-  task.partial = workspace + normaliser_workspace(p);
+  task.ceiling = workspace + normaliser_workspace(p);
+  task.partial = task.ceiling + p.B * p.M;
   task.vectors = nullptr;
   if (p.D > kNarrow) {
     task.plan = plan_wide_rows(p, multiprocessors);
-    if (wants_vectors(out)) task.vectors = task.partial + 6 * task.plan.splits * p.B * p.M;
+    if (wants_vectors(out))
+      task.vectors = task.partial + kWideFields * task.plan.splits * p.B * p.M;
     return launch_wide_rows(task, stream);
   }
   task.plan = plan_rows(p, multiprocessors);

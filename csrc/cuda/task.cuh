@@ -6,10 +6,9 @@
 
 #include "../problem.h"
 #include "arithmetic.cuh"
+#include "sharing.cuh"
 
 namespace lebm::cuda {
-
-constexpr int kThreads = 128;
 
 // What is computed beside F: nothing; dF/dy; dF/dy and dF/dscale; all that can be wanted.
 enum Wants { kValue, kSlopeY, kSlopeYScale, kEverything };
@@ -43,6 +42,7 @@ struct RowTask {
   RowOutputs<T> out;
   RowPlan plan;
   const double* normaliser;  // [B, 2]: the largest log-weight; log sum exp beyond it. May be null.
+  double* ceiling;           // [B, M]: not below L about the least energy, from the first look
   double* partial;           // [fields, splits, B M]
   double* vectors;           // D > 4: [splits, B M, 3, D]
 };
@@ -87,18 +87,19 @@ __device__ bool is_valid(const Problem<T>& problem, int64_t b, int64_t m) {
   return valid;
 }
 
-// What a query's second look is, by its temperature and by the state that the first one left; or
-// what the look at its dF/dbeta is, by the state that the second left.
+// What a query's second look is, by its temperature and by what the first one left; or what the
+// look at its dF/dbeta is, by the state that the second left.
 template <typename T>
-__device__ Mode second_mode(const Problem<T>& problem, const double* state, int64_t b, int64_t m,
-                            bool relative = false) {
+__device__ Mode second_mode(const RowTask<T>& task, int64_t b, int64_t m, bool relative = false) {
+  const Problem<T>& problem = task.problem;
   const double beta = double(load(problem.beta, b, m));
   if (!is_valid(problem, b, m)) return Mode::kInvalid;
   if (is_cold<T>(beta)) return Mode::kCold;
-  const double* s = state + 3 * (b * problem.M + m);
+  const double* s = task.out.state + 3 * (b * problem.M + m);
   const bool looks_hot = problem.log_weight.data || beta == 0 || s[1] < kTepid;
   const bool hot = relative ? s[1] > kWarmest && s[1] < kTepid : s[1] > kHot && looks_hot;
-  return hot && is_finite(s[0]) ? Mode::kHot : Mode::kWarm;
+  const bool may_be = beta == 0 || task.ceiling[b * problem.M + m] > kHot;
+  return hot && may_be && is_finite(s[0]) ? Mode::kHot : Mode::kWarm;
 }
 
 }  // namespace lebm::cuda

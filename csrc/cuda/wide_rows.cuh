@@ -16,6 +16,8 @@ namespace lebm::cuda {
 
 enum class Sweep { kFirst, kSecond, kRelative };
 
+constexpr int kWideFields = kFields<0, kEverything>;
+
 constexpr double kLag = 20;  // bits by which a tile may beat the reference
 
 // The lanes of a thread's row: half a warp.
@@ -195,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
       q.minus_c = beta >= 0 && !is_cold<T>(beta) ? -T(beta * kLog2E) : T(0);
       looks = true;
     } else {
-      q.mode = second_mode(p, task.out.state, b, m, kSweep == Sweep::kRelative);
+      q.mode = second_mode(task, b, m, kSweep == Sweep::kRelative);
       if (q.mode == Mode::kHot) q.a = T(0);
       const double* state = task.out.state + 3 * (b * p.M + m);
       if (kSweep == Sweep::kRelative) {
@@ -292,7 +294,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t m = first_query + row * kQueriesARow + i;
     if (column != 0 || m >= p.M) continue;
     const double last = kSweep == Sweep::kFirst ? double(q.index) : q.minus;
-    const double fields[6] = {double(q.m), double(q.a), q.sum, q.energy, double(q.least), last};
+    const double fields[kWideFields] = {double(q.m), double(q.a),     q.sum, q.energy,
+                                        0.0,         double(q.least), last};
     store_partial(task, blockIdx.y, b * p.M + m, fields);
   }
 }
@@ -303,9 +306,8 @@ __global__ void __launch_bounds__(kThreads)
     wide_finish_kernel(const __grid_constant__ RowTask<T> task) {
   const Problem<T>& p = task.problem;
   const int64_t query = blockIdx.x, b = query / p.M, m = query % p.M;
-  const Mode mode = kSweep == Sweep::kFirst
-                        ? Mode::kWarm
-                        : second_mode(p, task.out.state, b, m, kSweep == Sweep::kRelative);
+  const Mode mode =
+      kSweep == Sweep::kFirst ? Mode::kWarm : second_mode(task, b, m, kSweep == Sweep::kRelative);
   if (kSweep != Sweep::kFirst && mode != Mode::kHot &&
       !(mode == Mode::kCold && kSweep == Sweep::kSecond)) {
     return;
@@ -314,16 +316,16 @@ __global__ void __launch_bounds__(kThreads)
   const double c = kSweep != Sweep::kFirst || is_cold<T>(beta)
                        ? double(INFINITY)
                        : (beta >= 0 ? double(T(beta * kLog2E)) : 0.0);
-  double all[6] = {0, 0, 0, 0, double(INFINITY), 0}, minus = 0;
+  double all[kWideFields] = {0, 0, 0, 0, 0, double(INFINITY), 0}, minus = 0;
   for (int64_t split = 0; split < task.plan.splits; ++split) {
-    double fields[6];
+    double fields[kWideFields];
     load_partial(task, split, query, fields);
-    minus += fields[5];
+    minus += fields[6];
     merge<0, kEverything>(c, all, fields);
   }
   // The state is read above by all before one of them changes it.
   __syncthreads();
-  Totals totals = {all[0], all[1], all[2], all[3], nullptr, nullptr, nullptr};
+  Totals totals = {all[0], all[1], all[2], all[3], all[4], nullptr, nullptr, nullptr};
   if (kSweep == Sweep::kRelative) {
     if (threadIdx.x == 0) finish_relative(task, b, m, all[2], minus);
     return;
@@ -331,11 +333,11 @@ __global__ void __launch_bounds__(kThreads)
   LEBM_SHARED(double, divisor, [1]);
   if (threadIdx.x == 0) {
     if (mode == Mode::kHot) {
-      finish_hot(task, b, m, totals, minus, -all[4]);
+      finish_hot(task, b, m, totals, minus, -all[5]);
     } else {
       divisor[0] =
           mode == Mode::kCold ? finish_cold(task, b, m, totals) : finish_warm(task, b, m, totals);
-      if (kSweep == Sweep::kFirst && task.out.index) task.out.index[query] = int64_t(all[5]);
+      if (kSweep == Sweep::kFirst && task.out.index) task.out.index[query] = int64_t(all[6]);
     }
   }
   __syncthreads();  // the divisor is written
@@ -343,7 +345,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t d = threadIdx.x; d < p.D; d += kThreads) {
     double sums[3] = {0, 0, 0};
     for (int64_t split = 0; split < task.plan.splits; ++split) {
-      double fields[6];
+      double fields[kWideFields];
       load_partial(task, split, query, fields);
       if (fields[2] == 0) continue;
       const double by = exp2(shift_of(c, fields[0], fields[1], all[0], all[1]));
