@@ -59,12 +59,16 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t b = query / problem.M, m = query % problem.M, D = problem.D;
   T* const record = records + query * width;
   const double beta = double(load(problem.beta, b, m)), G = double(grad[query]);
-  const double log2_p = -fma(kLog2E, state[3 * query + 1], log2_latents(problem));
+  const double m_exactly = state[3 * query];
+  double log2_p = -fma(kLog2E, state[3 * query + 1], log2_latents(problem));
   const bool cold = is_cold<T>(beta);
+  // A scaled query's reference was no attained energy, and is rounded here.
+  const double m_rounded = double(T(m_exactly));
+  if (m_exactly != m_rounded) log2_p += beta * kLog2E * (m_exactly - m_rounded);
   // At beta = inf the state has the rest of a normaliser whose whole L may have lost it to.
   const double whole = cold ? rint(log2_p + state[3 * query + 2]) : rint(log2_p);
   const double rest = cold ? -state[3 * query + 2] : log2_p - whole;
-  record[kLeast] = T(state[3 * query]);
+  record[kLeast] = T(m_rounded);
   // As the rows have it, which at D > 4 take all energies first. A steep query's rate is positive.
   const T rate = T(beta * kLog2E);
   const bool steep = with_places && is_steep(rate, record[kLeast]);

@@ -48,10 +48,18 @@ __device__ void stage(const RowTask<T>& task, int64_t b, int64_t first, int64_t 
   }
 }
 
+// The forms of an exponent -c (E - m) + a: plain; steep, where E is taken first and m from it; and
+// scaled, which takes an instruction less: a' - sum_d (sqrt(c) y - sqrt(c) g)^2.
+enum class Form { kPlain, kSteep, kScaled };
+
+// The largest c |y|^2 and the largest |a'| of scaled queries: sqrt(c) y is rounded, as if y were,
+// and a g near it does not make up for that as it does in y - g.
+constexpr double kLargestScaled = 30.0, kLargestAddend = 128.0;
+
 // A query: y and s, c = beta log2(e), the reference (m, a), and -c. Without a reference m = inf.
 // Then, and where it is steep (see is_steep), a = inf, which makes every sum fail the test of its
 // size: what is done then is slow and knows better. A steep query has its real a in the place of
-// -c.
+// -c. A scaled one has sqrt(c) y, and -sqrt(c) in the place of -c; its m is 0, and a is c m.
 template <typename T, int kD, bool kHasScale>
 struct Query {
   T y[kD], s[kHasScale ? kD : 1];
@@ -71,6 +79,32 @@ struct Query {
       start = fused(x, x, start);
     }
     return start;
+  }
+
+  // Whether the scaled form is as good as the plain one.
+  __device__ __forceinline__ bool can_be_scaled() const {
+    T norm = T(0);
+    for (int d = 0; d < kD; ++d) norm = fused(y[d], y[d], norm);
+    return rate * norm <= T(kLargestScaled) && rate > T(1e-30) && m < infinity(T()) &&
+           a < infinity(T()) && fabs(rate * m) <= T(kLargestAddend);
+  }
+
+  __device__ __forceinline__ void be_scaled() {
+    const T root = sqrt(rate);
+    for (int d = 0; d < kD; ++d) y[d] *= root;
+    a = root * root * m;
+    m = T(0);
+    minus_c = -root;
+  }
+
+  // sum_d (sqrt(c) y - sqrt(c) g)^2 of a scaled query.
+  __device__ __forceinline__ T scaled_energy(const T* g) const {
+    T sum = T(0);
+    for (int d = 0; d < kD; ++d) {
+      const T x = fused(minus_c, g[d], y[d]);
+      sum = fused(x, x, sum);
+    }
+    return sum;
   }
 
   __device__ void read(const Problem<T>& problem, int64_t b, int64_t i, bool valid) {

@@ -18,18 +18,29 @@ constexpr double kCeiling = 0x1p30;
 
 // Adds one latent to a query's sums: those of partial.cuh from [2] on, without the index, and
 // without p itself, which it returns.
-template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, bool kSteep = false>
+template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, Form kForm>
 __device__ __forceinline__ T add(const Query<T, kD, kHasScale>& query, const T* record,
                                  T (&sums)[kSums<kD, kWants>]) {
-  T x[kD], e = kHasExtras ? record[kD + 1] : T(0);
-  if (!kSteep) e = kHasExtras ? e - query.m : -query.m;
-  for (int d = 0; d < kD; ++d) {
-    x[d] = query.difference(record, d);
-    e = fused(x[d], x[d], e);
+  constexpr bool kSteep = kForm == Form::kSteep;
+  T x[kD], e, p;
+  if (kForm == Form::kScaled) {
+    e = query.a;
+    for (int d = 0; d < kD; ++d) {
+      x[d] = fused(query.minus_c, record[d], query.y[d]);
+      e = fused(-x[d], x[d], e);
+    }
+    p = power(e);
+  } else {
+    e = kHasExtras ? record[kD + 1] : T(0);
+    if (!kSteep) e = kHasExtras ? e - query.m : -query.m;
+    for (int d = 0; d < kD; ++d) {
+      x[d] = query.difference(record, d);
+      e = fused(x[d], x[d], e);
+    }
+    if (kSteep) e -= query.m;
+    const T a = kSteep ? query.addend() : query.a, minus_c = kSteep ? -query.rate : query.minus_c;
+    p = power(fused(minus_c, e, kHasExtras ? record[kD] + a : a));
   }
-  if (kSteep) e -= query.m;
-  const T a = kSteep ? query.addend() : query.a, minus_c = kSteep ? -query.rate : query.minus_c;
-  const T p = power(fused(minus_c, e, kHasExtras ? record[kD] + a : a));
   if (kWants == kEverything) sums[1] = fused(p, lesser(e, T(Range<T>::kLargest)), sums[1]);
   if (kWants == kValue) return p;
   constexpr int kResidual = kWants == kEverything ? 2 : 1;
@@ -130,15 +141,43 @@ __device__ void redo(Query<T, kD, kHasScale>& query, const T* tile, int first, i
   for (int i = first; i < last; i += step * group) {
     for (int j = 0; j < group; ++j) {
       const T* record = tile + (i + j) * kWidth;
-      chunk[0] += slow ? add<T, kD, kHasScale, kHasExtras, kWants, true>(query, record, chunk)
-                       : add<T, kD, kHasScale, kHasExtras, kWants>(query, record, chunk);
+      chunk[0] +=
+          slow ? add<T, kD, kHasScale, kHasExtras, kWants, Form::kSteep>(query, record, chunk)
+               : add<T, kD, kHasScale, kHasExtras, kWants, Form::kPlain>(query, record, chunk);
+    }
+  }
+}
+
+// The same for a scaled query, which always has a reference.
+template <typename T, int kD, int kWants>
+__device__ void redo_scaled(Query<T, kD, false>& query, const T* tile, int first, int last,
+                            int step, int group, T (&chunk)[kSums<kD, kWants>],
+                            Sums<T, kSums<kD, kWants>>& sums) {
+  constexpr int kCount = kSums<kD, kWants>, kWidth = Layout<T, kD, false>::kWidth;
+  T least = query.a;
+  for (int i = first; i < last; i += step * group) {
+    for (int j = 0; j < group; ++j) {
+      least = lesser(least, query.scaled_energy(tile + (i + j) * kWidth));
+    }
+  }
+  sums.finish();
+  const T by = power(least - query.a);
+  for (int i = 0; i < kCount; ++i) sums.total[i] *= double(by);
+  sums.largest *= by;
+  query.a = least;
+  for (int i = 0; i < kCount; ++i) chunk[i] = T(0);
+  for (int i = first; i < last; i += step * group) {
+    for (int j = 0; j < group; ++j) {
+      chunk[0] +=
+          add<T, kD, false, false, kWants, Form::kScaled>(query, tile + (i + j) * kWidth, chunk);
     }
   }
 }
 
 // Adds the chunk of records first, first + step ... below last, in groups of kGroup (both count
 // groups), to the sums of kQueries queries.
-template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, int kQueries, int kGroup>
+template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, int kQueries, int kGroup,
+          Form kForm>
 __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQueries],
                                           const T* tile, int first, int last, int step,
                                           Sums<T, kSums<kD, kWants>> (&sums)[kQueries]) {
@@ -156,8 +195,8 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
       T sum = T(0);
 #pragma unroll
       for (int j = 0; j < kGroup; ++j) {
-        const T p =
-            add<T, kD, kHasScale, kHasExtras, kWants>(queries[q], group.at + j * kWidth, chunk[q]);
+        const T p = add<T, kD, kHasScale, kHasExtras, kWants, kForm>(
+            queries[q], group.at + j * kWidth, chunk[q]);
         sum = j == 0 ? p : sum + p;
       }
       chunk[q][0] += sum;
@@ -174,8 +213,13 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
 #pragma unroll
   for (int q = 0; q < kQueries; ++q) {
     if (!(chunk[q][0] <= T(kCeiling))) {
-      redo<T, kD, kHasScale, kHasExtras, kWants>(queries[q], tile, first * kGroup, last * kGroup,
-                                                 step, kGroup, chunk[q], sums[q]);
+      if constexpr (kForm == Form::kScaled) {
+        redo_scaled<T, kD, kWants>(queries[q], tile, first * kGroup, last * kGroup, step, kGroup,
+                                   chunk[q], sums[q]);
+      } else {
+        redo<T, kD, kHasScale, kHasExtras, kWants>(queries[q], tile, first * kGroup, last * kGroup,
+                                                   step, kGroup, chunk[q], sums[q]);
+      }
     }
     sums[q].add(chunk[q]);
   }
@@ -200,6 +244,23 @@ __device__ void find_least(const Query<T, kD, kHasScale>& query, const T* tile, 
     if (energy < least.energy || (energy == least.energy && n < least.index)) {
       least = {energy, n};
     }
+  }
+}
+
+// Adds a tile of `count` latents.
+template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, Form kForm, int kQueries>
+__device__ __forceinline__ void add_tile(Query<T, kD, kHasScale> (&queries)[kQueries],
+                                         const T* tile, int count, int latent_thread, int step,
+                                         Sums<T, kSums<kD, kWants>> (&sums)[kQueries]) {
+  constexpr int kGroup = Layout<T, kD, kHasExtras>::kGroup;
+  const int groups = count / kGroup, chunk = step * (kChunk / kGroup);
+  for (int i = latent_thread; i < groups; i += chunk) {
+    add_chunk<T, kD, kHasScale, kHasExtras, kWants, kQueries, kGroup, kForm>(
+        queries, tile, i, min(i + chunk, groups), step, sums);
+  }
+  if (kGroup > 1 && groups * kGroup < count) {
+    add_chunk<T, kD, kHasScale, kHasExtras, kWants, kQueries, 1, kForm>(
+        queries, tile, groups * kGroup + latent_thread, count, step, sums);
   }
 }
 
@@ -234,7 +295,7 @@ __global__ void __launch_bounds__(kThreads)
     const bool valid = m < problem.M && is_valid(problem, b, m);
     queries[q].read(problem, b, m < problem.M ? m : 0, valid);
     const double beta = valid ? double(load(problem.beta, b, m)) : 0.0;
-    if (!is_cold<T>(beta)) queries[q].rate = T(beta * kLog2E);
+    if (!is_cold<T>(beta)) queries[q].rate = valid ? T(beta * kLog2E) : T(1);
     sums[q].clear();
   }
 
@@ -247,6 +308,16 @@ __global__ void __launch_bounds__(kThreads)
         best_of<T, kD, kHasScale, kHasExtras>(queries[q], -queries[q].rate, tile, 0, sample, 1);
     if (best.record) refer_to<T, kD, kHasScale, kHasExtras>(queries[q], best);
   }
+  // Where all of a warp's queries can be, they are scaled.
+  constexpr bool kMayScale = kQueries > 1 && !kHasScale && !kHasExtras && kWants == kValue;
+  bool scaled = kMayScale;
+  if constexpr (kMayScale) {
+#pragma unroll
+    for (int q = 0; q < kQueries; ++q) scaled = scaled && queries[q].can_be_scaled();
+    scaled = __all_sync(0xffffffffu, scaled);
+#pragma unroll
+    for (int q = 0; q < kQueries && scaled; ++q) queries[q].be_scaled();
+  }
 
   const int64_t begin = blockIdx.y * plan.split_latents;
   const int64_t end =
@@ -256,19 +327,19 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();  // the last tile is read
     stage<T, kD, kHasExtras>(task, b, start, 0, count, tile);
     __syncthreads();  // the tile is written
-    const int groups = count / L::kGroup, step = latent_threads;
-    const int chunk = step * (kChunk / L::kGroup);
-    for (int i = latent_thread; i < groups; i += chunk) {
-      add_chunk<T, kD, kHasScale, kHasExtras, kWants, kQueries, L::kGroup>(
-          queries, tile, i, min(i + chunk, groups), step, sums);
+    if constexpr (kMayScale) {
+      if (scaled) {
+        add_tile<T, kD, kHasScale, kHasExtras, kWants, Form::kScaled>(queries, tile, count,
+                                                                      latent_thread, 1, sums);
+      }
     }
-    if (L::kGroup > 1 && groups * L::kGroup < count) {
-      add_chunk<T, kD, kHasScale, kHasExtras, kWants, kQueries, 1>(
-          queries, tile, groups * L::kGroup + latent_thread, count, step, sums);
+    if (!kMayScale || !scaled) {
+      add_tile<T, kD, kHasScale, kHasExtras, kWants, Form::kPlain>(
+          queries, tile, count, latent_thread, latent_threads, sums);
     }
     if (kWants == kEverything) {
-      find_least<T, kD, kHasScale, kHasExtras>(queries[0], tile, latent_thread, count, step, start,
-                                               least);
+      find_least<T, kD, kHasScale, kHasExtras>(queries[0], tile, latent_thread, count,
+                                               latent_threads, start, least);
     }
 #pragma unroll
     for (int q = 0; q < kQueries; ++q) sums[q].flush();
@@ -280,8 +351,9 @@ __global__ void __launch_bounds__(kThreads)
   for (int q = 0; q < kQueries; ++q) {
     sums[q].finish();
     double* const to = scratch + q * kAll * kThreads + threadIdx.x;
-    to[0] = double(queries[q].m);
-    to[kThreads] = double(queries[q].addend());
+    const double root = kMayScale && scaled ? -double(queries[q].minus_c) : 1.0;
+    to[0] = kMayScale && scaled ? double(queries[q].a) / (root * root) : double(queries[q].m);
+    to[kThreads] = kMayScale && scaled ? 0.0 : double(queries[q].addend());
     for (int i = 0; i < kCount; ++i) to[(2 + i) * kThreads] = sums[q].total[i];
     to[kLargestChunk<kD, kWants> * kThreads] = double(sums[q].largest);
     if (kWants == kEverything) {
