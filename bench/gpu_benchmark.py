@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,7 @@ from gpu_peak import peak
 from lebm_kernels.benchmarking import Comparison, compare, format_pairs, format_seconds
 from lebm_kernels.cases import Case
 from lebm_kernels.environment import describe
-from lebm_kernels.providers import providers
+from lebm_kernels.providers import NotAvailableError, providers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,17 +44,21 @@ CASES = (
     Case(16384, 65536, 3, backward=BOTH, device="cuda"),
 )
 
+#: Peers that make and load code of their own. One may end the process that it runs in.
+LOADERS = ("KeOps", "FlashSinkhorn")
+
 #: A peer that would hold more than this share of the card's memory is not asked.
 MOST_MEMORY = 0.4
 
 
 @dataclass
 class Record:
-    """What a run found; ``limit`` in pairs a second."""
+    """What a run found; ``limit`` in pairs a second, ``dead`` the peers that end a process."""
 
     facts: dict[str, str]
     limit: float
     rows: list[dict[str, Any]] = field(default_factory=list)
+    dead: dict[str, str] = field(default_factory=dict)
 
 
 def needed_bytes(name: str, case: Case) -> int:
@@ -59,6 +66,24 @@ def needed_bytes(name: str, case: Case) -> int:
     matrices = 3 * case.D + 4 if "differences" in name else 6
     eager = name.startswith(("eager", "torch.compile", "reference"))
     return case.M * case.N * case.dtype.itemsize * matrices if eager else 0
+
+
+def probe(name: str) -> int:
+    """Try a provider in this process."""
+    case = Case(16, 16, 2, device="cuda")
+    with suppress(NotAvailableError):  # the benchmark says so
+        providers("cuda")[name](case)(case.cotangent())
+    return 0
+
+
+def why_it_dies(name: str) -> str:
+    """How a provider ends a process of its own; empty where it does not."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--probe", name]
+    try:
+        status = subprocess.run(command, capture_output=True, timeout=120).returncode
+    except subprocess.TimeoutExpired:
+        return "takes more than two minutes to start"
+    return f"ends its process by {signal.Signals(-status).name}" if status < 0 else ""
 
 
 def chosen_providers(case: Case) -> list[str]:
@@ -72,11 +97,15 @@ def chosen_providers(case: Case) -> list[str]:
 def measure(record: Record, path: Path, seconds: float, console: Console) -> None:
     """Time the cases; the file is written after each, for a run of minutes may be cut short."""
     deadline = time.perf_counter() + seconds
+    record.dead = {name: why for name in LOADERS if (why := why_it_dies(name))}
+    for name, why in record.dead.items():
+        console.print(f"{name} is left out: it {why}", highlight=False)
     for case in CASES:
         if time.perf_counter() > deadline:
             console.print(f"no time left for {case}, {case.direction}", highlight=False)
             continue
-        comparison = compare(case, chosen_providers(case), rounds=7, budget=5.0, patience=1.0)
+        names = [name for name in chosen_providers(case) if name not in record.dead]
+        comparison = compare(case, names, rounds=7, budget=5.0, patience=1.0)
         record.rows.append(as_row(comparison))
         torch.cuda.empty_cache()
         path.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
@@ -147,7 +176,9 @@ def picture(record: Record) -> Figure:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, help="the figures; beside it a picture")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--json", type=Path, help="the figures; beside it a picture")
+    what.add_argument("--probe", metavar="PROVIDER", help="try one provider, and nothing else")
     parser.add_argument("--seconds", type=float, default=240.0, help="no case begins later")
     return parser.parse_args(arguments)
 
@@ -158,6 +189,8 @@ def main(arguments: list[str]) -> int:
     if not torch.cuda.is_available():
         print("gpu_benchmark.py: error: PyTorch sees no CUDA GPU here", file=sys.stderr)
         return 2
+    if options.probe:
+        return probe(options.probe)
     # In a file or a pipe the table is as wide as it needs to be.
     console = Console(width=None if sys.stdout.isatty() else 160)
     record = Record(describe(), peak())
