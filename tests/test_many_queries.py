@@ -93,3 +93,27 @@ def test_gradients_of_the_latents_alone(backend: str, layout: str, D: int, beta:
     found = gradients(function, {"decoded": arguments["decoded"]}, grad)
     everything = gradients(free_energy, arguments, grad)
     assert_gradients_accurate({**everything, **found}, arguments, grad)
+
+
+@pytest.mark.parametrize("D", [1, 2, 3, 4])
+@pytest.mark.parametrize("with_energies", [False, True], ids=["plain", "energies"])
+def test_gradients_of_the_queries_arguments(backend: str, D: int, with_energies: bool) -> None:
+    """As the ellipse with a temperature to learn has them: all but the latents'."""
+    y, decoded = spread(D)
+    y = y[: FEWER.get(backend, M)]
+    beta = torch.logspace(-6, 4, len(y))
+    beta[::50] = torch.inf
+    beta[1::50] = 0.0
+    arguments = {"y": y, "decoded": decoded, "beta": beta, "scale": torch.rand(len(y), D) + 0.5}
+    fixed = {"decoded"}
+    if with_energies:
+        arguments["latent_energy"] = torch.rand(N)
+        fixed.add("latent_energy")
+    grad = torch.randn(len(y))
+    some = {name: x for name, x in arguments.items() if name not in fixed}
+
+    def function(**given: Tensor) -> Tensor:
+        return free_energy(**{**arguments, **given}, backend=backend)
+
+    everything = gradients(free_energy, arguments, grad)
+    assert_gradients_accurate({**everything, **gradients(function, some, grad)}, arguments, grad)

@@ -108,11 +108,11 @@ __device__ double finish_cold(const RowTask<T>& task, int64_t b, int64_t m, cons
 // All of a query's results at D <= 4, from the fields of partial.cuh.
 template <typename T, int kD, int kWants>
 __device__ Totals totals_of(const double (&fields)[kFields<kD, kWants>]) {
-  const double* sums = fields + (kWants == kEverything ? 4 : 3);
+  const double* sums = fields + (kWantsEnergy<kWants> ? 4 : 3);
   return {fields[0],
           fields[1],
           fields[2],
-          kWants == kEverything ? fields[3] : 0.0,
+          kWantsEnergy<kWants> ? fields[3] : 0.0,
           fields[kLargestChunk<kD, kWants>],
           kWants >= kSlopeY ? sums : nullptr,
           kWants >= kSlopeYScale ? sums + kD : nullptr,

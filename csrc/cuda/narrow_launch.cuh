@@ -27,13 +27,13 @@ template <int... kD>
 struct Dimensions {};
 using AllDimensions = Dimensions<1, 2, 3, 4>;
 
-inline Wants wants_of(bool slope_y, bool slope_scale, bool others) {
-  return others ? kEverything : slope_scale ? kSlopeYScale : slope_y ? kSlopeY : kValue;
-}
-
 template <typename T>
 Wants wants_of(const RowOutputs<T>& out) {
-  return wants_of(out.slope_y, out.slope_scale, out.slope_beta || out.mean || out.index);
+  return out.mean || out.index ? kEverything
+         : out.slope_beta      ? kSlopes
+         : out.slope_scale     ? kSlopeYScale
+         : out.slope_y         ? kSlopeY
+                               : kValue;
 }
 
 // Doubles of workspace for the partial sums.
@@ -72,13 +72,10 @@ void launch_second(const RowTask<T>& task, cudaStream_t stream) {
 
 // What is compiled: in float, everything that makes a difference to the pair loop where many
 // queries are; where there are few, and in double, arguments are taken as present. A kernel for
-// more than is wanted gives the same F.
+// more than is wanted gives the same F, but for scaled queries.
 template <typename T, int kD, bool kHasExtras>
 void launch_first(const RowTask<T>& task, cudaStream_t stream) {
   const Wants wants = wants_of(task.out);
-  if (wants == kEverything) {
-    return launch_first<T, kD, true, kHasExtras, kEverything, 1>(task, stream);
-  }
   if constexpr (sizeof(T) == 4) {
     constexpr int kSome = kD <= 2 ? 4 : 2;
     const bool has_scale = task.problem.scale.data;
@@ -90,10 +87,16 @@ void launch_first(const RowTask<T>& task, cudaStream_t stream) {
         case kSlopeY:
           return has_scale ? launch_first<T, kD, true, kHasExtras, kSlopeY, kSome>(task, stream)
                            : launch_first<T, kD, false, kHasExtras, kSlopeY, kSome>(task, stream);
-        default:
+        case kSlopeYScale:
           return launch_first<T, kD, true, kHasExtras, kSlopeYScale, 2>(task, stream);
+        case kSlopes:
+          return launch_first<T, kD, true, kHasExtras, kSlopes, 2>(task, stream);
+        default:;
       }
     }
+  }
+  if (wants >= kSlopes) {
+    return launch_first<T, kD, true, kHasExtras, kEverything, 1>(task, stream);
   }
   wants == kValue ? launch_first<T, kD, true, kHasExtras, kValue, 1>(task, stream)
                   : launch_first<T, kD, true, kHasExtras, kSlopeYScale, 1>(task, stream);

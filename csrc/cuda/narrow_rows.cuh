@@ -41,9 +41,9 @@ __device__ __forceinline__ T add(const Query<T, kD, kHasScale>& query, const T* 
     const T a = kSteep ? query.addend() : query.a, minus_c = kSteep ? -query.rate : query.minus_c;
     p = power(fused(minus_c, e, kHasExtras ? record[kD] + a : a));
   }
-  if (kWants == kEverything) sums[1] = fused(p, lesser(e, T(Range<T>::kLargest)), sums[1]);
+  if (kWantsEnergy<kWants>) sums[1] = fused(p, lesser(e, T(Range<T>::kLargest)), sums[1]);
   if (kWants == kValue) return p;
-  constexpr int kResidual = kWants == kEverything ? 2 : 1;
+  constexpr int kResidual = kWantsEnergy<kWants> ? 2 : 1;
   for (int d = 0; d < kD; ++d) {
     T& residual = sums[kResidual + d];
     if (kWants == kSlopeY) {
@@ -132,7 +132,7 @@ __device__ void redo(Query<T, kD, kHasScale>& query, const T* tile, int first, i
     const double shift =
         shift_of(double(query.rate), m, a, double(query.m), double(query.addend()));
     const double by = had ? double(power(T(fmin(shift, 0.0)))) : 0.0;
-    if (kWants == kEverything && had) sums.total[1] += (m - double(query.m)) * sums.total[0];
+    if (kWantsEnergy<kWants> && had) sums.total[1] += (m - double(query.m)) * sums.total[0];
     for (int i = 0; i < kCount; ++i) sums.total[i] *= by;
     sums.largest *= T(by);
   }

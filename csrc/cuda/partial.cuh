@@ -7,7 +7,7 @@
 // beside sums of the same terms times something. Fields, all double:
 //
 //   [0] m   [1] a   [2] S   [3...] further sums, then the largest sum of a chunk of latents;
-//   with kEverything [3] sum of p (E - m), and at the end
+//   with kSlopes [3] sum of p (E - m); with kEverything at the end
 //   [-2] the least energy   [-1] its index, the first of equals
 #pragma once
 
@@ -20,6 +20,7 @@ template <int kD, int kWants>
 constexpr int kSums = kWants == kValue         ? 1
                       : kWants == kSlopeY      ? 1 + kD
                       : kWants == kSlopeYScale ? 1 + 2 * kD
+                      : kWants == kSlopes      ? 2 + 2 * kD
                                                : 2 + 3 * kD;
 
 // Where the largest sum of a chunk is.
@@ -56,14 +57,14 @@ __device__ void merge(double c, double (&into)[kFields<kD, kWants>],
   const bool keep = shift <= 0;
   const double by = shift == 0 ? 1.0 : exp2(keep ? shift : -shift);
   const double m = keep ? into[0] : from[0];
-  if (kWants == kEverything) {
+  if (kWantsEnergy<kWants>) {
     into[3] += (into[0] - m) * into[2];
     into[3] = keep ? into[3] + by * (from[3] + (from[0] - m) * from[2]) : by * into[3] + from[3];
   }
   into[kLargest] =
       keep ? fmax(into[kLargest], by * from[kLargest]) : fmax(by * into[kLargest], from[kLargest]);
   for (int i = 2; i < kLargest; ++i) {
-    if (kWants == kEverything && i == 3) continue;
+    if (kWantsEnergy<kWants> && i == 3) continue;
     into[i] = keep ? into[i] + by * from[i] : by * into[i] + from[i];
   }
   if (!keep) into[1] = from[1];

@@ -10,8 +10,13 @@
 
 namespace lebm::cuda {
 
-// What is computed beside F: nothing; dF/dy; dF/dy and dF/dscale; all that can be wanted.
-enum Wants { kValue, kSlopeY, kSlopeYScale, kEverything };
+// What is computed beside F: nothing; dF/dy; dF/dy and dF/dscale; these and dF/dbeta; all that can
+// be wanted.
+enum Wants { kValue, kSlopeY, kSlopeYScale, kSlopes, kEverything };
+
+// Whether sum p (E - m) is, for dF/dbeta.
+template <int kWants>
+constexpr bool kWantsEnergy = kWants >= kSlopes;
 
 // A log-normaliser above this (exponents about the reference are small) takes a second look: F is
 // then too close to the reference for log sum exp to tell their difference.
