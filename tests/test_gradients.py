@@ -54,6 +54,26 @@ def test_every_temperature(backend: str, dtype: torch.dtype, beta: float, shared
     check(backend, problem(dtype, beta, shared=shared))
 
 
+@pytest.mark.parametrize("lower", [3.0, 9.0, 11.0, 14.0, 30.0])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_one_latent_lower_than_all_others(
+    backend: str, dtype: torch.dtype, lower: float, weighted: bool
+) -> None:
+    # A sample of the latents does not meet it, and its share may be half the sum.
+    N, beta = 4001, 10.0
+    z = torch.arange(N, dtype=dtype) * (2 * math.pi / N)
+    radius = torch.full((N,), 2.0, dtype=dtype)
+    radius[1001] = math.sqrt(4 - lower / beta)
+    arguments = {
+        "y": torch.tensor([[0.0, 0.0], [0.01, 0.02]], dtype=dtype),
+        "decoded": radius[:, None] * torch.stack((z.cos(), z.sin()), dim=1),
+        "beta": torch.full((2,), beta, dtype=dtype),
+    }
+    if weighted:
+        arguments["log_weight"] = 0.1 * torch.randn(N, dtype=dtype)
+    check(backend, arguments)
+
+
 @pytest.mark.parametrize("D", [1, 3, 4, 7, 16, 64])
 def test_every_dimension(backend: str, dtype: torch.dtype, D: int) -> None:
     check(backend, problem(dtype, 1.0, M=5, N=40, D=D))

@@ -119,6 +119,21 @@ class Plan(NamedTuple):
         return self if INTERPRETED else self._replace(outer=max(self.outer // 4, 1))
 
 
+class Facts(NamedTuple):
+    """What a plan asks of the device."""
+
+    interpreted: bool
+    multiprocessors: int
+
+
+@functools.cache
+def facts(device: torch.device) -> Facts:
+    """Of the GPU that tensors are on; of the CPU, the interpreter's."""
+    if device.type != "cuda":
+        return Facts(INTERPRETED, 1)
+    return Facts(INTERPRETED, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 # Threads of a program, and blocks between two crossings of them: 128 terms, added in one float32,
 # round by a few eps at most.
 _WARPS, _CHUNK, _UNROLL = 4, 128, 4
@@ -156,28 +171,23 @@ def _power_of_two(x: int) -> int:
     return 1 << max(x - 1, 0).bit_length()
 
 
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def plan(shape: Shape, device: torch.device, *, columns: bool = False) -> Plan:
+def plan(shape: Shape, device: Facts, *, columns: bool = False) -> Plan:
     """The plan of a pass: queries kept and latents summed over, or the other way for columns."""
     kept, summed = (shape.N, shape.M) if columns else (shape.M, shape.N)
     threads = 32 * _WARPS
     pairs, chunk = _pairs_a_thread(shape, columns) * threads, _CHUNK
-    if INTERPRETED:
+    if device.interpreted:
         pairs, chunk = _INTERPRETED_PAIRS, _INTERPRETED_CHUNK
-        inner = min(512 if summed <= 1 << 14 else 1 << 14, _power_of_two(summed))
+        inner = 512 if summed <= 1 << 14 else 1 << 14
     else:
-        inner = min(threads if shape.low else 4 * threads, _power_of_two(summed))
+        # By tiles, float32 has room for several latents a thread; more of what is kept is better.
+        inner = threads if shape.low or shape.wide else 4 * threads
+    inner = min(inner, _power_of_two(summed))
     outer = min(pairs // inner, _power_of_two(kept))
     tiles = -(-kept // outer) * max(shape.B, 1)
-    target = 3 if INTERPRETED else _WAVES * _multiprocessors(device)
+    target = 3 if device.interpreted else _WAVES * device.multiprocessors
     blocks = -(-summed // inner)
-    shares = max(1, min(target // max(tiles, 1), blocks // (1 if INTERPRETED else 4)))
+    shares = max(1, min(target // max(tiles, 1), blocks // (1 if device.interpreted else 4)))
     share_size = -(-blocks // shares) * inner
     shares = -(-summed // share_size)
     return Plan(outer, inner, chunk, _UNROLL, shares, share_size, _WARPS)

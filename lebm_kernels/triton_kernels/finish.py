@@ -5,7 +5,9 @@
     dF/dy = 2 sum p (y - s g) / S;       dF/ds = -2 sum p (y - s g) g / S;       mean = sum p g / S
     dF/dbeta = (sum p (E - m) / S + L/beta) / beta
 
-For hot queries, whose L is near 0, F - m, L and dF/dbeta come from the sums of hot.py.
+For hot queries, whose L is near 0, F - m, L and dF/dbeta come from the sums of hot.py. Where the
+reference lies above the least energy, L may be near 0 though p is far from w: that does F no harm,
+and dF/dbeta comes from sum p (E - m) then. KL(p|w), which no reference changes, tells them apart.
 """
 
 from __future__ import annotations
@@ -174,7 +176,9 @@ def finish_kernel(
         # Energies that differ by less than their rounding do not differ.
         noise = rounding(dtype) * m
         hot_slope = tl.where(spread <= noise * noise, 0.0, hot_slope)
-        slope = tl.where(cold, 0.0, tl.where(hot, hot_slope, tl.where(slope > 0, 0.0, slope)))
+        # KL(p|w) = beta (<E> - F), at most -_HOT where every p is within that factor of w.
+        near = hot & (tl.abs(beta * rise) <= -_HOT)
+        slope = tl.where(cold, 0.0, tl.where(near, hot_slope, tl.where(slope > 0, 0.0, slope)))
         slope = tl.where(gap == gap, slope, gap)
         tl.store(outputs.slope_beta_ptr + at, slope.to(dtype), mask=inside)
     if PULL & WANT:

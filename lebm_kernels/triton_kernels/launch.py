@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lebm_kernels.backends.chunked import normalised
 from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
-from lebm_kernels.triton_kernels.arguments import Arguments, Plan, Shape, plan, unpack
+from lebm_kernels.triton_kernels.arguments import Arguments, Plan, Shape, facts, plan, unpack
 from lebm_kernels.triton_kernels.columns import (
     DECODED,
     ENERGIES,
@@ -76,7 +76,7 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
     vectors = {PULL: out.slope_y, STRETCH: out.slope_scale, MEAN: out.mean}
     wanted = [bit.value for bit, x in vectors.items() if x is not None]
     want = sum(wanted) + (0 if out.slope_beta is None else ENERGY.value)
-    cut = plan(shape, a.y_ptr.device)
+    cut = plan(shape, facts(a.y_ptr.device))
     programs, beside = cut.programs(M, B), cut.beside()
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
     blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
@@ -144,7 +144,7 @@ def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) ->
         return out
     arguments, shape = unpack(_prepared(problem))
     with torch.cuda.device_of(problem.y):
-        cut = plan(shape, grad.device, columns=True)
+        cut = plan(shape, facts(grad.device), columns=True)
         _launch_columns(arguments, shape, cut, grad.contiguous(), state.contiguous(), out)
     return out
 
