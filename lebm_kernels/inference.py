@@ -226,7 +226,7 @@ def sample(
     z = model.z[index]
     each = None if x is None else x.repeat_interleave(num_samples)
     restored = _decode(model, z.flatten(0, 1), each)
-    return Sample(z, restored.view(len(y), num_samples, -1))
+    return Sample(z, restored.view(len(y), num_samples, y.shape[1]))
 
 
 def _each(y: Tensor, x: Tensor | None) -> Tensor | None:
