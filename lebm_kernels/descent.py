@@ -94,8 +94,7 @@ def descend(
         tol = 16.0 * math.sqrt(torch.finfo(point.dtype).eps)
     if method == "gradient":
         return _by_gradient(function, point, value, gradient, tol, max_steps, project)
-    # A row without a value has nothing to descend, and would only warn of it.
-    for row in rows[value.isfinite()].split(1):
+    for row in rows.split(1):
         point[row] = _BY_ROW[method](function, point[row], row, tol, max_steps)
     value, gradient = _evaluate(function, point, rows)
     slope = _largest(gradient)
@@ -160,10 +159,8 @@ def _by_gradient(
         found, up = _evaluate(function, there, rows)
         was = value[rows]
         lower = found <= was - _ARMIJO * _dot(move, move) / length
-        # Where rounding hides which value is the lower, the gradient tells; a projected one cannot.
+        # Where rounding hides which value is the lower, the gradient is trusted.
         level = (found - was).abs() <= 64.0 * info.eps * was.abs()
-        if project is None:
-            level &= _largest(up) < _largest(down)
         accepted = lower | level
         # The shorter of Barzilai and Borwein's steps: a value that must fall suits it better.
         turned = up - down

@@ -14,7 +14,7 @@ from scipy.optimize import brentq, minimize
 from torch import Tensor
 
 from lebm_kernels.descent import METHODS
-from lebm_kernels.grids import interval_grid, periodic_grid
+from lebm_kernels.grids import LatentGrid, interval_grid, periodic_grid
 from lebm_kernels.inference import denoise, infer, infer_on_grid, sample
 from lebm_kernels.models import Ellipse, Horn, LatentModel
 
@@ -159,26 +159,38 @@ def test_on_the_grid_the_search_is_exhaustive() -> None:
     assert not found.local.any()
 
 
+def _grids() -> st.SearchStrategy[LatentGrid]:
+    num = st.integers(8, 200)
+    circle = num.map(lambda n: periodic_grid(n, dtype=torch.float64))
+    arc = num.map(lambda n: interval_grid(-2.0, 4.5, n, dtype=torch.float64))
+    return st.one_of(circle, arc)
+
+
 @given(
-    radii=st.tuples(st.floats(0.2, 4.0), st.floats(0.2, 4.0)),
-    num=st.integers(8, 200),
+    grid=_grids(),
+    radii=st.one_of(st.none(), st.tuples(st.floats(0.2, 4.0), st.floats(0.2, 4.0))),
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
-def test_inference_whatever_the_ellipse_the_grid_and_the_start(
-    radii: tuple[float, float], num: int, seed: int
+def test_inference_whatever_the_model_the_grid_and_the_start(
+    grid: LatentGrid, radii: tuple[float, float] | None, seed: int
 ) -> None:
-    model, generator = _ellipse(radii, num), _generator(seed)
+    generator = _generator(seed)
     y = 3 * torch.randn(8, 2, generator=generator).double()
     start = 2 * math.pi * torch.rand(8, generator=generator).double()
-    scale = torch.tensor(radii, dtype=torch.float64)
+    model: LatentModel
+    if radii is None:  # a horn's, whatever its network predicts
+        model, x = Horn(grid, generator=generator).double(), torch.rand(8, generator=generator)
+        x = x.double()
+    else:
+        model, x = Ellipse(grid, radii=torch.tensor(radii, dtype=torch.float64)), None
+    scale = model.scale(x).detach().expand(8, 2)
     # What the grid has by hand, and what there is at best.
-    z = torch.arange(num).double() * (2 * math.pi / num)
-    points = scale * torch.stack([z.cos(), z.sin()], dim=-1)
-    grid = (y[:, None] - points).square().sum(-1).amin(1)
+    points = scale[:, None] * torch.stack([grid.z.cos(), grid.z.sin()], dim=-1)
+    searched = (y[:, None] - points).square().sum(-1).amin(1)
     least = _least(y, scale)
-    for first, refined in ((start, False), (None, True)):
-        found = infer(model, y, start=first)
+    for first in (start, None):
+        found = infer(model, y, x, start=first)
         assert found.converged.all()
         bound = 16 * 2**-26 * found.energy.clamp(min=1.0)
         assert (_slope(y, scale, found.z).abs() <= 1.01 * bound).all()
@@ -186,10 +198,10 @@ def test_inference_whatever_the_ellipse_the_grid_and_the_start(
         assert (found.energy >= least - 1e-9).all()
         assert (found.energy[found.local] > least[found.local]).all()
         # Whoever has less energy than the grid, or as much, is not accused; much more is.
-        assert not found.local[found.energy <= grid].any()
-        assert found.local[found.energy > grid + 1e-4].all()
-        if refined:
-            assert (found.energy <= grid + 1e-9).all()
+        assert not found.local[found.energy <= searched].any()
+        assert found.local[found.energy > searched + 1e-4].all()
+        if first is None:
+            assert (found.energy <= searched + 1e-9).all()
 
 
 @EVERY_METHOD
