@@ -2,16 +2,28 @@
 
 A loss is any callable of the signature :class:`Loss`. It is given the model and not its free
 energies, so that a contrastive loss can ask for the free energies of its own negatives too.
+
+With f = F(y), pulled down, and f_hat = F(y_hat), pushed up, at the same temperature:
+
+    energy    f                          :func:`energy_loss`
+    hinge     max(0, m - (f_hat - f))    :class:`HingeLoss`, :func:`hinge`
+    log       log(1 + exp(f - f_hat))    :class:`LogLoss`, :func:`log_ratio`
+
+each the mean of the batch.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from lebm_kernels.models import LatentModel
+from lebm_kernels.negatives import Negatives
 
 
 class Loss(Protocol):
@@ -54,3 +66,109 @@ def energy_loss(
         A scalar.
     """
     return model.free_energy(y, x, beta=beta, backend=backend).mean()
+
+
+@dataclass(frozen=True)
+class HingeLoss:
+    """The hinge of observations and contrastive samples: see :func:`hinge`.
+
+    Attributes:
+        negatives: draws the contrastive samples.
+        margin: m, finite, in the units of ``y`` squared.
+
+    Raises:
+        ValueError: ``margin`` isn't finite.
+    """
+
+    negatives: Negatives
+    margin: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the margin."""
+        if not math.isfinite(self.margin):
+            raise ValueError(f"margin must be finite, got {self.margin}")
+
+    def __call__(
+        self,
+        model: LatentModel,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float = torch.inf,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Draw the samples and score both sides: see :class:`Loss`."""
+        return hinge(*_both(self.negatives, model, y, x, beta, backend), self.margin)
+
+
+@dataclass(frozen=True)
+class LogLoss:
+    """The log loss of observations and contrastive samples: see :func:`log_ratio`.
+
+    Attributes:
+        negatives: draws the contrastive samples.
+    """
+
+    negatives: Negatives
+
+    def __call__(
+        self,
+        model: LatentModel,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float = torch.inf,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Draw the samples and score both sides: see :class:`Loss`."""
+        return log_ratio(*_both(self.negatives, model, y, x, beta, backend))
+
+
+def hinge(f: Tensor, f_hat: Tensor, margin: float = 1.0) -> Tensor:
+    """The mean of max(0, margin + f - f_hat): f_hat is to be above f by a margin, and no more.
+
+    Exactly zero, and so are its gradients, where f_hat - f >= margin.
+
+    Args:
+        f: free energies of observations, ``[..., M]``.
+        f_hat: free energies of contrastive samples, broadcastable with ``f``.
+        margin: finite.
+
+    Returns:
+        A scalar.
+    """
+    # The difference first: margin + f may round to what f_hat exceeds, or no longer exceeds.
+    return (margin - (f_hat - f)).relu().mean()
+
+
+def log_ratio(f: Tensor, f_hat: Tensor) -> Tensor:
+    """The mean of log(1 + exp(f - f_hat)): a hinge whose margin never ends, without overflow.
+
+    It is -log of the probability, exp(-f) / (exp(-f) + exp(-f_hat)), that the observation is the
+    one of the two that was observed.
+
+    Args:
+        f: free energies of observations, ``[..., M]``.
+        f_hat: free energies of contrastive samples, broadcastable with ``f``.
+
+    Returns:
+        A scalar.
+    """
+    # PyTorch's softplus is linear beyond a threshold, which float64 can tell; this is exact.
+    return -logsigmoid(f_hat - f).mean()
+
+
+def _both(
+    negatives: Negatives,
+    model: LatentModel,
+    y: Tensor,
+    x: Tensor | None,
+    beta: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """F of the observations ``[M]`` and of their contrastive samples ``[..., M]``."""
+    y_hat = negatives(model, y, x, beta=beta, backend=backend).detach()
+    return (
+        model.free_energy(y, x, beta=beta, backend=backend),
+        model.free_energy(y_hat, x, beta=beta, backend=backend),
+    )

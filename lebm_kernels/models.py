@@ -35,6 +35,9 @@ class LatentModel(nn.Module):
     decoded: Tensor
     """The unit circle on the grid, ``[N, 2]``."""
 
+    z: Tensor
+    """The latent points, ``[N]``."""
+
     log_weight: Tensor | None
 
     def __init__(self, grid: LatentGrid | None = None) -> None:
@@ -44,6 +47,7 @@ class LatentModel(nn.Module):
     def _set_grid(self, grid: LatentGrid) -> None:
         # Buffers follow .to(), and stay out of the state: it holds what was learned, no more.
         self.register_buffer("decoded", circle(grid.z), persistent=False)
+        self.register_buffer("z", grid.z, persistent=False)
         self.register_buffer("log_weight", grid.log_weight, persistent=False)
 
     def on_grid(self, grid: LatentGrid) -> Self:

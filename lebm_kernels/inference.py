@@ -1,0 +1,252 @@
+"""Inference: the latent z of an observation, its restored y, and draws from the posterior.
+
+    z_check = argmin_z E(y, z),      y_check = decoder(z_check),      E = |y - decoder(z)|^2
+
+On the grid the search is exhaustive (:func:`infer_on_grid`). Between its points z is continuous and
+E is descended from any start (:func:`infer`), which may end in a basin that is not the lowest: the
+grid, which has looked everywhere, tells. Descending the free energy instead, in y, denoises
+(:func:`denoise`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.decoders import circle
+from lebm_kernels.descent import descend
+from lebm_kernels.functional import sample_latent
+from lebm_kernels.models import LatentModel
+
+
+class Inference(NamedTuple):
+    """What was inferred for each observation, constants for autograd.
+
+    Attributes:
+        z: z_check, ``[M]``, or ``[M, ...]`` where the grid's points have more dimensions.
+        y: y_check = decoder(z_check), the restored observations, ``[M, D]``.
+        energy: E(y, z_check), ``[M]``.
+        converged: whether the search came to its end, ``[M]``, boolean: E is stationary, or the
+            grid was searched.
+        local: whether the grid has a point of a lower basin, ``[M]``, boolean: z_check is a local
+            minimum. Two basins are not told apart where their minima differ by less than the
+            lower one and its nearest grid point.
+    """
+
+    z: Tensor
+    y: Tensor
+    energy: Tensor
+    converged: Tensor
+    local: Tensor
+
+
+class Denoised(NamedTuple):
+    """Where observations descended to, constants for autograd.
+
+    Attributes:
+        y: ``[M, D]``.
+        free_energy: F there, ``[M]``.
+        converged: whether F is stationary there, ``[M]``, boolean.
+    """
+
+    y: Tensor
+    free_energy: Tensor
+    converged: Tensor
+
+
+class Sample(NamedTuple):
+    """Draws from the posterior, constants for autograd.
+
+    Attributes:
+        z: latents, ``[M, num_samples]``, or ``[M, num_samples, ...]``.
+        y: decoder(z), ``[M, num_samples, D]``.
+    """
+
+    z: Tensor
+    y: Tensor
+
+
+@torch.no_grad()
+def infer_on_grid(
+    model: LatentModel, y: Tensor, x: Tensor | None = None, *, backend: str | None = None
+) -> Inference:
+    """Take the grid's point of least energy for each observation, the first of equals.
+
+    Args:
+        model: decodes and has the grid.
+        y: observations, ``[M, D]``.
+        x: conditions, broadcastable to ``[M]``; conditional models only.
+        backend: as in :func:`lebm_kernels.free_energy`.
+
+    Raises:
+        ValueError: ``y`` isn't ``[M, D]``, or ``x`` doesn't suit the model.
+    """
+    x = _each(y, x)
+    z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
+    restored = _decode(model, z, x)
+    energy = _energy(y, restored)
+    never = torch.zeros_like(energy, dtype=torch.bool)
+    return Inference(z, restored, energy, ~never, never)
+
+
+def infer(
+    model: LatentModel,
+    y: Tensor,
+    x: Tensor | None = None,
+    *,
+    start: Tensor | float | None = None,
+    method: str = "gradient",
+    max_steps: int = 200,
+    tol: float | None = None,
+    backend: str | None = None,
+) -> Inference:
+    """Descend E(y, z) over continuous z from a start, each observation by itself.
+
+    Latents that mean the same, as angles a full turn apart, are not reduced to one.
+
+    Args:
+        model: decodes and has the grid.
+        y: observations, ``[M, D]``.
+        x: conditions, broadcastable to ``[M]``; conditional models only.
+        start: first latents, broadcastable to ``[M]`` (``[M, ...]`` where the grid's points have
+            more dimensions); the grid's best if absent.
+        method: ``"gradient"``, ``"cg"`` or ``"lbfgs"``: see :func:`lebm_kernels.descent.descend`.
+        max_steps: see there.
+        tol: see there.
+        backend: of the search on the grid, as in :func:`lebm_kernels.free_energy`.
+
+    Raises:
+        ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, ``start`` doesn't
+            broadcast, or a value is out of range.
+    """
+    best = infer_on_grid(model, y, x, backend=backend)
+    y, x = y.detach(), _each(y, x)
+    first = best.z if start is None else torch.as_tensor(start).to(best.z)
+    try:
+        first = first.expand_as(best.z)
+    except RuntimeError as error:
+        raise ValueError(
+            f"start must broadcast to {list(best.z.shape)}, got {list(first.shape)}"
+        ) from error
+
+    def function(z: Tensor, rows: Tensor) -> Tensor:
+        return _energy(y[rows], _decode(model, z, None if x is None else x[rows]))
+
+    found = descend(function, first, method=method, max_steps=max_steps, tol=tol)
+    with torch.no_grad():
+        restored = _decode(model, found.point, x)
+    # Within a convex basin no point is lower by more than slope times distance; two energies
+    # differ by their rounding too.
+    apart = (found.point - best.z).abs().reshape(len(y), -1).sum(1)
+    size = found.value.sqrt() * restored.norm(dim=-1) + found.value
+    slack = found.slope * apart + 8.0 * torch.finfo(size.dtype).eps * size
+    local = found.value > best.energy + slack
+    return Inference(found.point, restored, found.value, found.converged, local)
+
+
+def denoise(
+    model: LatentModel,
+    y: Tensor,
+    x: Tensor | None = None,
+    *,
+    beta: float = torch.inf,
+    method: str = "gradient",
+    max_steps: int = 200,
+    tol: float | None = None,
+    backend: str | None = None,
+) -> Denoised:
+    """Descend the free energy F(y) in y from the observations, each by itself.
+
+    Cold, an observation ends on its nearest decoded grid point; warm, at a minimum of the
+    smoothed energy. Few ``max_steps`` take out a part of the noise.
+
+    Args:
+        model: gives the free energies.
+        y: observations, ``[M, D]``.
+        x: conditions, broadcastable to ``[M]``; conditional models only.
+        beta: inverse temperature; infinity is zero temperature.
+        method: ``"gradient"``, ``"cg"`` or ``"lbfgs"``: see :func:`lebm_kernels.descent.descend`.
+        max_steps: see there.
+        tol: see there.
+        backend: as in :func:`lebm_kernels.free_energy`.
+
+    Raises:
+        ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, or a value is out of
+            range.
+    """
+    x = _each(y, x)
+
+    def function(point: Tensor, rows: Tensor) -> Tensor:
+        at = None if x is None else x[rows]
+        return model.free_energy(point, at, beta=beta, backend=backend)
+
+    found = descend(function, y, method=method, max_steps=max_steps, tol=tol)
+    return Denoised(found.point, found.value, found.converged)
+
+
+@torch.no_grad()
+def sample(
+    model: LatentModel,
+    y: Tensor,
+    x: Tensor | None = None,
+    *,
+    num_samples: int,
+    beta: float = 1.0,
+    generator: torch.Generator | None = None,
+    backend: str | None = None,
+) -> Sample:
+    """Draw latents of the grid from the posterior of each observation, and decode them.
+
+    Args:
+        model: decodes and has the grid.
+        y: observations, ``[M, D]``.
+        x: conditions, broadcastable to ``[M]``; conditional models only.
+        num_samples: how many draws an observation, at least 0.
+        beta: inverse temperature; at infinity the draws are among the exact minima.
+        generator: source of the draws, on y's device; the global generator if absent.
+        backend: as in :func:`lebm_kernels.free_energy`.
+
+    Raises:
+        ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, or a value is out of
+            range.
+    """
+    x = _each(y, x)
+    index = sample_latent(
+        y,
+        model.decoded,
+        beta,
+        num_samples=num_samples,
+        generator=generator,
+        scale=model._checked_scale(x),
+        log_weight=model.log_weight,
+        backend=backend,
+    )
+    z = model.z[index]
+    each = None if x is None else x.repeat_interleave(num_samples)
+    restored = _decode(model, z.flatten(0, 1), each)
+    return Sample(z, restored.view(len(y), num_samples, y.shape[1]))
+
+
+def _each(y: Tensor, x: Tensor | None) -> Tensor | None:
+    """The condition of each observation, ``[M]``."""
+    if not isinstance(y, Tensor) or y.dim() != 2:
+        shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y must have shape [M, D], got {shape}")
+    if x is None:
+        return None
+    try:
+        return x.detach().expand(len(y))
+    except RuntimeError as error:
+        raise ValueError(f"x must broadcast to [{len(y)}], got {list(x.shape)}") from error
+
+
+def _decode(model: LatentModel, z: Tensor, x: Tensor | None) -> Tensor:
+    """Decode latents ``z[m, ...]``, each at its own condition ``x[m]``, to ``[m, D]``."""
+    return model.scale(x) * circle(z)
+
+
+def _energy(y: Tensor, restored: Tensor) -> Tensor:
+    """E of observations ``[m, D]`` and the points they are restored to."""
+    return (y - restored).square().sum(-1)

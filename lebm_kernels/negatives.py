@@ -1,0 +1,230 @@
+"""Contrastive samples: points y_hat whose free energy a contrastive loss pushes up.
+
+What draws them is a callable of the signature :class:`Negatives`. Each takes a generator of its
+own; without one it draws from PyTorch's global generator, whose state a training checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.descent import Projection, descend
+from lebm_kernels.functional import posterior
+from lebm_kernels.models import LatentModel
+
+_PUSHES = 8
+"""How often a point is pushed off its nearest observation before it is sent beyond all of them."""
+
+
+class Negatives(Protocol):
+    """The signature of what draws contrastive samples."""
+
+    def __call__(
+        self,
+        model: LatentModel,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float = torch.inf,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Samples ``y_hat[..., M, D]``, constants, for observations ``y[M, D]`` at ``x[M]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformBox:
+    """Points drawn uniformly from a box, one an observation, wherever the observations are.
+
+    Attributes:
+        low: the box's lower corner: a number for all components, or D of them.
+        high: its upper corner, above ``low``.
+        generator: source of the draws, on y's device; the global generator if absent.
+
+    Raises:
+        ValueError: a corner isn't finite; when called, a corner hasn't as many components as
+            ``y``, or ``low`` isn't below ``high``.
+    """
+
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the corners are finite."""
+        for name, corner in (("low", self.low), ("high", self.high)):
+            if not torch.as_tensor(corner, dtype=torch.float64).isfinite().all():
+                raise ValueError(f"{name} must be finite, got {corner}")
+
+    def __call__(
+        self,
+        model: LatentModel,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float = torch.inf,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Draw as many points as ``y`` has, in its dtype: see :class:`Negatives`."""
+        low, high = self._corner("low", y), self._corner("high", y)
+        if not (low < high).all():
+            raise ValueError(f"low must be below high, got low={self.low}, high={self.high}")
+        u = torch.rand(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)
+        return torch.lerp(low, high, u)
+
+    def _corner(self, name: str, y: Tensor) -> Tensor:
+        corner = torch.as_tensor(getattr(self, name), dtype=y.dtype, device=y.device)
+        if corner.dim() > 0 and corner.shape != y.shape[-1:]:
+            raise ValueError(
+                f"{name} must be one number or {y.shape[-1]}, got {list(corner.shape)} of them"
+            )
+        return corner
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """The observations, each with normal noise on every component.
+
+    Attributes:
+        std: standard deviation of the noise, positive and finite.
+        generator: source of the draws, on y's device; the global generator if absent.
+
+    Raises:
+        ValueError: ``std`` is out of range.
+    """
+
+    std: float
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        """Check the deviation."""
+        if not (0.0 < self.std < math.inf):
+            raise ValueError(f"std must be positive and finite, got {self.std}")
+
+    def __call__(
+        self,
+        model: LatentModel,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float = torch.inf,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Draw one point an observation, in its dtype: see :class:`Negatives`."""
+        noise = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)
+        return y.detach() + self.std * noise
+
+
+@dataclass(frozen=True)
+class MostOffending:
+    """The points of least free energy farther than ``radius`` from the data, by descent of F.
+
+    Points are drawn, moved out of the balls of ``radius`` about the observations, and descend F
+    outside the balls, sliding along where F would lead them in: projected gradient descent. Each
+    ends in the basin it was drawn in; of ``num_starts`` the lowest is taken.
+
+    The observations are those of the batch. Those of a conditional model lie at an x each, and
+    its samples are kept away from the one whose x they have.
+
+    Attributes:
+        radius: the least distance from an observation, positive and finite.
+        start: draws the points that descend.
+        num_starts: how many of them for each sample, at least 1.
+        max_steps: evaluations of F a descent, at least 0.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    radius: float
+    start: Negatives
+    num_starts: int = 1
+    max_steps: int = 50
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not (0.0 < self.radius < math.inf):
+            raise ValueError(f"radius must be positive and finite, got {self.radius}")
+        for name, least in (("num_starts", 1), ("max_steps", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+    def __call__(
+        self,
+        model: LatentModel,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float = torch.inf,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Descend to one point a drawn one: see :class:`Negatives`."""
+        y = y.detach()
+        drawn = torch.stack(
+            [self.start(model, y, x, beta=beta, backend=backend) for _ in range(self.num_starts)]
+        )
+        # Row i of the descent is sample i modulo M.
+        own = torch.arange(len(y), device=y.device).expand(drawn.shape[:-1]).flatten()
+        x = None if x is None else x.expand(len(y))
+
+        def function(point: Tensor, rows: Tensor) -> Tensor:
+            at = None if x is None else x[own[rows]]
+            return model.free_energy(point, at, beta=beta, backend=backend)
+
+        away = outside_balls(y, self.radius, None if x is None else own)
+        found = descend(function, drawn.flatten(0, -2), max_steps=self.max_steps, project=away)
+        value, point = found.value.view(drawn.shape[:-1]), found.point.view(drawn.shape)
+        lowest = value.argmin(0, keepdim=True).unsqueeze(-1).expand(1, *point.shape[1:])
+        return point.gather(0, lowest).squeeze(0)
+
+
+def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> Projection:
+    """A projection that leaves no point in the balls of ``radius`` about the centres.
+
+    A point in one ball goes to the nearest place outside it. Where balls overlap it may be pushed
+    from one into the next; if that does not end, it goes away from the middle of the centres until
+    it is past them all.
+
+    Args:
+        centres: ``[M, D]``.
+        radius: of the balls, positive.
+        own: for each row of the descent the one centre that counts for it; all if absent.
+    """
+    middle = centres.mean(0)
+    reach = float((centres - middle).norm(dim=-1).amax()) + radius
+    # The result is outside by more than its rounding.
+    slack = 8.0 * torch.finfo(centres.dtype).eps * (radius + float(centres.abs().amax()))
+
+    def nearest(point: Tensor, rows: Tensor) -> Tensor:
+        return centres[posterior(point, centres, math.inf).index if own is None else own[rows]]
+
+    def project(point: Tensor, rows: Tensor) -> Tensor:
+        for _ in range(_PUSHES):
+            centre = nearest(point, rows)
+            inside = _distance(point, centre) < radius
+            if not inside.any():
+                return point
+            point = torch.where(inside, _at(radius + slack, point, centre), point)
+        inside = _distance(point, nearest(point, rows)) < radius
+        return torch.where(inside, _at(reach + slack, point, middle), point)
+
+    return project
+
+
+def _distance(point: Tensor, centre: Tensor) -> Tensor:
+    return (point - centre).norm(dim=-1, keepdim=True)
+
+
+def _at(distance: float, point: Tensor, centre: Tensor) -> Tensor:
+    """At that distance from the centres, in the direction of the points ``[m, D]``."""
+    offset, length = point - centre, _distance(point, centre)
+    # A point on its centre has no direction: it gets one.
+    first = torch.zeros_like(offset)
+    first[..., 0] = 1.0
+    return centre + distance * torch.where(length > 0, offset / length, first)
