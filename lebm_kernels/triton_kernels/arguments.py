@@ -99,7 +99,7 @@ class Plan(NamedTuple):
     """How a pass is cut: a tile of what is kept, blocks of what is summed over, and shares of it.
 
     Results depend on ``inner``, ``chunk`` and ``shares`` by the order of their sums, so none of
-    them depends on what is wanted.
+    them depends on what is wanted. ``target`` is how many programs fill the device.
     """
 
     outer: int
@@ -109,6 +109,8 @@ class Plan(NamedTuple):
     shares: int
     share_size: int
     warps: int
+    beside_outer: int
+    target: int
 
     def programs(self, size: int, B: int) -> tuple[int]:
         """The grid of programs for ``size`` of what is kept, in each of B grids."""
@@ -116,7 +118,17 @@ class Plan(NamedTuple):
 
     def beside(self) -> Plan:
         """For kernels that run beside a pass and hold more of each pair: a smaller tile."""
-        return self if INTERPRETED else self._replace(outer=max(self.outer // 4, 1))
+        return self._replace(outer=self.beside_outer)
+
+    def turns(self, size: int, summed: int, B: int) -> int:
+        """Programs a grid that take turns with what comes of a tile or many, cut in any shares."""
+        most = -(-size // self.outer) * -(-summed // self.inner)
+        return max(1, min(self.target // B, most))
+
+    def merging(self) -> dict[str, int]:
+        """Of what is kept, and of its shares, how many a program merges at once."""
+        across = min(_power_of_two(self.shares), _MERGED // 2)
+        return {"BLOCK": min(_MERGED // across, _BLOCK), "BLOCK_S": across}
 
 
 class Facts(NamedTuple):
@@ -139,6 +151,8 @@ def facts(device: torch.device) -> Facts:
 _WARPS, _CHUNK, _UNROLL = 4, 128, 4
 # In the interpreter an operation takes as long for any tile of up to about this many pairs.
 _INTERPRETED_PAIRS, _INTERPRETED_CHUNK = 1 << 15, 4
+# Numbers that a program merges at once, and what it takes of those without shares.
+_MERGED, _BLOCK = 512, 128
 # Programs worth having: enough for every multiprocessor to hold its fill, a few times over.
 _WAVES = 8
 
@@ -190,4 +204,5 @@ def plan(shape: Shape, device: Facts, *, columns: bool = False) -> Plan:
     shares = max(1, min(target // max(tiles, 1), blocks // (1 if device.interpreted else 4)))
     share_size = -(-blocks // shares) * inner
     shares = -(-summed // share_size)
-    return Plan(outer, inner, chunk, _UNROLL, shares, share_size, _WARPS)
+    beside = outer if device.interpreted else max(outer // 4, 1)
+    return Plan(outer, inner, chunk, _UNROLL, shares, share_size, _WARPS, beside, target)

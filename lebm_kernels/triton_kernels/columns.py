@@ -36,6 +36,7 @@ from lebm_kernels.triton_kernels.pairs import (
     energy_from,
     split_reference,
 )
+from lebm_kernels.triton_kernels.programs import latent_pointers, own_tile, sum_of_shares
 
 # Which gradients a column pass sums, as bits of WANT.
 DECODED = tl.constexpr(1)
@@ -172,22 +173,15 @@ def columns_kernel(
     dtype: tl.constexpr = packed_ptr.dtype.element_ty
     FIELDS: tl.constexpr = D + 6 + D * (SCALE & HAS)
     SUMS: tl.constexpr = D * (WANT & 1) + WANT // 2
-    tiles = tl.cdiv(N, BLOCK_N).to(tl.int32)
-    tile = tl.program_id(0) % tiles
-    share = tl.program_id(0) // tiles % shares
-    grid = (tl.program_id(0) // tiles // shares).to(tl.int64)
-    offs_n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = offs_n < N
+    grid, share, offs_n, inside, size, own = own_tile(N, shares, BLOCK_N)
+    decoded_at, log_weight_at, latent_energy_at = latent_pointers(a, grid, offs_n, D)
     lw, r, g = 0.0, 0.0, ()
     if LOG_WEIGHT & HAS:
-        at_n = a.log_weight_ptr + grid * a.log_weight_stride + offs_n
-        lw = tl.load(at_n, mask=inside, other=0.0)[:, None]
+        lw = tl.load(log_weight_at, mask=inside, other=0.0)[:, None]
     if LATENT_ENERGY & HAS:
-        at_n = a.latent_energy_ptr + grid * a.latent_energy_stride + offs_n
-        r = tl.load(at_n, mask=inside, other=0.0)[:, None]
+        r = tl.load(latent_energy_at, mask=inside, other=0.0)[:, None]
     for i in tl.static_range(D):
-        at_n = a.decoded_ptr + grid * a.decoded_stride + offs_n * D + i
-        x = tl.load(at_n, mask=inside, other=0.0)[:, None]
+        x = tl.load(decoded_at + i, mask=inside, other=0.0)[:, None]
         if LOG_WEIGHT & HAS:
             x = tl.where(lw == float("-inf"), 0.0, x)
         g = g + (x,)
@@ -222,8 +216,7 @@ def columns_kernel(
         totals = added
 
     kind: tl.constexpr = partial_ptr.dtype.element_ty
-    size = tl.num_programs(0).to(tl.int64) // tiles * N
-    out = partial_ptr + share * (size // shares) + grid * N + offs_n
+    out = partial_ptr + own
     for i in tl.static_range(SUMS):
         tl.store(out + i * size, totals[i].to(kind), mask=inside)
 
@@ -231,22 +224,20 @@ def columns_kernel(
 @triton.jit(do_not_specialize=["size", "D", "shares"])
 def merge_kernel(
     partial_ptr, grad_decoded_ptr, grad_latent_energy_ptr, size, D, shares, WANT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """One program for BLOCK latents of any grids: the sum of shares, in order."""
+    """One program for BLOCK latents of any grids: the sum of shares, BLOCK_S at once."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     kind: tl.constexpr = grad_decoded_ptr.dtype.element_ty
-    stride = size.to(tl.int64)
+    field = shares * size.to(tl.int64)
+    skip = D * (WANT & 1)
     if DECODED & WANT:
         for i in range(0, D):
-            total = tl.zeros((BLOCK,), tl.float64)
-            for share in range(0, shares):
-                total += tl.load(partial_ptr + (i * shares + share) * stride + at, inside, 0.0)
+            total = sum_of_shares(
+                partial_ptr + i * field + at, inside, shares, size, BLOCK, BLOCK_S
+            )
             tl.store(grad_decoded_ptr + at * D + i, (-2 * total).to(kind), mask=inside)
     if ENERGIES & WANT:
-        total = tl.zeros((BLOCK,), tl.float64)
-        skip = D * (WANT & 1)
-        for share in range(0, shares):
-            total += tl.load(partial_ptr + (skip * shares + share) * stride + at, inside, 0.0)
+        total = sum_of_shares(partial_ptr + skip * field + at, inside, shares, size, BLOCK, BLOCK_S)
         tl.store(grad_latent_energy_ptr + at, total.to(kind), mask=inside)

@@ -18,7 +18,7 @@ from lebm_kernels.triton_kernels.columns import (
     pack_kernel,
 )
 from lebm_kernels.triton_kernels.finish import finish_kernel
-from lebm_kernels.triton_kernels.hot import hot_kernel
+from lebm_kernels.triton_kernels.hot import hot_finish_kernel, hot_kernel
 from lebm_kernels.triton_kernels.index import least_kernel, merge_least_kernel
 from lebm_kernels.triton_kernels.pairs import LOG2_E, SCALE
 from lebm_kernels.triton_kernels.rows import ENERGY, MEAN, PULL, STRETCH, rows_kernel
@@ -28,7 +28,8 @@ from lebm_kernels.triton_kernels.weights import weights_kernel
 
 # No product is fused with a sum but by an explicit fma: see pairs.py.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
-_BLOCK = 128
+# Of hot queries, and of their shares, how many a program merges at once.
+HOT_MERGING = {"BLOCK": 16, "BLOCK_S": 32}
 
 
 class Outputs(NamedTuple):
@@ -40,6 +41,19 @@ class Outputs(NamedTuple):
     slope_scale_ptr: Tensor
     slope_beta_ptr: Tensor
     mean_ptr: Tensor
+
+
+class Hot(NamedTuple):
+    """The queries that finish_kernel found to be hot, and what hot_kernel found of them.
+
+    How many in each grid, ``[B]``; which, ``[B, M]``; E0 - m of query m, ``[B, M]``; B, B0 and K,
+    ``[3, B, slots]``.
+    """
+
+    count_ptr: Tensor
+    query_ptr: Tensor
+    energy_ptr: Tensor
+    sums_ptr: Tensor
 
 
 def _prepared(problem: Problem) -> Problem:
@@ -92,11 +106,6 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
             a, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, **blocks
         )
     blocks["BLOCK_M"] = beside.outer
-    hot = torch.empty((3, cut.shares, B, M), **double)
-    hot_kernel[beside.programs(M, B)](
-        a, partial, hot, B, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, LOW=shape.low,
-        **blocks,
-    )  # fmt: skip
     outputs = Outputs(
         out.free_energy,
         out.state,
@@ -105,29 +114,35 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
             for x in (out.slope_y, out.slope_scale, out.slope_beta, out.mean)
         ),
     )
-    finish_kernel[(-(-B * M // _BLOCK),)](
-        a,
-        partial,
-        hot,
-        outputs,
-        B,
-        M,
-        N,
-        D,
-        cut.shares,
-        HAS=has,
-        WANT=want,
-        BLOCK=_BLOCK,
-        **options,
+    turns = beside.turns(M, N, B)
+    slots = max(turns, -(-M // beside.outer)) * beside.outer
+    whole: dict[str, Any] = {"dtype": torch.int64, "device": a.y_ptr.device}
+    hot = Hot(
+        torch.zeros(B, **whole),
+        torch.empty((B, M), **whole),
+        torch.empty((B, M), **double),
+        torch.empty((3, B, slots), **double),
+    )
+    merging = cut.merging()
+    merges = (-(-B * M // merging["BLOCK"]),)
+    finish_kernel[merges](
+        a, partial, hot, outputs, B, M, N, D, cut.shares, HAS=has, WANT=want, **merging, **options
+    )
+    hot_kernel[(B * turns,)](
+        a, hot, out.state, M, N, D, turns, slots, HAS=has, WANT=want, LOW=shape.low, **blocks
+    )
+    tiles = -(-M // HOT_MERGING["BLOCK"])
+    hot_finish_kernel[(B * tiles,)](
+        a, hot, outputs, M, N, turns, slots, tiles, WANT=want, **HOT_MERGING, **blocks
     )
     if out.index is not None:
         energy = out.free_energy.new_empty((cut.shares, B, M))
         place = torch.empty((cut.shares, B, M), dtype=torch.int64, device=energy.device)
         least_kernel[beside.programs(M, B)](
-            a, energy, place, B, M, N, D, cut.share_size, cut.shares, HAS=has, **blocks
+            a, energy, place, M, N, D, cut.share_size, cut.shares, HAS=has, **blocks
         )
-        merge_least_kernel[(-(-B * M // _BLOCK),)](
-            energy, place, out.index, B * M, cut.shares, BLOCK=_BLOCK, **options
+        merge_least_kernel[merges](
+            energy, place, out.index, B * M, cut.shares, **merging, **options
         )
 
 
@@ -156,7 +171,8 @@ def _launch_columns(
     programs = cut.programs(N, B)
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
     blocks: dict[str, Any] = {"BLOCK_M": cut.inner, "BLOCK_N": cut.outer, **options}
-    merge_programs = (-(-B * N // _BLOCK),)
+    merging = cut.merging()
+    merges = (-(-B * N // merging["BLOCK"]),)
     want = (out.decoded is not None) * DECODED.value
     want += (out.latent_energy is not None) * ENERGIES.value
     # Float64 where sums are to be added to: in what they are rounded to, they are half the size.
@@ -187,8 +203,8 @@ def _launch_columns(
             )  # fmt: skip
         decoded = grad if out.decoded is None else out.decoded
         latent_energy = grad if out.latent_energy is None else out.latent_energy
-        merge_kernel[merge_programs](
-            partial, decoded, latent_energy, B * N, D, cut.shares, WANT=want, BLOCK=_BLOCK,
+        merge_kernel[merges](
+            partial, decoded, latent_energy, B * N, D, cut.shares, WANT=want, **merging,
             **options,
         )  # fmt: skip
     if out.log_weight is not None:
@@ -198,7 +214,7 @@ def _launch_columns(
             a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, LOW=shape.low,
             **{**blocks, "BLOCK_N": beside.outer},
         )  # fmt: skip
-        merge_kernel[merge_programs](
+        merge_kernel[merges](
             partial, out.log_weight, out.log_weight, B * N, 0, cut.shares, WANT=ENERGIES.value,
-            BLOCK=_BLOCK, **options,
+            **merging, **options,
         )  # fmt: skip

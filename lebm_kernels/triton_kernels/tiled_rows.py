@@ -3,7 +3,8 @@
 The sums and their place in ``partial[field, share, b, m]`` are those of rows.py. A tile of energies
 is held while it is summed over the latents once for each dimension, the differences y - s g anew:
 that costs as much as the energies did, and no product y.g or mean of g has to cancel. The
-reference (m, k) is brought up to date with every tile. Sums of vectors live in ``partial``.
+reference (m, k) is brought up to date with every tile: m is the least energy, and without weights
+nothing is known to lie below it. Sums of vectors live in ``partial``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ from lebm_kernels.triton_kernels.pairs import (
     largest,
     tile_energy,
 )
+from lebm_kernels.triton_kernels.programs import (
+    latent_pointers,
+    own_share,
+    own_tile,
+    query_pointers,
+)
 from lebm_kernels.triton_kernels.rows import ENERGY, MEAN, PULL, STRETCH
 
 
@@ -31,16 +38,10 @@ def tiled_rows_kernel(
 ):  # fmt: skip
     """One program a tile of queries and share of latents."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
-    tiles = tl.cdiv(M, BLOCK_M)
-    tile = tl.program_id(0) % tiles
-    share = tl.program_id(0) // tiles % shares
-    grid = (tl.program_id(0) // tiles // shares).to(tl.int64)
-    offs_m = tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = offs_m < M
-    safe_m = tl.minimum(offs_m, M - 1)
-    beta = tl.load(a.beta_ptr + grid * a.beta_stride_b + safe_m * a.beta_stride_m)
-    y_at = (a.y_ptr + grid * a.y_stride + safe_m * D)[:, None]
-    scale_at = (a.scale_ptr + grid * a.scale_stride_b + safe_m * a.scale_stride_m)[:, None]
+    grid, share, offs_m, inside, field, own = own_tile(M, shares, BLOCK_M)
+    y_at, scale_at, beta_at = query_pointers(a, grid, tl.minimum(offs_m, M - 1), D)
+    beta = tl.load(beta_at)
+    y_at, scale_at = y_at[:, None], scale_at[:, None]
     # A query that is none: its energies are no reference.
     sound = (beta >= 0)[:, None]
     for i in range(0, D):
@@ -49,28 +50,28 @@ def tiled_rows_kernel(
             sound = sound & (tl.abs(tl.load(scale_at + i)) < float("inf"))
     c = coldness(beta)[:, None]
 
-    field = tl.num_programs(0).to(tl.int64) // tiles * M
-    out = partial_ptr + share * (field // shares) + grid * M + offs_m
+    out = partial_ptr + own
     m = tl.full((BLOCK_M, 1), largest(dtype), dtype)
     k = tl.zeros((BLOCK_M, 1), dtype)
     total = tl.zeros((BLOCK_M,), tl.float64)
     energy = total
     for i in range(4, 4 + D * ((WANT // 2 & 1) + (WANT // 4 & 1) + WANT // 8)):
         tl.store(out + i * field, total, mask=inside)
-    first = share.to(tl.int64) * share_size
-    stop = tl.minimum(first + share_size, N)
+    first, stop = own_share(share, share_size, N)
     for start in range(first, stop, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
-        safe_n = tl.minimum(offs_n, stop - 1)
+        decoded_at, log_weight_at, latent_energy_at = latent_pointers(
+            a, grid, tl.minimum(offs_n, stop - 1), D
+        )
         kept = (offs_n < stop)[None, :]
         lw = 0.0
         if LOG_WEIGHT & HAS:
-            lw = tl.load(a.log_weight_ptr + grid * a.log_weight_stride + safe_n)[None, :]
+            lw = tl.load(log_weight_at)[None, :]
             kept = kept & (lw != float("-inf"))
         r = 0.0
         if LATENT_ENERGY & HAS:
-            r = tl.load(a.latent_energy_ptr + grid * a.latent_energy_stride + safe_n)[None, :]
-        decoded_at = (a.decoded_ptr + grid * a.decoded_stride + safe_n * D)[None, :]
+            r = tl.load(latent_energy_at)[None, :]
+        decoded_at = decoded_at[None, :]
         e = tile_energy(y_at, scale_at, decoded_at, r, D, BLOCK_M, BLOCK_N, HAS)
         e = tl.where(kept, e, float("inf"))
         new_m = tl.minimum(m, tl.min(e, axis=1)[:, None])

@@ -21,6 +21,12 @@ from lebm_kernels.triton_kernels.pairs import (
     split_reference,
     tile_energy,
 )
+from lebm_kernels.triton_kernels.programs import (
+    latent_pointers,
+    own_share,
+    own_tile,
+    query_pointers,
+)
 
 
 @triton.jit(do_not_specialize=["M", "N", "D", "share_size", "shares"])
@@ -30,28 +36,25 @@ def weights_kernel(
 ):  # fmt: skip
     """One program a tile of latents and share of the queries."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
-    tiles = tl.cdiv(N, BLOCK_N).to(tl.int32)
-    tile = tl.program_id(0) % tiles
-    share = tl.program_id(0) // tiles % shares
-    grid = (tl.program_id(0) // tiles // shares).to(tl.int64)
-    offs_n = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    safe_n = tl.minimum(offs_n, N - 1)
-    lw = tl.load(a.log_weight_ptr + grid * a.log_weight_stride + safe_n)[:, None]
+    grid, share, offs_n, inside_n, _, own = own_tile(N, shares, BLOCK_N)
+    decoded_at, log_weight_at, latent_energy_at = latent_pointers(
+        a, grid, tl.minimum(offs_n, N - 1), D
+    )
+    decoded_at = decoded_at[:, None]
+    lw = tl.load(log_weight_at)[:, None]
     r = 0.0
     if LATENT_ENERGY & HAS:
-        r = tl.load(a.latent_energy_ptr + grid * a.latent_energy_stride + safe_n)[:, None]
-    decoded_at = (a.decoded_ptr + grid * a.decoded_stride + safe_n * D)[:, None]
+        r = tl.load(latent_energy_at)[:, None]
     w = tl.exp2(lw)
     total = tl.zeros((BLOCK_N,), tl.float64)
-    first = share.to(tl.int64) * share_size
-    stop = tl.minimum(first + share_size, M)
+    first, stop = own_share(share, share_size, M)
     for start in range(first, stop, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
         inside = offs_m < stop
         safe_m = tl.minimum(offs_m, stop - 1)
-        y_at = (a.y_ptr + grid * a.y_stride + safe_m * D)[None, :]
-        scale_at = (a.scale_ptr + grid * a.scale_stride_b + safe_m * a.scale_stride_m)[None, :]
-        beta = tl.load(a.beta_ptr + grid * a.beta_stride_b + safe_m * a.beta_stride_m)
+        y_at, scale_at, beta_at = query_pointers(a, grid, safe_m, D)
+        y_at, scale_at = y_at[None, :], scale_at[None, :]
+        beta = tl.load(beta_at)
         grad = tl.load(grad_ptr + grid * M + offs_m, mask=inside, other=0.0)[None, :]
         state_at = state_ptr + (grid * M + safe_m) * 3
         m = tl.load(state_at).to(dtype)[None, :]
@@ -75,6 +78,4 @@ def weights_kernel(
         # A dropped latent has weight 0, and any energy.
         term = tl.where(lw == float("-inf"), 0.0, grad * term)
         total += tl.sum(tl.where(inside[None, :], term, 0.0), axis=1).to(tl.float64)
-    size = tl.num_programs(0).to(tl.int64) // tiles * N
-    out = partial_ptr + share * (size // shares) + grid * N + offs_n
-    tl.store(out, total.to(partial_ptr.dtype.element_ty), mask=offs_n < N)
+    tl.store(partial_ptr + own, total.to(partial_ptr.dtype.element_ty), mask=inside_n)
