@@ -28,7 +28,7 @@ class Dataset:
     """Observations and, for a conditional model, the condition of each.
 
     Attributes:
-        y: observations, ``[num, 2]``, floating point, num >= 1.
+        y: observations, ``[num, D]``, floating point, num >= 1; D is 2 for those drawn here.
         x: conditions, ``[num]``, or ``None`` for unconditional data.
 
     Raises:
@@ -40,8 +40,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check the shapes."""
-        if self.y.dim() != 2 or self.y.shape[1] != 2 or self.y.shape[0] == 0:
-            raise ValueError(f"y must have shape [num, 2], num >= 1, got {list(self.y.shape)}")
+        if self.y.dim() != 2 or self.y.numel() == 0:
+            raise ValueError(f"y must have shape [num, D], num, D >= 1, got {list(self.y.shape)}")
         if self.x is not None and self.x.shape != self.y.shape[:1]:
             raise ValueError(f"x must have shape [{len(self)}], got {list(self.x.shape)}")
 

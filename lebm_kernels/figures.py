@@ -154,7 +154,7 @@ def _maps(
     for i, (name, model, beta) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         with torch.no_grad():
-            query = plane.flatten(0, 1).to(model.decoded)
+            query = plane.flatten(0, 1).to(model.z)
             value = model.free_energy(query, _condition(model, x), beta=beta)
         values = value.reshape(_MAP_POINTS, _MAP_POINTS).cpu().numpy()
         # F grows as a squared distance: levels evenly spaced in its root show the valley.
@@ -217,7 +217,7 @@ def _curve(model: LatentModel, x: float | None) -> Tensor:
 
 
 def _condition(model: LatentModel, x: float | None) -> Tensor | None:
-    return None if x is None else torch.as_tensor(x).to(model.decoded)
+    return None if x is None else torch.as_tensor(x).to(model.z)
 
 
 def _observations(data: Dataset, x: float | None) -> Tensor:
