@@ -50,10 +50,12 @@ def test_train_lowers_the_free_energy_and_writes(tmp_path, model, beta):
     assert result.exit_code == 0, result.output
     title = f"{model}-{'cold' if beta == 'inf' else 'beta-1.5'}"
     files = {path.name for path in (tmp_path / "new").iterdir()}
-    assert files == {f"{title}.pt", f"{title}-manifold.png", f"{title}-free-energy.png"}
+    suffixes = (".pt", ".csv", "-manifold.png", "-free-energy.png")
+    assert files == {title + suffix for suffix in suffixes}
     row = next(line.split() for line in result.output.splitlines() if line.split()[:1] == [title])
-    before, after, epochs = float(row[1]), float(row[2]), int(row[4])
+    before, after, held_out, epochs = float(row[1]), float(row[2]), float(row[4]), int(row[5])
     assert 0 < after < before
+    assert after / 2 < held_out < 3 * after
     assert epochs == 4
 
 
