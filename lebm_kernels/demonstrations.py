@@ -93,7 +93,10 @@ class Collapsing(NamedTuple):
 
 
 def collapsing(
-    ratios: Sequence[float] = (0.5, 0.9, 1.2, 2.0, 5.0, 50.0, math.inf), *, seed: int = 0
+    ratios: Sequence[float] = (0.5, 0.9, 1.2, 2.0, 5.0, 50.0, math.inf),
+    *,
+    epochs: int = 300,
+    seed: int = 0,
 ) -> list[Collapsing]:
     """Train the ellipse on the same data at several temperatures.
 
@@ -103,6 +106,7 @@ def collapsing(
 
     Args:
         ratios: of beta to 1 / (2 <y_1^2>), each positive.
+        epochs: steps of training, each on all observations.
         seed: of the data and the start.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -112,7 +116,9 @@ def collapsing(
     for ratio in ratios:
         beta = ratio * float(least[0])
         model = Ellipse(radii=torch.tensor([1.0, 0.8]))
-        train(model, data, TrainConfig(beta=beta, epochs=400, learning_rate=0.05), progress=False)
+        train(
+            model, data, TrainConfig(beta=beta, epochs=epochs, learning_rate=0.05), progress=False
+        )
         first, second = model.scale().detach().abs().tolist()
         below = beta < least
         rows.append(Collapsing(ratio, beta, (first, second), (bool(below[0]), bool(below[1]))))
