@@ -39,6 +39,9 @@ WARM_BETA = 1.0
 
 _FINE_GRID = 1536
 
+#: A decoder of conditions decodes the grid for each observation: so many fit everywhere.
+_AT_ONCE = 256
+
 console = Console()
 
 
@@ -88,6 +91,11 @@ class Recipe(str, Enum):
 
     ellipse = "ellipse"
     horn = "horn"
+    neural_horn = "neural-horn"
+
+
+#: What the demonstration trains: the figure's models.
+_DEMO = (Recipe.ellipse, Recipe.horn)
 
 
 #: The option that sets each argument of the library whose errors can reach the user.
@@ -97,6 +105,11 @@ _OPTIONS = {
     "learning_rate": "--learning-rate",
     "backend": "--backend",
     "seed": "--seed",
+    "latents": "--latents",
+    "bumps": "--bumps",
+    "width": "--width",
+    "decay": "--decay",
+    "iterations": "--iterations",
     "checkpoint": "--resume",
     "data": "--resume",
 }
@@ -171,7 +184,7 @@ def info() -> None:
 
 @app.command()
 def train(
-    model: Annotated[Recipe, typer.Argument(help="What to train.")],
+    model: Annotated[list[Recipe], typer.Argument(help="What to train, one or more.")],
     beta: Annotated[
         float, typer.Option(help="Inverse temperature in [0, inf]; inf is cold.")
     ] = math.inf,
@@ -188,7 +201,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder for checkpoint and figures.")] = Path("out"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
 ) -> None:
-    """Train a model on data drawn for it; keep a checkpoint and draw what it learned."""
+    """Train models on data drawn for them; keep checkpoints and curves, draw what was learned."""
     changes: dict[str, Any] = {
         name: value
         for name, value in (("epochs", epochs), ("learning_rate", learning_rate))
@@ -196,18 +209,22 @@ def train(
     }
     folder = _folder(output)
     with _errors_by_option():
-        run = _train(
-            model.value,
-            folder,
-            beta=beta,
-            seed=seed,
-            backend=backend,
-            resume=resume,
-            **changes,
-        )
-    console.print(_training_table([run]))
-    _save(_manifold(run), folder / f"{run.title}-manifold.png")
-    _save(_maps(run), folder / f"{run.title}-free-energy.png")
+        runs = [
+            _train(
+                recipe.value,
+                folder,
+                beta=beta,
+                seed=seed,
+                backend=backend,
+                resume=resume,
+                **changes,
+            )
+            for recipe in model
+        ]
+    console.print(_training_table(runs))
+    for run in runs:
+        _save(_manifold(run), folder / f"{run.title}-manifold.png")
+        _save(_maps(run), folder / f"{run.title}-free-energy.png")
 
 
 @app.command()
@@ -222,7 +239,7 @@ def demo(
     folder = _folder(output)
     changes: dict[str, Any] = {"epochs": 2} if quick else {}
     runs = []
-    for recipe in Recipe:
+    for recipe in _DEMO:
         cold, warm = (
             _train(recipe.value, folder, beta=beta, **changes) for beta in (math.inf, WARM_BETA)
         )
@@ -242,6 +259,108 @@ def demo(
     console.print(f"lebm demo took {time.perf_counter() - start:.0f} s", highlight=False)
     if not passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def gtm(
+    latents: Annotated[int, typer.Option(help="Latents a side of the square grid.")] = 20,
+    bumps: Annotated[int, typer.Option(help="Radial basis functions a side.")] = 10,
+    width: Annotated[float, typer.Option(help="Of a bump, in distances of neighbours.")] = 1.0,
+    decay: Annotated[float, typer.Option(help="Precision of the weights' prior.")] = 0.1,
+    iterations: Annotated[int, typer.Option(help="Of expectation-maximisation.")] = 60,
+    backend: Annotated[
+        str | None, typer.Option(help="A name of `lebm info`.", show_default="the fastest here")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split in training and held-out data.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the map.")] = Path("out"),
+) -> None:
+    """Fit a Generative Topographic Mapping to digits, beside mixtures of spherical Gaussians."""
+    folder = _folder(output)
+    try:
+        from sklearn.mixture import GaussianMixture
+    except ModuleNotFoundError:
+        raise typer.BadParameter(
+            "the digits are scikit-learn's, which is not installed", param_hint="'gtm'"
+        ) from None
+    from lebm_kernels.datasets import digits
+    from lebm_kernels.figures import latent_map_figure
+    from lebm_kernels.gtm import fit, mean_log_density, topographic_mapping
+
+    data = digits(seed=seed)
+    table = Table(title="mean log-density of digits, nats", box=box.SIMPLE_HEAD)
+    for title in ("model", "Gaussians", "parameters", "training", "held out", "time"):
+        table.add_column(title, justify="left" if title == "model" else "right", no_wrap=True)
+    with _errors_by_option(), _one_thread():
+        start = time.perf_counter()
+        model = topographic_mapping(data.train.y, latents=latents, bumps=bumps, width=width)
+        fit(model, data.train.y, iterations=iterations, decay=decay, backend=backend)
+        seconds = time.perf_counter() - start
+    parts = (data.train.y, data.test.y)
+    scores = [mean_log_density(model, part) for part in parts]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    rows = [("topographic mapping", len(model.z), count, scores, seconds)]
+    for number in sorted({min(n, len(data.train)) for n in (bumps**2, latents**2)}):
+        start = time.perf_counter()
+        mixture = GaussianMixture(number, covariance_type="spherical", random_state=seed)
+        mixture.fit(data.train.y.double().numpy())
+        seconds = time.perf_counter() - start
+        scores = [mixture.score(part.double().numpy()) for part in parts]
+        count = number * (data.train.y.shape[1] + 2) - 1
+        rows.append(("GaussianMixture", number, count, scores, seconds))
+    for name, gaussians, count, scores, seconds in rows:
+        table.add_row(
+            name,
+            str(gaussians),
+            str(count),
+            *(f"{score:.2f}" for score in scores),
+            f"{seconds:.2f} s",
+        )
+    console.print(table)
+    _save(latent_map_figure(model, data.test, data.test_label), folder / "gtm-digits.png")
+
+
+class Shown(str, Enum):
+    """What can be shown to go wrong."""
+
+    memorising = "memorising"
+    collapsing = "collapsing"
+
+
+@app.command()
+def show(what: Annotated[Shown, typer.Argument(help="What goes wrong.")]) -> None:
+    """Show by training how latents memorise, or how an ellipse collapses when it is too warm."""
+    with _one_thread():
+        table = _memorising_table() if what == Shown.memorising else _collapsing_table()
+    console.print(table)
+
+
+def _memorising_table() -> Table:
+    from lebm_kernels.demonstrations import MEMORISING_DIM, memorising
+
+    title = f"{MEMORISING_DIM}-dimensional latents: mean free energy"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("regulariser")
+    for column in ("on held-out data", "off the data", "contrast", "of none's"):
+        table.add_column(column, justify="right")
+    rows = memorising()
+    for row in rows:
+        share = f"{row.contrast / rows[0].contrast:.1f} x"
+        values = (row.on, row.off, row.contrast)
+        table.add_row(row.regulariser, *(f"{value:.3f}" for value in values), share)
+    return table
+
+
+def _collapsing_table() -> Table:
+    from lebm_kernels.demonstrations import collapsing
+
+    table = Table(title="ellipse trained warm", box=box.SIMPLE_HEAD)
+    for column in ("β · 2 <y₁²>", "β", "radii found", "to collapse"):
+        table.add_column(column, justify="right")
+    for row in collapsing():
+        collapse = ", ".join("yes" if zero else "no" for zero in row.predicted)
+        radii = ", ".join(f"{radius:.4f}" for radius in row.radii)
+        table.add_row(f"{row.ratio:g}", f"{row.beta:.4g}", radii, collapse)
+    return table
 
 
 def _demo_timings(quick: bool) -> list[Comparison]:
@@ -299,6 +418,7 @@ class _Trained(NamedTuple):
     trained: LatentModel
     data: Dataset
     result: TrainResult
+    held_out: Dataset
 
 
 def _train(
@@ -312,8 +432,15 @@ def _train(
     untrained = copy.deepcopy(model)
     title = f"{recipe}-{_temperature(config.beta)}"
     with _one_thread():
-        result = train(model, data, config, checkpoint=folder / f"{title}.pt", resume=resume)
-    return _Trained(title, untrained, model, data, result)
+        result = train(
+            model,
+            data,
+            config,
+            checkpoint=folder / f"{title}.pt",
+            curves=folder / f"{title}.csv",
+            resume=resume,
+        )
+    return _Trained(title, untrained, model, data, result, RECIPES[recipe].held_out(seed))
 
 
 def _section(run: _Trained) -> float | None:
@@ -346,20 +473,28 @@ def _training_table(runs: Sequence[_Trained]) -> Table:
     from lebm_kernels.training import mean_free_energy
 
     table = Table(title="mean free energy of the data", box=box.SIMPLE_HEAD)
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     # The training grid's own coarseness is part of its F: a fine one shows what was learned.
-    for title in ("before", "after", f"on {_FINE_GRID} latents", "epochs", "time"):
+    titles = ("before", "after", f"on {_FINE_GRID} latents", "held out", "epochs", "time")
+    for title in titles:
         table.add_column(title, justify="right")
     for run in runs:
         result = run.result
         fine = mean_free_energy(
-            run.trained.on_grid(periodic_grid(_FINE_GRID)), run.data, beta=result.config.beta
+            run.trained.on_grid(periodic_grid(_FINE_GRID)),
+            run.data,
+            beta=result.config.beta,
+            slice_size=_AT_ONCE,
+        )
+        held_out = mean_free_energy(
+            run.trained, run.held_out, beta=result.config.beta, slice_size=_AT_ONCE
         )
         table.add_row(
             run.title,
             f"{result.initial:.4g}",
             f"{result.final:.4g}",
             f"{fine:.4g}",
+            f"{held_out:.4g}",
             str(len(result.history)),
             f"{result.seconds:.1f} s",
         )

@@ -3,13 +3,15 @@
     y      = rho(x) * [cos t, sin t] + noise,     t ~ U[0, 2 pi),    noise ~ N(0, 0.05^2) on each
     rho(x) = [a x + b (1 - x), b x + a (1 - x)] * exp(2 x),          a = 1.5, b = 2
 
-At x = 0 the radii are (2, 1.5), at x = 1 they are e^2 (1.5, 2) = (11.08, 14.78).
+At x = 0 the radii are (2, 1.5), at x = 1 they are e^2 (1.5, 2) = (11.08, 14.78). Real data are
+scikit-learn's handwritten digits, where that is installed.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ class Dataset:
     """Observations and, for a conditional model, the condition of each.
 
     Attributes:
-        y: observations, ``[num, 2]``, floating point, num >= 1.
+        y: observations, ``[num, D]``, floating point, num >= 1; D is 2 for those drawn here.
         x: conditions, ``[num]``, or ``None`` for unconditional data.
 
     Raises:
@@ -40,8 +42,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check the shapes."""
-        if self.y.dim() != 2 or self.y.shape[1] != 2 or self.y.shape[0] == 0:
-            raise ValueError(f"y must have shape [num, 2], num >= 1, got {list(self.y.shape)}")
+        if self.y.dim() != 2 or self.y.numel() == 0:
+            raise ValueError(f"y must have shape [num, D], num, D >= 1, got {list(self.y.shape)}")
         if self.x is not None and self.x.shape != self.y.shape[:1]:
             raise ValueError(f"x must have shape [{len(self)}], got {list(self.x.shape)}")
 
@@ -98,6 +100,45 @@ def horn_data(
     _check(num, noise)
     x = torch.rand(num, generator=generator)
     return Dataset(_observe(x, noise, generator), x)
+
+
+class Digits(NamedTuple):
+    """Handwritten digits of 8 x 8 pixels, in two parts.
+
+    Attributes:
+        train: pixels in [0, 1], ``[num, 64]``, float32.
+        train_label: the digit of each, ``[num]``, int64.
+        test: the held-out part.
+        test_label: the digit of each of it.
+    """
+
+    train: Dataset
+    train_label: Tensor
+    test: Dataset
+    test_label: Tensor
+
+
+def digits(held_out: float = 0.2, *, seed: int = 0) -> Digits:
+    """Scikit-learn's 1797 digits, split at random.
+
+    Args:
+        held_out: the share of the second part, in (0, 1).
+        seed: of the split.
+
+    Raises:
+        ValueError: ``held_out`` is out of range.
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    if not (0.0 < held_out < 1.0):
+        raise ValueError(f"held_out must be in (0, 1), got {held_out}")
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    y = torch.from_numpy(found.data).float() / 16.0
+    label = torch.from_numpy(found.target).long()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    test, train = order.tensor_split([max(1, min(len(y) - 1, round(held_out * len(y))))])
+    return Digits(Dataset(y[train]), label[train], Dataset(y[test]), label[test])
 
 
 def _observe(x: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:

@@ -1,13 +1,16 @@
-"""Decoders: from the latent z, and a condition x, to the plane of the observations.
+"""Decoders: from the latent z, and a condition x, to the space of the observations.
 
-Both models decode to ``radii * [cos z, sin z]``. The circle is fixed and the radii are learned, so
-the free energy takes the circle as ``decoded`` and the radii as ``scale``: no gradient is needed
-for the grid, and one pass over the pairs gives the value and every gradient.
+The ellipse and the horn decode to ``radii * [cos z, sin z]``. The circle is fixed and the radii
+are learned, so the free energy takes the circle as ``decoded`` and the radii as ``scale``: no
+gradient is needed for the grid, and one pass over the pairs gives the value and every gradient.
+The other decoders learn the shape itself, and their output on the grid needs its gradient.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -47,35 +50,38 @@ class EllipseDecoder(nn.Module):
 
 
 class HornPredictor(nn.Module):
-    """The radii of the horn's section at x: a network x -> 8 -> 8 -> 2 with ReLU, 106 parameters.
+    """A network x -> 8 -> 8 -> outputs with ReLU; by default the radii of the horn's section at x.
+
+    With two outputs it has 106 parameters; with more it is the f(x) of a decoder g(f(x), z).
 
     Eight rectified units can die, and a radius that passes through zero between two x of the data
     is a local minimum, since either sign fits as well. The initialisation avoids both: each first
-    unit bends inside the domain of x, and both radii start near 1 for every x.
+    unit bends inside the domain of x, and every output starts near 1 for every x.
 
     Args:
         domain: interval of x that the first units' bends are spread over.
+        outputs: number of outputs, dim(f), at least 1.
         generator: source of the draws; the global generator if absent.
 
     Raises:
-        ValueError: ``domain`` isn't an increasing pair of finite numbers.
+        ValueError: ``domain`` isn't an increasing pair of finite numbers, or ``outputs`` is none.
     """
 
     def __init__(
         self,
         domain: tuple[float, float] = (0.0, 1.0),
         *,
+        outputs: int = 2,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        low, high = domain
-        if not (-math.inf < low < high < math.inf):
-            raise ValueError(f"domain must be (low, high) with low < high, got {domain}")
+        _check_domain(domain)
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
-        sizes = ((1, 8), (8, 8), (8, 2))
+        _check_count("outputs", outputs, least=1)
+        sizes = ((1, 8), (8, 8), (8, outputs))
         bend, hidden, last = (nn.utils.skip_init(nn.Linear, *size) for size in sizes)
         self.layers = nn.Sequential(bend, nn.ReLU(), hidden, nn.ReLU(), last)
-        self._initialise(low, high, generator)
+        self._initialise(*domain, generator)
 
     @torch.no_grad()
     def _initialise(self, low: float, high: float, generator: torch.Generator | None) -> None:
@@ -97,5 +103,135 @@ class HornPredictor(nn.Module):
         last.bias.fill_(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Radii ``[..., 2]`` of the sections at ``x[...]``."""
+        """Radii, or other outputs, ``[..., outputs]`` at ``x[...]``."""
         return self.layers(x.unsqueeze(-1))
+
+
+class NeuralDecoder(nn.Module):
+    """g(f, z): a network of the latent and a code, K + dim(f) -> hidden -> ... -> D, with tanh.
+
+    It is told nothing of circles: a closed curve must be learned, its closing too. The first layer
+    acts on z and f apart and adds, so that a grid of N latents and M codes costs N + M products.
+
+    Args:
+        latent_dim: K, the number of latent dimensions.
+        outputs: D, the number of dimensions of the observations.
+        code_dim: dim(f), the size of the code; 0 for an unconditional decoder.
+        hidden: the numbers of hidden units, at least one layer.
+        domain: interval that each dimension of z runs over; it is mapped to [-1, 1].
+        generator: source of the first weights; the global generator if absent.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 1,
+        outputs: int = 2,
+        *,
+        code_dim: int = 0,
+        hidden: Sequence[int] = (32, 32),
+        domain: tuple[float, float] = (0.0, 2.0 * math.pi),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        _check_count("latent_dim", latent_dim, least=1)
+        _check_count("outputs", outputs, least=1)
+        _check_count("code_dim", code_dim, least=0)
+        _check_domain(domain)
+        if not hidden:
+            raise ValueError("hidden must hold at least one layer's number of units, got none")
+        for units in hidden:
+            _check_count("hidden", units, least=1)
+        self.domain = domain
+        # PyTorch's own initialisation, skipped here, would draw from the global generator.
+        self.of_latent = nn.utils.skip_init(nn.Linear, latent_dim, hidden[0])
+        self.of_code = (
+            nn.utils.skip_init(nn.Linear, code_dim, hidden[0], bias=False) if code_dim else None
+        )
+        sizes = [*hidden, outputs]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(sizes):
+            layers += [nn.Tanh(), nn.utils.skip_init(nn.Linear, fan_in, fan_out)]
+        self.layers = nn.Sequential(*layers)
+        self._initialise(generator)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        # Steep enough to bend inside [-1, 1], with the bends spread over it.
+        fan_in = self.of_latent.in_features
+        nn.init.normal_(self.of_latent.weight, std=2.0 / math.sqrt(fan_in), generator=generator)
+        nn.init.uniform_(self.of_latent.bias, -2.0, 2.0, generator=generator)
+        rest = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        for layer in rest if self.of_code is None else [self.of_code, *rest]:
+            nn.init.xavier_normal_(layer.weight, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, z: Tensor, code: Tensor | None = None) -> Tensor:
+        """Decode points ``z[N, K]`` at codes ``[..., dim(f)]`` to ``[..., N, D]``.
+
+        Raises:
+            ValueError: ``code`` is missing from a decoder that takes one, or given to another.
+        """
+        if (code is None) != (self.of_code is None):
+            raise ValueError(
+                "code is missing" if code is None else "code was given, and code_dim is 0"
+            )
+        low, high = self.domain
+        hidden = self.of_latent((z - low) * (2.0 / (high - low)) - 1.0)
+        if self.of_code is not None and code is not None:
+            hidden = hidden + self.of_code(code).unsqueeze(-2)
+        return self.layers(hidden)
+
+
+class RBFDecoder(nn.Module):
+    """g(z) = phi(z) W, linear in Gaussian bumps phi and a constant: that of a topographic mapping.
+
+    phi_k(z) = exp(-|z - centre_k|^2 / (2 width^2)), and the last phi is 1. W starts at zero.
+
+    Args:
+        centres: the bumps' centres, ``[B, K]``.
+        width: their standard deviation, positive and finite.
+        outputs: D, the number of dimensions of the observations.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    centres: Tensor
+    """The bumps' centres, ``[B, K]``: they are given and not learned."""
+
+    def __init__(self, centres: Tensor, width: float, outputs: int) -> None:
+        super().__init__()
+        if centres.dim() != 2 or centres.numel() == 0:
+            raise ValueError(f"centres must have shape [B, K], got {list(centres.shape)}")
+        if not (0.0 < width < math.inf):
+            raise ValueError(f"width must be positive and finite, got {width}")
+        _check_count("outputs", outputs, least=1)
+        self.width = width
+        self.register_buffer("centres", centres.detach().clone(), persistent=False)
+        self.weight = nn.Parameter(centres.new_zeros(len(centres) + 1, outputs))
+        """W, ``[B + 1, D]``; the last row is the constant's."""
+
+    def features(self, z: Tensor) -> Tensor:
+        """The bumps and the constant at points ``z[N, K]``: ``[N, B + 1]``."""
+        square = (z.unsqueeze(-2) - self.centres).square().sum(-1)
+        bumps = torch.exp(square / (-2.0 * self.width**2))
+        return torch.cat([bumps, torch.ones_like(bumps[..., :1])], dim=-1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode points ``z[N, K]`` to ``[N, D]``."""
+        return self.features(z) @ self.weight
+
+
+def _check_domain(domain: tuple[float, float]) -> None:
+    low, high = domain
+    if not (-math.inf < low < high < math.inf):
+        raise ValueError(f"domain must be (low, high) with low < high, got {domain}")
+
+
+def _check_count(name: str, value: int, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

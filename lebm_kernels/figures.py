@@ -133,6 +133,36 @@ def cold_and_warm_figure(
     return _maps(panels, x, data, title)
 
 
+def latent_map_figure(model: LatentModel, data: Dataset, label: Tensor) -> Figure:
+    """Where observations lie in a latent plane: each one's label at its posterior's mode.
+
+    Args:
+        model: unconditional, with a latent grid of two dimensions and a learned beta.
+        data: the observations, ``[num, D]``.
+        label: a digit for each, ``[num]``, which gives the colour and the mark.
+
+    Raises:
+        ValueError: the latent grid is not of two dimensions.
+    """
+    if model.grid.dim != 2:
+        raise ValueError(f"model must have a latent grid of 2 dimensions, got {model.grid.dim}")
+    figure = _new_figure(6.4, 6.0)
+    axes = figure.add_subplot()
+    beta = math.inf if model.beta is None else model.beta.detach()
+    with torch.no_grad():
+        index = model.posterior(data.to(model.z).y, beta=beta).index
+    z = model.z[index].cpu()
+    # Marks of one latent would cover each other: they are spread over half its cell.
+    side = (z.amax(0) - z.amin(0)) / math.sqrt(len(model.z))
+    z = z + side * (torch.rand(z.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
+    for digit in label.unique().tolist():
+        chosen = z[label == digit]
+        color = f"C{digit % 10}"
+        axes.scatter(chosen[:, 0], chosen[:, 1], marker=f"${digit}$", s=24, lw=0, color=color)
+    axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="observations by latent")
+    return figure
+
+
 def _maps(
     panels: Sequence[tuple[str, LatentModel, float]],
     x: float | None,
@@ -154,7 +184,7 @@ def _maps(
     for i, (name, model, beta) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         with torch.no_grad():
-            query = plane.flatten(0, 1).to(model.decoded)
+            query = plane.flatten(0, 1).to(model.z)
             value = model.free_energy(query, _condition(model, x), beta=beta)
         values = value.reshape(_MAP_POINTS, _MAP_POINTS).cpu().numpy()
         # F grows as a squared distance: levels evenly spaced in its root show the valley.
@@ -217,7 +247,7 @@ def _curve(model: LatentModel, x: float | None) -> Tensor:
 
 
 def _condition(model: LatentModel, x: float | None) -> Tensor | None:
-    return None if x is None else torch.as_tensor(x).to(model.decoded)
+    return None if x is None else torch.as_tensor(x).to(model.z)
 
 
 def _observations(data: Dataset, x: float | None) -> Tensor:

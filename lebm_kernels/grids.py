@@ -2,6 +2,10 @@
 
 F is an average over the latent domain. On a grid the average is a quadrature, whose weights enter
 the free energy as ``log_weight``; they are normalised there, so only their ratios count.
+
+One-dimensional grids are made by rule (:func:`periodic_grid`, :func:`interval_grid`,
+:func:`gauss_legendre_grid`); grids of more dimensions are products of them, whose number of points
+is the product too, or Sobol points (:func:`sobol_grid`), whose number is free.
 """
 
 from __future__ import annotations
@@ -9,8 +13,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.quasirandom import SobolEngine
 
 PRACTICUM_POINTS = 48
 """Points of the practicum's grid: [0, 2 pi) in steps of pi/24."""
@@ -18,16 +24,16 @@ PRACTICUM_POINTS = 48
 
 @dataclass(frozen=True, eq=False)
 class LatentGrid:
-    """Points of a one-dimensional latent domain and their quadrature weights.
+    """Points of a latent domain and their quadrature weights.
 
     Attributes:
-        z: the points, ``[N]``, floating point, N >= 1.
+        z: the points, ``[N]`` on a line or ``[N, K]`` in K dimensions, floating point, N >= 1.
         log_weight: logarithms of the quadrature weights, ``[N]``, up to one common constant;
             ``None`` where all weights are equal.
 
     Raises:
         TypeError: ``z`` or ``log_weight`` is not a floating-point tensor.
-        ValueError: ``z`` is not one-dimensional or is empty, or ``log_weight`` has another shape.
+        ValueError: ``z`` has another shape or is empty, or ``log_weight`` isn't one a point.
     """
 
     z: Tensor
@@ -41,17 +47,36 @@ class LatentGrid:
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
-        if self.z.dim() != 1 or self.z.numel() == 0:
-            raise ValueError(f"z must have shape [N] with N >= 1, got {list(self.z.shape)}")
-        if self.log_weight is not None and self.log_weight.shape != self.z.shape:
+        if self.z.dim() not in (1, 2) or self.z.numel() == 0:
             raise ValueError(
-                f"log_weight must have the shape of z, {list(self.z.shape)}, "
+                f"z must have shape [N] or [N, K] with N, K >= 1, got {list(self.z.shape)}"
+            )
+        if self.log_weight is not None and self.log_weight.shape != self.z.shape[:1]:
+            raise ValueError(
+                f"log_weight must have one element a point of z, [{len(self)}], "
                 f"got {list(self.log_weight.shape)}"
             )
 
     def __len__(self) -> int:
         """Return N, the number of points."""
-        return self.z.numel()
+        return self.z.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """K, the number of latent dimensions: 1 where ``z`` is ``[N]``."""
+        return 1 if self.z.dim() == 1 else self.z.shape[1]
+
+    @property
+    def points(self) -> Tensor:
+        """The points as ``[N, K]``, whatever K."""
+        return self.z.reshape(len(self), self.dim)
+
+    @property
+    def log_measure(self) -> Tensor:
+        """The logarithms of the weights, ``[N]``, normalised so that the weights sum to one."""
+        if self.log_weight is None:
+            return self.z.new_full((len(self),), -math.log(len(self)))
+        return self.log_weight.log_softmax(0)
 
 
 def periodic_grid(
@@ -106,12 +131,112 @@ def interval_grid(
         ValueError: ``num`` is below 2, or ``low < high`` doesn't hold with both finite.
     """
     _check_count("num", num, least=2)
-    if not (-math.inf < low < high < math.inf):
-        raise ValueError(f"low must be below high, both finite, got low={low}, high={high}")
+    _check_interval(low, high)
     z = torch.linspace(low, high, num, dtype=torch.float64)
     weight = torch.ones(num, dtype=torch.float64)
     weight[0] = weight[-1] = 0.5
     return LatentGrid(z.to(device=device, dtype=dtype), weight.log().to(device=device, dtype=dtype))
+
+
+def gauss_legendre_grid(
+    low: float,
+    high: float,
+    num: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> LatentGrid:
+    """The Gauss-Legendre rule of [low, high]: exact for polynomials of degree below 2 num.
+
+    For a smooth decoder few points do what many equally spaced ones do. The ends are not among
+    them, so at zero temperature, where only the points count, :func:`interval_grid` serves better.
+
+    Args:
+        low: start of the domain.
+        high: its end, above ``low``.
+        num: number of points, at least 1.
+        dtype: floating-point type of the points.
+        device: where the points live.
+
+    Raises:
+        ValueError: ``num`` is below 1, or ``low < high`` doesn't hold with both finite.
+    """
+    _check_count("num", num, least=1)
+    _check_interval(low, high)
+    node, weight = np.polynomial.legendre.leggauss(num)
+    z = torch.from_numpy(low + (high - low) * (node + 1.0) / 2.0)
+    log_weight = torch.from_numpy(weight).log()
+    return LatentGrid(z.to(device=device, dtype=dtype), log_weight.to(device=device, dtype=dtype))
+
+
+def product_grid(*grids: LatentGrid) -> LatentGrid:
+    """All combinations of the points of the grids, the last grid's running fastest.
+
+    The weights are the products of the grids' weights, so that each dimension keeps its rule.
+
+    Args:
+        grids: at least one, of one dtype and device. Their dimensions add up, their numbers of
+            points multiply.
+
+    Raises:
+        ValueError: no grid is given, or their dtypes or devices differ.
+    """
+    if not grids:
+        raise ValueError("grids must hold at least one grid, got none")
+    for name in ("dtype", "device"):
+        kinds = {str(getattr(grid.z, name)) for grid in grids}
+        if len(kinds) > 1:
+            raise ValueError(f"grids must be of one {name}, got {', '.join(sorted(kinds))}")
+    pick = torch.cartesian_prod(*(torch.arange(len(g), device=g.z.device) for g in grids))
+    pick = pick.reshape(-1, len(grids))
+    z = torch.cat([g.points[i] for g, i in zip(grids, pick.unbind(1), strict=True)], dim=1)
+    log_weight = None
+    if any(grid.log_weight is not None for grid in grids):
+        each = [g.log_measure[i] for g, i in zip(grids, pick.unbind(1), strict=True)]
+        log_weight = torch.stack(each).sum(0)
+    return LatentGrid(z, log_weight)
+
+
+def sobol_grid(
+    num: int,
+    dim: int,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> LatentGrid:
+    """The first points of Sobol's sequence in the cube [low, high]^dim, equally weighted.
+
+    Where a product grid would have too many points. Averages over them converge nearly as 1/num,
+    best where ``num`` is a power of two.
+
+    Args:
+        num: number of points, at least 1.
+        dim: number of dimensions, from 1 to the 21201 that PyTorch has numbers for.
+        low: the cube's lower end, the first point of the unscrambled sequence.
+        high: the cube's upper end, above ``low``.
+        seed: scrambles the sequence; ``None`` leaves it as it is.
+        dtype: floating-point type of the points.
+        device: where the points live.
+
+    Raises:
+        ValueError: ``num`` or ``dim`` is out of range, or ``low < high`` doesn't hold.
+    """
+    _check_count("num", num, least=1)
+    _check_count("dim", dim, least=1)
+    if dim > SobolEngine.MAXDIM:
+        raise ValueError(f"dim must be at most {SobolEngine.MAXDIM}, got {dim}")
+    _check_interval(low, high)
+    engine = SobolEngine(dim, scramble=seed is not None, seed=seed)
+    z = low + (high - low) * engine.draw(num, dtype=torch.float64)
+    return LatentGrid(z.to(device=device, dtype=dtype))
+
+
+def _check_interval(low: float, high: float) -> None:
+    if not (-math.inf < low < high < math.inf):
+        raise ValueError(f"low must be below high, both finite, got low={low}, high={high}")
 
 
 def _check_count(name: str, value: int, *, least: int) -> None:

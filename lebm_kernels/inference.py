@@ -1,6 +1,6 @@
 """Inference: the latent z of an observation, its restored y, and draws from the posterior.
 
-    z_check = argmin_z E(y, z),      y_check = decoder(z_check),      E = |y - decoder(z)|^2
+    z_check = argmin_z E(y, z),      y_check = decoder(z_check),      E = |y - decoder(z)|^2 + R(z)
 
 On the grid the search is exhaustive (:func:`infer_on_grid`). Between its points z is continuous and
 E is descended from any start (:func:`infer`), which may end in a basin that is not the lowest: the
@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.decoders import circle
 from lebm_kernels.descent import descend
 from lebm_kernels.functional import sample_latent
 from lebm_kernels.models import LatentModel
@@ -85,10 +84,9 @@ def infer_on_grid(
     """
     x = _each(y, x)
     z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
-    restored = _decode(model, z, x)
-    energy = _energy(y, restored)
+    energy = _energy(model, y, z, x)
     never = torch.zeros_like(energy, dtype=torch.bool)
-    return Inference(z, restored, energy, ~never, never)
+    return Inference(z, _decode(model, z, x), energy, ~never, never)
 
 
 def infer(
@@ -104,7 +102,8 @@ def infer(
 ) -> Inference:
     """Descend E(y, z) over continuous z from a start, each observation by itself.
 
-    Latents that mean the same, as angles a full turn apart, are not reduced to one.
+    Nothing keeps z in the domain of the grid. Latents that mean the same, as angles a full turn
+    apart, are not reduced to one.
 
     Args:
         model: decodes and has the grid.
@@ -132,7 +131,7 @@ def infer(
         ) from error
 
     def function(z: Tensor, rows: Tensor) -> Tensor:
-        return _energy(y[rows], _decode(model, z, None if x is None else x[rows]))
+        return _energy(model, y[rows], z, None if x is None else x[rows])
 
     found = descend(function, first, method=method, max_steps=max_steps, tol=tol)
     with torch.no_grad():
@@ -140,7 +139,7 @@ def infer(
     # Within a convex basin no point is lower by more than slope times distance; two energies
     # differ by their rounding too.
     apart = (found.point - best.z).abs().reshape(len(y), -1).sum(1)
-    size = found.value.sqrt() * restored.norm(dim=-1) + found.value
+    size = (y - restored).norm(dim=-1) * restored.norm(dim=-1) + found.value.abs()
     slack = found.slope * apart + 8.0 * torch.finfo(size.dtype).eps * size
     local = found.value > best.energy + slack
     return Inference(found.point, restored, found.value, found.converged, local)
@@ -213,16 +212,15 @@ def sample(
             range.
     """
     x = _each(y, x)
+    own = model._each_its_own(x)
     index = sample_latent(
-        y,
-        model.decoded,
-        beta,
+        y.unsqueeze(-2) if own else y,
+        beta=beta,
         num_samples=num_samples,
         generator=generator,
-        scale=model._checked_scale(x),
-        log_weight=model.log_weight,
         backend=backend,
-    )
+        **model._arguments(x),
+    ).view(len(y), num_samples)
     z = model.z[index]
     each = None if x is None else x.repeat_interleave(num_samples)
     restored = _decode(model, z.flatten(0, 1), each)
@@ -244,9 +242,21 @@ def _each(y: Tensor, x: Tensor | None) -> Tensor | None:
 
 def _decode(model: LatentModel, z: Tensor, x: Tensor | None) -> Tensor:
     """Decode latents ``z[m, ...]``, each at its own condition ``x[m]``, to ``[m, D]``."""
-    return model.scale(x) * circle(z)
+    if x is None or len(z) == 0:
+        return model.decode(z, None if x is None else x.new_zeros(()))
+    each = torch.func.vmap(lambda z, x: model.decode(z.unsqueeze(0), x).squeeze(0))
+    decoded: Tensor = each(z, x)
+    return decoded
 
 
-def _energy(y: Tensor, restored: Tensor) -> Tensor:
-    """E of observations ``[m, D]`` and the points they are restored to."""
-    return (y - restored).square().sum(-1)
+def _energy(model: LatentModel, y: Tensor, z: Tensor, x: Tensor | None) -> Tensor:
+    """E ``[m]`` of observations ``y[m, D]`` with a latent ``z[m, ...]`` each."""
+    energy = (y - _decode(model, z, x)).square().sum(-1)
+    if model.regulariser is None:
+        return energy
+    # A learned prior is normalised over the grid: the latents stand beside it without weight.
+    grid = model.grid
+    points = torch.cat((z.reshape(len(z), grid.dim), grid.points))
+    log_measure = torch.cat((z.new_full((len(z),), -torch.inf), grid.log_measure))
+    cost: Tensor = model.regulariser(points, log_measure)[: len(z)]
+    return energy + cost

@@ -1,19 +1,27 @@
-"""Latent-variable energy-based models of points in the plane, over a fixed latent grid.
+"""Latent-variable energy-based models over a fixed latent grid.
 
-A model is a latent grid, its decoded points, and the scale that a query's condition gives them;
-its free energy is :func:`lebm_kernels.free_energy` of the three. A new model says what its scale
-is, and which decoder makes it.
+A model says, for the condition of a query, the decoded grid and what scales it; its free energy is
+:func:`lebm_kernels.free_energy` of them, of the grid's weights and of what the latents cost by
+themselves. :class:`CircleModel` has a fixed circle and learns radii, :class:`DecoderModel` learns
+any decoder. A new model gives ``decode``, and overrides ``_arguments`` where the operation can take
+a shorter way than the decoded points.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.decoders import EllipseDecoder, HornPredictor, circle
+from lebm_kernels.decoders import (
+    EllipseDecoder,
+    HornPredictor,
+    NeuralDecoder,
+    circle,
+)
 from lebm_kernels.functional import free_energy, posterior
 from lebm_kernels.grids import LatentGrid, periodic_grid
 from lebm_kernels.reference import Posterior
@@ -23,55 +31,119 @@ if TYPE_CHECKING:
 
 
 class LatentModel(nn.Module):
-    """The circle decoded on a latent grid, scaled by radii: the common part of both models.
+    """What all models have: a latent grid, its measure, what latents cost, and a temperature.
 
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
+        regulariser: a module of :mod:`lebm_kernels.regularisers`, called with the grid's points
+            ``[N, K]`` and normalised log-weights ``[N]``; it gives R, ``[N]``. None if absent.
     """
 
     conditional: bool
     """Whether the model needs the condition x of a query."""
 
-    decoded: Tensor
-    """The unit circle on the grid, ``[N, 2]``."""
-
     z: Tensor
-    """The latent points, ``[N]``."""
+    """The latent points, ``[N]`` or ``[N, K]``; its device and dtype are the model's."""
 
     log_weight: Tensor | None
 
-    def __init__(self, grid: LatentGrid | None = None) -> None:
+    log_beta: nn.Parameter | None
+    """The logarithm of a learned inverse temperature; see :meth:`learn_beta`."""
+
+    def __init__(
+        self, grid: LatentGrid | None = None, *, regulariser: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.regulariser = regulariser
+        self.register_parameter("log_beta", None)
         self._set_grid(periodic_grid() if grid is None else grid)
 
     def _set_grid(self, grid: LatentGrid) -> None:
         # Buffers follow .to(), and stay out of the state: it holds what was learned, no more.
-        self.register_buffer("decoded", circle(grid.z), persistent=False)
         self.register_buffer("z", grid.z, persistent=False)
         self.register_buffer("log_weight", grid.log_weight, persistent=False)
 
+    @property
+    def grid(self) -> LatentGrid:
+        """The latent grid."""
+        return LatentGrid(self.z, self.log_weight)
+
     def on_grid(self, grid: LatentGrid) -> Self:
-        """A copy of this model, sharing nothing with it, over another latent grid."""
+        """A copy of this model, sharing nothing with it, over another latent grid.
+
+        Raises:
+            ValueError: the grid has another number of dimensions.
+        """
+        if grid.dim != self.grid.dim:
+            raise ValueError(f"grid must have {self.grid.dim} dimensions, got {grid.dim}")
         model = copy.deepcopy(self)
         model._set_grid(
             LatentGrid(
-                grid.z.to(self.decoded),
-                None if grid.log_weight is None else grid.log_weight.to(self.decoded),
+                grid.z.to(self.z),
+                None if grid.log_weight is None else grid.log_weight.to(self.z),
             )
         )
         return model
 
-    def scale(self, x: Tensor | None = None) -> Tensor:
-        """The radii that scale the circle: ``[2]``, or ``[..., 2]`` for conditions ``x[...]``."""
-        raise NotImplementedError
+    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """Decode latents, on the grid or not: ``[N, D]``, or ``[..., N, D]`` for conditions.
 
-    def manifold(self, x: Tensor | None = None) -> Tensor:
-        """The scaled circle on the grid: ``[N, 2]``, or ``[..., N, 2]`` for conditions ``x[...]``.
+        Args:
+            z: latents, ``[N]`` or ``[N, K]``.
+            x: conditions, ``[...]``; conditional models only.
 
         Raises:
             ValueError: ``x`` is missing from a conditional model or given to another.
         """
-        return self._checked_scale(x).unsqueeze(-2) * self.decoded
+        raise NotImplementedError
+
+    def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """Decode one latent an observation, each at its own condition: ``[M, D]``.
+
+        Args:
+            z: latents, ``[M]`` or ``[M, K]``, of as many dimensions as the grid's.
+            x: conditions, ``[M]``; conditional models only.
+
+        Raises:
+            ValueError: ``x`` is missing from a conditional model or given to another.
+        """
+        raise NotImplementedError
+
+    def manifold(self, x: Tensor | None = None) -> Tensor:
+        """The decoded grid: ``[N, D]``, or ``[..., N, D]`` for conditions ``x[...]``.
+
+        Raises:
+            ValueError: ``x`` is missing from a conditional model or given to another.
+        """
+        return self.decode(self.z, x)
+
+    @property
+    def latent_energy(self) -> Tensor | None:
+        """R on the grid, ``[N]``; ``None`` without a regulariser."""
+        if self.regulariser is None:
+            return None
+        grid = self.grid
+        value: Tensor = self.regulariser(grid.points, grid.log_measure)
+        return value
+
+    def learn_beta(self, beta: float = 1.0) -> Self:
+        """Give the model an inverse temperature of its own to learn, and return the model.
+
+        Args:
+            beta: where it starts, positive and finite.
+
+        Raises:
+            ValueError: ``beta`` is out of range.
+        """
+        if not (0.0 < beta < math.inf):
+            raise ValueError(f"beta must be positive and finite to be learned, got {beta}")
+        self.log_beta = nn.Parameter(self.z.new_tensor(math.log(beta)))
+        return self
+
+    @property
+    def beta(self) -> Tensor | None:
+        """The learned inverse temperature, a scalar; ``None`` where none is learned."""
+        return None if self.log_beta is None else self.log_beta.exp()
 
     def free_energy(
         self,
@@ -84,7 +156,7 @@ class LatentModel(nn.Module):
         """F of each observation, ``[..., M]``.
 
         Args:
-            y: observations, ``[..., M, 2]``.
+            y: observations, ``[..., M, D]``.
             x: the condition of each, broadcastable to ``[..., M]``; conditional models only.
             beta: inverse temperature, a number or a tensor that broadcasts to F; the default is
                 the zero-temperature limit.
@@ -93,14 +165,11 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: ``x`` is missing from a conditional model or given to another.
         """
-        return free_energy(
-            y,
-            self.decoded,
-            beta,
-            scale=self._checked_scale(x),
-            log_weight=self.log_weight,
-            backend=backend,
-        )
+        if not self._each_its_own(x):
+            return free_energy(y, beta=beta, backend=backend, **self._arguments(x))
+        beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
+        arguments = self._arguments(x)
+        return free_energy(y.unsqueeze(-2), beta=beta, backend=backend, **arguments).squeeze(-1)
 
     def posterior(
         self,
@@ -112,36 +181,135 @@ class LatentModel(nn.Module):
     ) -> Posterior:
         """What is known about the latent of each observation: arguments as in `free_energy`.
 
-        The restored observations are ``model.manifold(x)`` at ``index`` (cold), or ``scale(x)``
-        times ``mean`` (warm).
+        The restored observations are ``model.manifold(x)`` at ``index`` (cold), or ``mean`` (warm;
+        times ``scale(x)`` where the model is a circle's).
 
         Raises:
             ValueError: ``x`` is missing from a conditional model or given to another.
         """
-        return posterior(
-            y,
-            self.decoded,
-            beta,
-            scale=self._checked_scale(x),
-            log_weight=self.log_weight,
-            backend=backend,
+        if not self._each_its_own(x):
+            return posterior(y, beta=beta, backend=backend, **self._arguments(x))
+        beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
+        found = posterior(y.unsqueeze(-2), beta=beta, backend=backend, **self._arguments(x))
+        value, mean, energy, relative_entropy, index = found
+        return Posterior(
+            value.squeeze(-1),
+            mean.squeeze(-2),
+            energy.squeeze(-1),
+            relative_entropy.squeeze(-1),
+            index.squeeze(-1),
         )
 
-    def _checked_scale(self, x: Tensor | None) -> Tensor:
+    def log_density(
+        self,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float | Tensor,
+        backend: str | None = None,
+    ) -> Tensor:
+        """The logarithm of the normalised density of each observation given x, ``[..., M]``.
+
+        As E is a squared distance, exp(-beta E) is a Gaussian of variance 1/(2 beta) about each
+        decoded latent, and its normaliser is known::
+
+            log p(y) = -beta F(y) + D/2 log(beta/pi) - log sum_n w[n] exp(-beta R(z[n]))
+
+        Args:
+            y: observations, ``[..., M, D]``.
+            x: the condition of each, as in :meth:`free_energy`.
+            beta: inverse temperature, positive and finite; a tensor may be learned, and is a
+                scalar where latents cost something.
+            backend: as in :func:`lebm_kernels.free_energy`.
+
+        Raises:
+            ValueError: ``beta`` is a number out of range, or ``x`` doesn't suit the model.
+        """
+        if not isinstance(beta, Tensor):
+            if not (0.0 < beta < math.inf):
+                raise ValueError(f"beta must be positive and finite for a density, got {beta}")
+            beta = self.z.new_tensor(beta)
+        value = self.free_energy(y, x, beta=beta, backend=backend)
+        normaliser = 0.5 * y.shape[-1] * (beta / math.pi).log()
+        cost = self.latent_energy
+        if cost is not None:
+            normaliser = normaliser - torch.logsumexp(self.grid.log_measure - beta * cost, 0)
+        return normaliser - beta * value
+
+    def _arguments(self, x: Tensor | None) -> dict[str, Any]:
+        """What the operation takes beside y and beta."""
+        return {
+            "decoded": self.manifold(x),
+            "log_weight": self.log_weight,
+            "latent_energy": self.latent_energy,
+        }
+
+    def _each_its_own(self, x: Tensor | None) -> bool:
+        """Whether each query has its own decoded grid, so that it is a batch of its own."""
+        self._check_condition(x)
+        return x is not None and x.dim() > 0
+
+    def _check_condition(self, x: Tensor | None) -> None:
         name = type(self).__name__
         if self.conditional and x is None:
             raise ValueError(f"x is missing: {name} is conditional and needs one x per observation")
         if not self.conditional and x is not None:
             raise ValueError(f"x was given, of shape {list(x.shape)}: {name} is unconditional")
+
+
+class CircleModel(LatentModel):
+    """The circle decoded on a latent grid, scaled by radii: the common part of two models.
+
+    Args:
+        grid: the latent grid; the practicum's 48 angles if absent.
+        regulariser: as in :class:`LatentModel`.
+    """
+
+    decoded: Tensor
+    """The unit circle on the grid, ``[N, 2]``."""
+
+    def _set_grid(self, grid: LatentGrid) -> None:
+        if grid.dim != 1:
+            raise ValueError(f"grid must be of one dimension for a circle, got {grid.dim}")
+        super()._set_grid(grid)
+        self.register_buffer("decoded", circle(grid.points.squeeze(1)), persistent=False)
+
+    def scale(self, x: Tensor | None = None) -> Tensor:
+        """The radii that scale the circle: ``[2]``, or ``[..., 2]`` for conditions ``x[...]``."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """The scaled circle at angles ``z[N]``: as in :meth:`LatentModel.decode`."""
+        return self._checked_scale(x).unsqueeze(-2) * circle(z.reshape(-1))
+
+    def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """A point of each one's scaled circle: as in :meth:`LatentModel.decode_each`."""
+        return self._checked_scale(x) * circle(z.reshape(-1))
+
+    def _arguments(self, x: Tensor | None) -> dict[str, Any]:
+        # The circle needs no gradient and is one for all queries: the radii are a scale.
+        return {
+            "decoded": self.decoded,
+            "scale": self._checked_scale(x),
+            "log_weight": self.log_weight,
+            "latent_energy": self.latent_energy,
+        }
+
+    def _each_its_own(self, x: Tensor | None) -> bool:
+        return False
+
+    def _checked_scale(self, x: Tensor | None) -> Tensor:
+        self._check_condition(x)
         return self.scale(x)
 
 
-class Ellipse(LatentModel):
+class Ellipse(CircleModel):
     """An unconditional model: every observation lies about one ellipse of two learned radii.
 
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
         radii: the first radii, ``[2]``; drawn from N(0, 1) if absent.
+        regulariser: as in :class:`LatentModel`.
         generator: source of the draw; the global generator if absent.
     """
 
@@ -152,9 +320,10 @@ class Ellipse(LatentModel):
         grid: LatentGrid | None = None,
         *,
         radii: Tensor | None = None,
+        regulariser: nn.Module | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(grid)
+        super().__init__(grid, regulariser=regulariser)
         self.decoder = EllipseDecoder(radii, generator=generator)
 
     def scale(self, x: Tensor | None = None) -> Tensor:
@@ -162,20 +331,25 @@ class Ellipse(LatentModel):
         return self.decoder.radii
 
 
-class Horn(LatentModel):
+class Horn(CircleModel):
     """A conditional model: observations at x lie about an ellipse whose radii x predicts.
 
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
+        regulariser: as in :class:`LatentModel`.
         generator: source of the predictor's first weights; the global generator if absent.
     """
 
     conditional = True
 
     def __init__(
-        self, grid: LatentGrid | None = None, *, generator: torch.Generator | None = None
+        self,
+        grid: LatentGrid | None = None,
+        *,
+        regulariser: nn.Module | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(grid)
+        super().__init__(grid, regulariser=regulariser)
         self.predictor = HornPredictor(generator=generator)
 
     def scale(self, x: Tensor | None = None) -> Tensor:
@@ -183,3 +357,77 @@ class Horn(LatentModel):
         if x is None:
             raise ValueError("x is missing: the radii of a horn are those of a section")
         return self.predictor(x)
+
+
+class DecoderModel(LatentModel):
+    """A model of any decoder: g(z), or g(f(x), z) where there is a predictor f.
+
+    Without a predictor all queries share one decoded grid. With one each query has its own, so
+    that a batch of M conditions holds M N D numbers; one condition for all queries shares again.
+
+    Args:
+        decoder: a module from points ``z[N, K]`` to ``[N, D]``; with a predictor it is called with
+            codes ``[..., dim(f)]`` too, and gives ``[..., N, D]``. For :meth:`decode_each` it takes
+            points ``[M, 1, K]`` with codes ``[M, dim(f)]`` as well.
+        predictor: f, a module from conditions ``x[...]`` to codes ``[..., dim(f)]``; the model is
+            conditional if it is given.
+        grid: the latent grid; the practicum's 48 angles if absent.
+        regulariser: as in :class:`LatentModel`.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        predictor: nn.Module | None = None,
+        *,
+        grid: LatentGrid | None = None,
+        regulariser: nn.Module | None = None,
+    ) -> None:
+        super().__init__(grid, regulariser=regulariser)
+        self.conditional = predictor is not None
+        self.decoder = decoder
+        self.predictor = predictor
+
+    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """The decoder's points at latents ``z``: as in :meth:`LatentModel.decode`."""
+        return self._decode(z.unsqueeze(-1) if z.dim() == 1 else z, x)
+
+    def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """The decoder's point of each: as in :meth:`LatentModel.decode_each`."""
+        points = z.unsqueeze(-1) if z.dim() == 1 else z
+        if self.predictor is None:
+            return self._decode(points, x)
+        # A grid of one point at each condition.
+        return self._decode(points.unsqueeze(-2), x).squeeze(-2)
+
+    def _decode(self, points: Tensor, x: Tensor | None) -> Tensor:
+        self._check_condition(x)
+        decoded: Tensor = (
+            self.decoder(points)
+            if self.predictor is None
+            else self.decoder(points, self.predictor(x))
+        )
+        return decoded
+
+
+def neural_horn(
+    grid: LatentGrid | None = None,
+    *,
+    code_dim: int = 8,
+    hidden: tuple[int, ...] = (32, 32),
+    generator: torch.Generator | None = None,
+) -> DecoderModel:
+    """The horn whose decoder g(f(x), z) is a network too and has to learn the circle itself.
+
+    Args:
+        grid: the latent grid over [0, 2 pi]; the practicum's 48 angles if absent.
+        code_dim: dim(f), the number of outputs of the predictor.
+        hidden: the decoder's numbers of hidden units.
+        generator: source of the first weights; the global generator if absent.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    predictor = HornPredictor(outputs=code_dim, generator=generator)
+    decoder = NeuralDecoder(code_dim=code_dim, hidden=hidden, generator=generator)
+    return DecoderModel(decoder, predictor, grid=grid)

@@ -1,12 +1,14 @@
 """Training: minibatch descent on a loss, cold (beta = inf) or warm, that can stop and go on.
 
 A run is a function of the model it is given, the data and the :class:`TrainConfig`: the shuffling
-has its own generator, and the learning rate follows from the step's number. A checkpoint holds all
-that changes, so that a resumed run ends where an uninterrupted one does, bit for bit.
+has its own generator, and the learning rate and the temperature follow from the step's number. A
+checkpoint holds all that changes, so that a resumed run ends where an uninterrupted one does, bit
+for bit.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -18,19 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lebm_kernels.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.datasets import Dataset
 from lebm_kernels.losses import Loss, energy_loss
 from lebm_kernels.models import LatentModel
+from lebm_kernels.schedules import SCHEDULES, Annealing
 
-CHECKPOINT_FORMAT = 1
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
-}
-"""The learning rate's factor as a function of the share of the steps that is done, in [0, 1)."""
+CHECKPOINT_FORMAT = 2
 
 # Keeps the order of the batches apart from data that were drawn from the same seed.
 _SHUFFLING = 0x5F3759DF
@@ -42,8 +40,16 @@ class TrainConfig:
 
     Attributes:
         beta: inverse temperature, in [0, inf]; infinity is zero-temperature training.
-        epochs: passes over the data.
+        annealing: how beta gets there along the steps; ``None`` starts at it.
+        learn_beta: beta is where it starts, and the model learns it. The loss must hold against
+            its growth, as :func:`lebm_kernels.likelihood.density_loss` does.
+        epochs: passes over the data, if no early stop ends them.
         batch_size: observations a step; ``None`` takes them all.
+        slice_size: observations whose loss and gradient are computed at once. A batch is taken in
+            slices and their gradients add up to its own, where the loss is a mean over the
+            observations; ``None`` takes it whole. It bounds the memory and decides nothing else.
+        patience: epochs without a better validation loss that end the run, counted after the
+            annealing; ``None`` never stops early.
         learning_rate: the optimizer's rate at the first step.
         schedule: ``"cosine"`` falls to zero at the last step, ``"constant"`` stays.
         optimizer: name of a class of ``torch.optim``.
@@ -56,8 +62,12 @@ class TrainConfig:
     """
 
     beta: float = math.inf
+    annealing: Annealing | None = None
+    learn_beta: bool = False
     epochs: int = 100
     batch_size: int | None = None
+    slice_size: int | None = None
+    patience: int | None = None
     learning_rate: float = 0.03
     schedule: str = "cosine"
     optimizer: str = "Adam"
@@ -69,11 +79,21 @@ class TrainConfig:
         """Check each field."""
         _require(self.beta >= 0.0, "beta", self.beta, "a number in [0, inf]")
         _require(_is_count(self.epochs, 0), "epochs", self.epochs, "an integer of at least 0")
+        for name in ("batch_size", "slice_size", "patience"):
+            value = getattr(self, name)
+            whole = value is None or _is_count(value, 1)
+            _require(whole, name, value, "None or an integer of at least 1")
         _require(
-            self.batch_size is None or _is_count(self.batch_size, 1),
-            "batch_size",
-            self.batch_size,
-            "None or an integer of at least 1",
+            not self.learn_beta or self.annealing is None,
+            "annealing",
+            self.annealing,
+            "None where beta is learned",
+        )
+        _require(
+            not self.learn_beta or 0.0 < self.beta < math.inf,
+            "beta",
+            self.beta,
+            "positive and finite to be learned",
         )
         _require(
             0.0 < self.learning_rate < math.inf,
@@ -100,26 +120,65 @@ class TrainResult:
 
     Attributes:
         config: the configuration of the run.
-        history: mean loss over each epoch, while it ran.
-        initial: mean free energy of the data at ``config.beta`` before the first step.
-        final: the same after the last.
+        records: what each epoch left.
+        initial: mean free energy of the data before the first step, at ``config.beta`` or, where
+            beta is learned, at the model's.
+        final: the same of the model as it was left.
+        best_epoch: number of the epoch of least validation loss, whose parameters the model was
+            left with; ``None`` without validation data.
         seconds: wall time of this call, without the part before a resumed checkpoint.
     """
 
     config: TrainConfig
-    history: list[float]
+    records: list[Epoch]
     initial: float
     final: float
+    best_epoch: int | None
     seconds: float
+
+    @property
+    def history(self) -> list[float]:
+        """Mean loss over each epoch, while it ran."""
+        return [record.loss for record in self.records]
 
 
 @torch.no_grad()
+def free_energies(
+    model: LatentModel,
+    data: Dataset,
+    *,
+    beta: float | Tensor = math.inf,
+    backend: str | None = None,
+    slice_size: int | None = None,
+) -> Tensor:
+    """The free energy of each observation, ``[num]``, without gradients.
+
+    Args:
+        model: gives the free energies.
+        data: observations, moved to the model's device and dtype.
+        beta: inverse temperature.
+        backend: as in :func:`lebm_kernels.free_energy`.
+        slice_size: observations that are taken at once, for data that a conditional decoder
+            can't decode all together; ``None`` takes all.
+    """
+    parts = [
+        model.free_energy(part.y, part.x, beta=beta, backend=backend)
+        for part in _slices(data.to(model.z), slice_size)
+    ]
+    return torch.cat(parts)
+
+
 def mean_free_energy(
-    model: LatentModel, data: Dataset, *, beta: float = math.inf, backend: str | None = None
+    model: LatentModel,
+    data: Dataset,
+    *,
+    beta: float | Tensor = math.inf,
+    backend: str | None = None,
+    slice_size: int | None = None,
 ) -> float:
-    """The mean free energy of the data, in the units of ``y`` squared."""
-    data = data.to(model.decoded)
-    return float(model.free_energy(data.y, data.x, beta=beta, backend=backend).mean())
+    """The mean of :func:`free_energies`, in the units of ``y`` squared."""
+    options: dict[str, Any] = {"beta": beta, "backend": backend, "slice_size": slice_size}
+    return float(free_energies(model, data, **options).mean())
 
 
 def train(
@@ -128,6 +187,10 @@ def train(
     config: TrainConfig,
     *,
     loss: Loss = energy_loss,
+    validation: Dataset | None = None,
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    curves: str | os.PathLike[str] | None = None,
+    tensorboard: str | os.PathLike[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 20,
     resume: bool = False,
@@ -141,6 +204,13 @@ def train(
         data: observations, moved to the model's device and dtype.
         config: see :class:`TrainConfig`.
         loss: what is minimised; see :mod:`lebm_kernels.losses`.
+        validation: observations whose loss is taken after each epoch, at the last temperature. The
+            model ends with the parameters of the epoch where it was least.
+        make_optimizer: makes the optimizer from the parameters, instead of the config's by name;
+            the learning rate is still the config's, by its schedule.
+        curves: CSV file that a line is added to after each epoch; see
+            :class:`lebm_kernels.curves.Epoch`.
+        tensorboard: folder for the same in TensorBoard's format, where it is installed.
         checkpoint: file to keep the run's state in. Its folder is made; the file is replaced in
             one step, so that an interruption leaves the previous state whole.
         checkpoint_every: epochs between two writes; the last epoch is always written.
@@ -166,81 +236,163 @@ def train(
     )
     if resume and checkpoint is None:
         raise ValueError("checkpoint must be given to resume from, got None")
+    _require(
+        config.patience is None or validation is not None,
+        "patience",
+        config.patience,
+        "None without validation data",
+    )
     start = time.perf_counter()
-    data = data.to(model.decoded)
-    run = _Run(model, data, config, loss)
+    run = _Run(model, data, validation, config, loss, make_optimizer)
     if resume and checkpoint is not None:
         run.load(Path(checkpoint))
+    writers: list[CsvCurves | TensorBoardCurves] = []
+    if curves is not None:
+        writers.append(CsvCurves(curves, run.records))
+    if tensorboard is not None:
+        writers.append(TensorBoardCurves(tensorboard, run.records))
 
-    for _ in _progress_bar(run, progress):
-        value = run.epoch()
-        if checkpoint is not None and (
-            len(run.history) % checkpoint_every == 0 or len(run.history) == config.epochs
-        ):
-            run.save(Path(checkpoint))
-        if on_epoch is not None:
-            on_epoch(len(run.history), value)
+    try:
+        for _ in _progress_bar(run, progress):
+            record = run.epoch()
+            if checkpoint is not None and (record.number % checkpoint_every == 0 or run.is_over()):
+                run.save(Path(checkpoint))
+            for writer in writers:
+                writer.add(record)
+            if on_epoch is not None:
+                on_epoch(record.number, record.loss)
+    finally:
+        for writer in writers:
+            writer.close()
 
-    final = mean_free_energy(model, data, beta=config.beta, backend=config.backend)
-    return TrainResult(config, list(run.history), run.initial, final, time.perf_counter() - start)
+    run.restore_best()
+    best_epoch = None if run.best is None else run.best[0]
+    seconds = time.perf_counter() - start
+    return TrainResult(
+        config, list(run.records), run.initial, run.mean_free_energy(), best_epoch, seconds
+    )
 
 
 class _Run:
     """The state of a run, its step and its checkpoint."""
 
-    def __init__(self, model: LatentModel, data: Dataset, config: TrainConfig, loss: Loss) -> None:
-        self.model, self.data, self.config, self.loss = model, data, config, loss
-        optimizer = _optimizer_class(config.optimizer)
-        assert optimizer is not None  # the config has been checked
-        try:
-            self.optimizer: torch.optim.Optimizer = optimizer(
-                model.parameters(), lr=config.learning_rate, **config.optimizer_options
-            )
-        except TypeError as error:
-            raise ValueError(
-                f"optimizer_options must suit {config.optimizer}, "
-                f"got {config.optimizer_options}: {error}"
-            ) from error
+    def __init__(
+        self,
+        model: LatentModel,
+        data: Dataset,
+        validation: Dataset | None,
+        config: TrainConfig,
+        loss: Loss,
+        make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None,
+    ) -> None:
+        self.model, self.config, self.loss = model, config, loss
+        self.data = data.to(model.z)
+        self.validation = None if validation is None else validation.to(model.z)
+        if config.learn_beta and model.log_beta is None:
+            model.learn_beta(config.beta)
+        parameters = list(model.parameters())
+        self.optimizer = (
+            _make_optimizer(parameters, config)
+            if make_optimizer is None
+            else make_optimizer(parameters)
+        )
         self.generator = torch.Generator().manual_seed(config.seed ^ _SHUFFLING)
-        self.initial = mean_free_energy(model, data, beta=config.beta, backend=config.backend)
-        self.history: list[float] = []
+        self.initial = self.mean_free_energy()
+        self.records: list[Epoch] = []
+        self.best: tuple[int, dict[str, Tensor]] | None = None
+        """Number and parameters of the epoch of least validation loss."""
 
-    def epoch(self) -> float:
-        """Pass once over the data in a new order; return the mean loss on the way."""
+    def epoch(self) -> Epoch:
+        """Pass once over the data in a new order; record it."""
         order = torch.randperm(len(self.data), generator=self.generator)
         batches = order.split(self.config.batch_size or len(self.data))
+        done = len(self.records)
         total = torch.zeros((), dtype=torch.float64)
+        rate, beta = self.config.learning_rate, self.last_beta()
         for i, index in enumerate(batches):
-            share = (len(self.history) + i / len(batches)) / self.config.epochs
+            share = (done + i / len(batches)) / self.config.epochs
             rate = self.config.learning_rate * SCHEDULES[self.config.schedule](share)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            total += self._step(self.data[index.to(self.data.y.device)]) * len(index)
+            if self.config.annealing is not None:
+                beta = self.config.annealing.beta(share, self.config.beta)
+            total += self._step(self.data[index.to(self.data.y.device)], beta) * len(index)
         value = float(total) / len(self.data)
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss is {value} in epoch {len(self.history) + 1}; "
+                f"the loss is {value} in epoch {done + 1}; "
                 f"a learning_rate below {self.config.learning_rate} may help"
             )
-        self.history.append(value)
+        beta = float(self.last_beta()) if self.config.learn_beta else beta
+        self.records.append(Epoch(done + 1, value, self._validate(), float(beta), rate))
+        return self.records[-1]
+
+    def last_beta(self) -> float | Tensor:
+        """The temperature that the run is for: learned as it is, or the config's."""
+        learned = self.model.beta if self.config.learn_beta else None
+        return self.config.beta if learned is None else learned.detach()
+
+    def mean_free_energy(self) -> float:
+        """Of the data, at the temperature that the run is for."""
+        return mean_free_energy(
+            self.model,
+            self.data,
+            beta=self.last_beta(),
+            backend=self.config.backend,
+            slice_size=self.config.slice_size,
+        )
+
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or the validation loss has not improved for too long."""
+        config, done = self.config, len(self.records)
+        if done >= config.epochs:
+            return True
+        if config.patience is None or self.best is None:
+            return False
+        warm = 0 if config.annealing is None else math.ceil(config.annealing.share * config.epochs)
+        return done - max(self.best[0], warm) >= config.patience
+
+    def restore_best(self) -> None:
+        """Leave the model with the parameters of the best epoch, where one is known."""
+        if self.best is not None:
+            self.model.load_state_dict(self.best[1])
+
+    def _validate(self) -> float:
+        if self.validation is None:
+            return math.nan
+        # With gradients: a loss may need those of its observations.
+        total = 0.0
+        for part in _slices(self.validation, self.config.slice_size):
+            total += float(self._loss(part, self.last_beta()).detach()) * len(part)
+        value = total / len(self.validation)
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the validation loss is {value} in epoch {len(self.records) + 1}"
+            )
+        least = min((record.validation for record in self.records), default=math.inf)
+        if value < least:
+            self.best = len(self.records) + 1, copy.deepcopy(self.model.state_dict())
         return value
 
-    def _step(self, batch: Dataset) -> Tensor:
+    def _step(self, batch: Dataset, beta: float | Tensor) -> Tensor:
         # PyTorch types a closure's value as a float; its optimizers take a tensor.
         def evaluate() -> Any:
             self.optimizer.zero_grad()
-            value = self.loss(
-                self.model,
-                batch.y,
-                batch.x,
-                beta=self.config.beta,
-                backend=self.config.backend,
-            )
-            value.backward()
-            return value
+            total = torch.zeros((), dtype=torch.float64)
+            for part in _slices(batch, self.config.slice_size):
+                now = self.model.beta if self.config.learn_beta else None
+                value = self._loss(part, beta if now is None else now)
+                if len(part) < len(batch):
+                    value = value * (len(part) / len(batch))
+                value.backward()
+                total += value.detach().cpu()
+            return total
 
         # A closure serves every optimizer, those that evaluate more than once a step too.
         return torch.as_tensor(self.optimizer.step(evaluate)).detach().cpu()
+
+    def _loss(self, part: Dataset, beta: Any) -> Tensor:
+        return self.loss(self.model, part.y, part.x, beta=beta, backend=self.config.backend)
 
     def save(self, path: Path) -> None:
         """Write the state to a file beside ``path``, then put it in its place in one step."""
@@ -248,13 +400,15 @@ class _Run:
             "format": CHECKPOINT_FORMAT,
             "config": asdict(self.config),
             "data": _fingerprint(self.data),
+            "validation": None if self.validation is None else _fingerprint(self.validation),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             # The shuffling never draws from it, but a model or a loss may.
             "global_rng": torch.get_rng_state(),
             "initial": self.initial,
-            "history": self.history,
+            "records": [tuple(record) for record in self.records],
+            "best": self.best,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
@@ -276,32 +430,39 @@ class _Run:
             raise ValueError(f"checkpoint {path} is not one of format {CHECKPOINT_FORMAT}")
         mine = asdict(self.config)
         # Under a constant rate no step depends on how many there are, so that one can train on.
-        free = {"epochs"} if self.config.schedule == "constant" else set()
+        steady = self.config.schedule == "constant" and self.config.annealing is None
+        free = {"epochs"} if steady else set()
         for name in (f.name for f in fields(TrainConfig)):
             if name not in free and state["config"][name] != mine[name]:
                 raise ValueError(
                     f"{name} must be that of checkpoint {path}, "
                     f"{state['config'][name]!r}, to resume, got {mine[name]!r}"
                 )
-        if len(state["history"]) > self.config.epochs:
+        if len(state["records"]) > self.config.epochs:
             raise ValueError(
-                f"epochs must be at least the {len(state['history'])} that checkpoint {path} "
+                f"epochs must be at least the {len(state['records'])} that checkpoint {path} "
                 f"has done, got {self.config.epochs}"
             )
         if state["data"] != _fingerprint(self.data):
             raise ValueError(f"data must be that of checkpoint {path} to resume, got other data")
+        mine_too = None if self.validation is None else _fingerprint(self.validation)
+        if state["validation"] != mine_too:
+            raise ValueError(
+                f"validation must be that of checkpoint {path} to resume, got other data"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["global_rng"])
         self.initial = state["initial"]
-        self.history = state["history"]
+        self.records = [Epoch(*record) for record in state["records"]]
+        self.best = None if state["best"] is None else tuple(state["best"])
 
 
 def _progress_bar(run: _Run, progress: bool | None) -> Iterator[int]:
     from tqdm import tqdm
 
-    done, epochs = len(run.history), run.config.epochs
+    done, epochs = len(run.records), run.config.epochs
     temperature = "cold" if run.config.beta == math.inf else f"beta {run.config.beta:g}"
     # disable=None: tqdm itself stays silent where standard error is no terminal.
     with tqdm(
@@ -311,10 +472,35 @@ def _progress_bar(run: _Run, progress: bool | None) -> Iterator[int]:
         unit="epoch",
         disable=None if progress is None else not progress,
     ) as bar:
-        for epoch in range(done, epochs):
-            yield epoch
-            bar.set_postfix(loss=f"{run.history[-1]:.4g}", refresh=False)
+        while not run.is_over():
+            yield len(run.records)
+            bar.set_postfix(loss=f"{run.records[-1].loss:.4g}", refresh=False)
             bar.update()
+
+
+def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    optimizer = _optimizer_class(config.optimizer)
+    assert optimizer is not None  # the config has been checked
+    try:
+        return optimizer(parameters, lr=config.learning_rate, **config.optimizer_options)
+    except TypeError as error:
+        raise ValueError(
+            f"optimizer_options must suit {config.optimizer}, "
+            f"got {config.optimizer_options}: {error}"
+        ) from error
+
+
+def _slices(data: Dataset, size: int | None) -> Iterator[Dataset]:
+    """The observations in order, at most ``size`` at once."""
+    if size is None or size >= len(data):
+        yield data
+        return
+    for y, x in zip(
+        data.y.split(size),
+        [None] * len(data) if data.x is None else data.x.split(size),
+        strict=False,
+    ):
+        yield Dataset(y, x)
 
 
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer] | None:

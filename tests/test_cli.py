@@ -50,10 +50,12 @@ def test_train_lowers_the_free_energy_and_writes(tmp_path, model, beta):
     assert result.exit_code == 0, result.output
     title = f"{model}-{'cold' if beta == 'inf' else 'beta-1.5'}"
     files = {path.name for path in (tmp_path / "new").iterdir()}
-    assert files == {f"{title}.pt", f"{title}-manifold.png", f"{title}-free-energy.png"}
+    suffixes = (".pt", ".csv", "-manifold.png", "-free-energy.png")
+    assert files == {title + suffix for suffix in suffixes}
     row = next(line.split() for line in result.output.splitlines() if line.split()[:1] == [title])
-    before, after, epochs = float(row[1]), float(row[2]), int(row[4])
+    before, after, held_out, epochs = float(row[1]), float(row[2]), float(row[4]), int(row[5])
     assert 0 < after < before
+    assert after / 2 < held_out < 3 * after
     assert epochs == 4
 
 
@@ -78,6 +80,57 @@ def test_train_takes_its_options(tmp_path, monkeypatch):
     assert (config.seed, config.backend) == (3, "chunked")
     assert seen["resume"] is True
     assert seen["checkpoint"] == tmp_path / "ellipse-beta-2.pt"
+
+
+def test_several_models_are_trained_into_one_table(tmp_path):
+    result = lebm("train", "horn", "neural-horn", "--epochs", 1, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line.split() for line in result.output.splitlines() if line.strip()}
+    assert 0 < float(rows["horn-cold"][4]) < 100
+    assert 0 < float(rows["neural-horn-cold"][4]) < 100
+
+
+def test_gtm_prints_densities_beside_mixtures_and_draws_the_map(tmp_path):
+    small = ("--latents", 5, "--bumps", 3, "--iterations", 3)
+    result = lebm("gtm", *small, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["gtm-digits.png"]
+    rows = [line.split() for line in result.output.splitlines()]
+    ours, *mixtures = (row for row in rows if row and row[0] in ("topographic", "GaussianMixture"))
+    assert ours[2:4] == ["25", str(10 * 64 + 1)]
+    assert [row[1] for row in mixtures] == ["9", "25"]
+    assert all(0 < float(row[-3]) < 40 for row in (ours, *mixtures))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--latents", 1), ("--bumps", 0), ("--width", 0), ("--decay", -1), ("--iterations", -1)],
+)
+def test_gtm_names_a_bad_option(tmp_path, option, value):
+    result = lebm("gtm", option, value, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert f"'{option}'" in result.stderr
+
+
+def test_gtm_says_that_scikit_learn_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
+    result = lebm("gtm", "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "scikit-learn" in result.stderr
+
+
+def test_show_prints_what_was_seen(monkeypatch):
+    from lebm_kernels import demonstrations as d
+
+    rows = [d.Memorising("none", 0.01, 0.03), d.Memorising("L2", 0.5, 1.0)]
+    monkeypatch.setattr(d, "memorising", lambda: rows)
+    words = lebm("show", "memorising").output.split()
+    assert words[-6:] == ["L2", "0.500", "1.000", "0.500", "25.0", "x"]
+    row = d.Collapsing(0.5, 0.125, (0.0, 1.25), (True, False))
+    monkeypatch.setattr(d, "collapsing", lambda: [row])
+    words = lebm("show", "collapsing").output.split()
+    assert words[-6:] == ["0.5", "0.125", "0.0000,", "1.2500", "yes,", "no"]
 
 
 def test_small_work_leaves_the_threads_as_they_were():

@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from lebm_kernels.datasets import ellipse_data, horn_data
-from lebm_kernels.figures import cold_and_warm_figure, free_energy_figure, manifold_figure
+from lebm_kernels.datasets import Dataset, ellipse_data, horn_data
+from lebm_kernels.figures import (
+    cold_and_warm_figure,
+    free_energy_figure,
+    latent_map_figure,
+    manifold_figure,
+)
+from lebm_kernels.gtm import topographic_mapping
 from lebm_kernels.models import Ellipse, Horn
 
 
@@ -92,3 +98,20 @@ def test_bad_arguments_are_named() -> None:
 def test_matplotlib_is_imported_only_for_a_figure() -> None:
     code = "import sys, lebm_kernels.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_latent_map_puts_each_label_near_the_mode_of_its_posterior() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(30, 4, generator=generator)
+    label = torch.arange(30) % 3
+    model = topographic_mapping(y, latents=4, bumps=3)
+    figure = latent_map_figure(model, Dataset(y), label)
+    marks = figure.axes[0].collections
+    assert len(marks) == 3
+    energy = (y[:, None] - model.manifold()).square().sum(-1)
+    mode = model.z[energy.argmin(1)]
+    for digit, mark in enumerate(marks):
+        off = torch.as_tensor(mark.get_offsets().data) - mode[label == digit]
+        assert off.abs().max() <= 0.25 + 1e-6  # half of what a latent stands for
+    with pytest.raises(ValueError, match="grid of 2 dimensions, got 1"):
+        latent_map_figure(Ellipse(), Dataset(torch.zeros(3, 2)), torch.zeros(3))

@@ -57,7 +57,9 @@ def test_free_energy_on_an_interval_converges_to_the_integral() -> None:
         (lambda: interval_grid(1.0, 1.0, 4), "low"),
         (lambda: interval_grid(0.0, math.inf, 4), "high"),
         (lambda: LatentGrid(torch.zeros(0)), "z"),
-        (lambda: LatentGrid(torch.zeros(2, 2)), "z"),
+        (lambda: LatentGrid(torch.zeros(2, 2, 2)), "z"),
+        (lambda: LatentGrid(torch.zeros(2, 0)), "z"),
+        (lambda: LatentGrid(torch.zeros(3, 2), torch.zeros(3, 2)), "log_weight"),
         (lambda: LatentGrid(torch.zeros(3), torch.zeros(2)), "log_weight"),
     ],
 )

@@ -1,0 +1,99 @@
+"""Regularisers: what a latent costs by itself, the R(z) of E(y, z) = C(y, z) + R(z).
+
+A latent with as many dimensions as the data can decode to every point, and then the free energy is
+low everywhere and tells nothing. R makes latents dear, so that few of them are worth using. It is
+a module of the grid's points and their measure, and enters the free energy as ``latent_energy``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class _Penalty(nn.Module):
+    """``strength`` times a measure of the latents' size."""
+
+    def __init__(self, strength: float = 1.0) -> None:
+        super().__init__()
+        if not (0.0 <= strength < math.inf):
+            raise ValueError(f"strength must be at least 0 and finite, got {strength}")
+        self.strength = strength
+
+    def extra_repr(self) -> str:
+        """Show the strength in the module's repr."""
+        return f"strength={self.strength:g}"
+
+
+class L2(_Penalty):
+    """R(z) = strength |z|^2: a Gaussian prior of variance 1/(2 beta strength) on the latents.
+
+    Args:
+        strength: at least 0, in units of ``y`` squared.
+
+    Raises:
+        ValueError: ``strength`` is out of range.
+    """
+
+    def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
+        """R ``[N]`` of the points ``z[N, K]``."""
+        return self.strength * z.square().sum(-1)
+
+
+class L1(_Penalty):
+    """R(z) = strength sum |z_k|: a Laplace prior; latents at zero in most dimensions are cheap.
+
+    Args:
+        strength: at least 0, in units of ``y`` squared.
+
+    Raises:
+        ValueError: ``strength`` is out of range.
+    """
+
+    def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
+        """R ``[N]`` of the points ``z[N, K]``."""
+        return self.strength * z.abs().sum(-1)
+
+
+class LearnedPrior(_Penalty):
+    """R(z) = -strength log p(z), with p a learned density: a network K -> hidden -> 1, normalised.
+
+    p is relative to the grid's measure w: sum_n w[n] p(z[n]) = 1. So R cannot fall everywhere, and
+    what the data do not use becomes dear. It starts uniform, with R = 0.
+
+    Args:
+        dim: K, the number of latent dimensions.
+        strength: at least 0, in units of ``y`` squared; 1/beta makes p the prior at beta.
+        hidden: number of hidden units.
+        generator: source of the first weights; the global generator if absent.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        strength: float = 1.0,
+        *,
+        hidden: int = 32,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(strength)
+        for name, value in (("dim", dim), ("hidden", hidden)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        # PyTorch's own initialisation, skipped here, would draw from the global generator.
+        first = nn.utils.skip_init(nn.Linear, dim, hidden)
+        last = nn.utils.skip_init(nn.Linear, hidden, 1, bias=False)
+        nn.init.normal_(first.weight, std=2.0 / math.sqrt(dim), generator=generator)
+        nn.init.uniform_(first.bias, -1.0, 1.0, generator=generator)
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(first, nn.Tanh(), last)
+
+    def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
+        """R ``[N]`` of the points ``z[N, K]`` with log-weights ``log_measure[N]`` of sum one."""
+        logit = self.layers(z).squeeze(-1)
+        return -self.strength * (logit - torch.logsumexp(log_measure + logit, 0))
