@@ -85,10 +85,9 @@ def infer_on_grid(
     """
     x = _each(y, x)
     z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
-    restored = _decode(model, z, x)
-    energy = _energy(y, restored)
+    energy = _energy(model, y, z, x)
     never = torch.zeros_like(energy, dtype=torch.bool)
-    return Inference(z, restored, energy, ~never, never)
+    return Inference(z, _decode(model, z, x), energy, ~never, never)
 
 
 def infer(
@@ -132,7 +131,7 @@ def infer(
         ) from error
 
     def function(z: Tensor, rows: Tensor) -> Tensor:
-        return _energy(y[rows], _decode(model, z, None if x is None else x[rows]))
+        return _energy(model, y[rows], z, None if x is None else x[rows])
 
     found = descend(function, first, method=method, max_steps=max_steps, tol=tol)
     with torch.no_grad():
@@ -140,7 +139,7 @@ def infer(
     # Within a convex basin no point is lower by more than slope times distance; two energies
     # differ by their rounding too.
     apart = (found.point - best.z).abs().reshape(len(y), -1).sum(1)
-    size = found.value.sqrt() * restored.norm(dim=-1) + found.value
+    size = (y - restored).norm(dim=-1) * restored.norm(dim=-1) + found.value.abs()
     slack = found.slope * apart + 8.0 * torch.finfo(size.dtype).eps * size
     local = found.value > best.energy + slack
     return Inference(found.point, restored, found.value, found.converged, local)
@@ -247,6 +246,6 @@ def _decode(model: LatentModel, z: Tensor, x: Tensor | None) -> Tensor:
     return model.scale(x) * circle(z)
 
 
-def _energy(y: Tensor, restored: Tensor) -> Tensor:
-    """E of observations ``[m, D]`` and the points they are restored to."""
-    return (y - restored).square().sum(-1)
+def _energy(model: LatentModel, y: Tensor, z: Tensor, x: Tensor | None) -> Tensor:
+    """E ``[m]`` of observations ``y[m, D]`` with a latent ``z[m, ...]`` each."""
+    return (y - _decode(model, z, x)).square().sum(-1)
