@@ -103,7 +103,8 @@ def infer(
 ) -> Inference:
     """Descend E(y, z) over continuous z from a start, each observation by itself.
 
-    Latents that mean the same, as angles a full turn apart, are not reduced to one.
+    Nothing keeps z in the domain of the grid. Latents that mean the same, as angles a full turn
+    apart, are not reduced to one.
 
     Args:
         model: decodes and has the grid.
