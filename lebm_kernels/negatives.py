@@ -17,7 +17,7 @@ from lebm_kernels.descent import Projection, descend
 from lebm_kernels.functional import posterior
 from lebm_kernels.models import LatentModel
 
-_PUSHES = 8
+_PUSHES = 4
 """How often a point is pushed off its nearest observation before it is sent beyond all of them."""
 
 
@@ -205,14 +205,18 @@ def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> 
         return centres[posterior(point, centres, math.inf).index if own is None else own[rows]]
 
     def project(point: Tensor, rows: Tensor) -> Tensor:
-        for _ in range(_PUSHES):
-            centre = nearest(point, rows)
-            inside = _distance(point, centre) < radius
-            if not inside.any():
-                return point
-            point = torch.where(inside, _at(radius + slack, point, centre), point)
-        inside = _distance(point, nearest(point, rows)) < radius
-        return torch.where(inside, _at(reach + slack, point, middle), point)
+        point, left = point.clone(), torch.arange(len(point), device=point.device)
+        for push in range(_PUSHES + 1):
+            here, centre = point[left], nearest(point[left], rows[left])
+            inside = _distance(here, centre).squeeze(-1) < radius
+            left, here, centre = left[inside], here[inside], centre[inside]
+            if len(left) == 0:
+                break
+            if push < _PUSHES:
+                point[left] = _at(radius + slack, here, centre)
+            else:
+                point[left] = _at(reach + slack, here, middle)
+        return point
 
     return project
 

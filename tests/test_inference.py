@@ -115,7 +115,7 @@ def test_a_minimum_on_a_grid_point_is_not_taken_for_local_in_float32() -> None:
 
 @EVERY_METHOD
 def test_each_observation_of_a_horn_has_its_own_ellipse(method: str) -> None:
-    model = Horn(generator=_generator(1)).double()
+    model = Horn(periodic_grid(dtype=torch.float64), generator=_generator(1)).double()
     x = torch.rand(9, generator=_generator(2)).double()
     y = torch.randn(9, 2, generator=_generator(3)).double()
     found = infer(model, y, x, method=method)
@@ -231,7 +231,7 @@ def test_warm_denoising_ends_where_scipy_does(method: str, conditional: bool) ->
     model: LatentModel = _ellipse((2.0, 1.5))
     x = None
     if conditional:
-        model = Horn(generator=_generator(1)).double()
+        model = Horn(periodic_grid(dtype=torch.float64), generator=_generator(1)).double()
         x = torch.rand(6, generator=_generator(2)).double()
     found = denoise(model, y, x, beta=3.0, method=method)
     assert found.converged.all()
@@ -273,7 +273,7 @@ def test_draws_are_of_the_posterior() -> None:
 
 
 def test_cold_draws_are_the_nearest_and_each_at_its_condition() -> None:
-    model = Horn(generator=_generator(1)).double()
+    model = Horn(periodic_grid(dtype=torch.float64), generator=_generator(1)).double()
     x = torch.rand(5, generator=_generator(2)).double()
     y = torch.randn(5, 2, generator=_generator(3)).double()
     drawn = sample(model, y, x, num_samples=3, beta=math.inf)

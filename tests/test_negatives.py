@@ -15,7 +15,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from lebm_kernels.grids import periodic_grid
-from lebm_kernels.models import Ellipse, LatentModel
+from lebm_kernels.models import CircleModel, Ellipse
 from lebm_kernels.negatives import (
     GaussianNoise,
     MostOffending,
@@ -27,7 +27,7 @@ from lebm_kernels.negatives import (
 BOX = UniformBox(-4.0, 4.0)
 
 
-class Circles(LatentModel):
+class Circles(CircleModel):
     """A circle of radius x for each observation."""
 
     conditional = True
@@ -77,7 +77,7 @@ def test_noise_is_normal_about_the_data() -> None:
 
 def _samplers(generator: torch.Generator | None) -> list[Negatives]:
     box = UniformBox(-2.0, 2.0, generator)
-    return [box, GaussianNoise(0.5, generator), MostOffending(0.5, box, num_starts=2)]
+    return [box, GaussianNoise(0.5, generator), MostOffending(0.5, box, 2, max_steps=5)]
 
 
 @pytest.mark.parametrize("which", range(3))
@@ -183,7 +183,7 @@ def test_most_offending_is_as_low_as_scipy_finds() -> None:
 def test_more_starts_are_never_worse_and_steps_descend() -> None:
     model, y = _ellipse(2.0, 0.5), torch.randn(9, 2, generator=_generator()).double()
     values = []
-    for num, steps in ((1, 0), (1, 5), (1, 50), (5, 50)):
+    for num, steps in ((1, 0), (1, 4), (1, 20), (4, 20)):
         start = UniformBox(-4.0, 4.0, _generator(5))
         sampler = MostOffending(0.6, start, num_starts=num, max_steps=steps)
         values.append(model.free_energy(sampler(model, y, beta=4.0), beta=4.0).detach())
@@ -203,13 +203,13 @@ def test_more_starts_are_never_worse_and_steps_descend() -> None:
     beta=st.sampled_from([0.5, 10.0, math.inf]),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 def test_most_offending_keeps_its_distance(
     radii: tuple[float, float], num: int, count: int, radius: float, beta: float, seed: int
 ) -> None:
     model, generator = _ellipse(*radii, num=num), _generator(seed)
     y = torch.randn(count, 2, generator=generator).double()
-    sampler = MostOffending(radius, GaussianNoise(0.2, generator), num_starts=2, max_steps=20)
+    sampler = MostOffending(radius, GaussianNoise(0.2, generator), num_starts=2, max_steps=8)
     found = sampler(model, y, beta=beta)
     distance = (found[:, None] - y).norm(dim=-1)
     assert (distance >= radius).all()
