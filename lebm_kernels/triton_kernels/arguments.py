@@ -95,11 +95,23 @@ def unpack(problem: Problem) -> tuple[Arguments, Shape]:
     return arguments, Shape(B, M, N, D, has, y.dtype == torch.float64)
 
 
+class Facts(NamedTuple):
+    """What a plan asks of the device."""
+
+    interpreted: bool
+    multiprocessors: int
+
+    @property
+    def programs(self) -> int:
+        """As many as fill it; in the interpreter, as many as make a difference."""
+        return 3 if self.interpreted else _WAVES * self.multiprocessors
+
+
 class Plan(NamedTuple):
     """How a pass is cut: a tile of what is kept, blocks of what is summed over, and shares of it.
 
     Results depend on ``inner``, ``chunk`` and ``shares`` by the order of their sums, so none of
-    them depends on what is wanted. ``target`` is how many programs fill the device.
+    them depends on what is wanted.
     """
 
     outer: int
@@ -109,8 +121,7 @@ class Plan(NamedTuple):
     shares: int
     share_size: int
     warps: int
-    beside_outer: int
-    target: int
+    device: Facts
 
     def programs(self, size: int, B: int) -> tuple[int]:
         """The grid of programs for ``size`` of what is kept, in each of B grids."""
@@ -118,24 +129,27 @@ class Plan(NamedTuple):
 
     def beside(self) -> Plan:
         """For kernels that run beside a pass and hold more of each pair: a smaller tile."""
-        return self._replace(outer=self.beside_outer)
+        return self if self.device.interpreted else self._replace(outer=max(self.outer // 4, 1))
 
     def turns(self, size: int, summed: int, B: int) -> int:
         """Programs a grid that take turns with what comes of a tile or many, cut in any shares."""
         most = -(-size // self.outer) * -(-summed // self.inner)
-        return max(1, min(self.target // B, most))
+        return max(1, min(self.device.programs // B, most))
 
-    def merging(self) -> dict[str, int]:
-        """Of what is kept, and of its shares, how many a program merges at once."""
-        across = min(_power_of_two(self.shares), _MERGED // 2)
-        return {"BLOCK": min(_MERGED // across, _BLOCK), "BLOCK_S": across}
+    def merging(self, size: int) -> dict[str, int]:
+        """Of ``size`` and of its shares, how many a program merges at once."""
+        across = next(x for x in _ACROSS if self.shares <= x or x == _ACROSS[-1])
+        return {"BLOCK": self._block(size, across), "BLOCK_S": across}
 
+    def merging_any(self, size: int) -> dict[str, int]:
+        """The same where it is not known into how many shares :meth:`turns` cut."""
+        across = _ACROSS[1]
+        return {"BLOCK": self._block(size, across), "BLOCK_S": across}
 
-class Facts(NamedTuple):
-    """What a plan asks of the device."""
-
-    interpreted: bool
-    multiprocessors: int
+    def _block(self, size: int, across: int) -> int:
+        if self.device.interpreted:
+            return min(_INTERPRETED_PAIRS // across, _power_of_two(size))
+        return min(_MERGED // across, 32 * _WARPS)
 
 
 @functools.cache
@@ -151,8 +165,8 @@ def facts(device: torch.device) -> Facts:
 _WARPS, _CHUNK, _UNROLL = 4, 128, 4
 # In the interpreter an operation takes as long for any tile of up to about this many pairs.
 _INTERPRETED_PAIRS, _INTERPRETED_CHUNK = 1 << 15, 4
-# Numbers that a program merges at once, and what it takes of those without shares.
-_MERGED, _BLOCK = 512, 128
+# Numbers that a program merges at once, and of how many shares: few numbers, for each is compiled.
+_MERGED, _ACROSS = 512, (1, 16, 256)
 # Programs worth having: enough for every multiprocessor to hold its fill, a few times over.
 _WAVES = 8
 
@@ -199,10 +213,10 @@ def plan(shape: Shape, device: Facts, *, columns: bool = False) -> Plan:
     inner = min(inner, _power_of_two(summed))
     outer = min(pairs // inner, _power_of_two(kept))
     tiles = -(-kept // outer) * max(shape.B, 1)
-    target = 3 if device.interpreted else _WAVES * device.multiprocessors
     blocks = -(-summed // inner)
-    shares = max(1, min(target // max(tiles, 1), blocks // (1 if device.interpreted else 4)))
+    shares = max(
+        1, min(device.programs // max(tiles, 1), blocks // (1 if device.interpreted else 4))
+    )
     share_size = -(-blocks // shares) * inner
     shares = -(-summed // share_size)
-    beside = outer if device.interpreted else max(outer // 4, 1)
-    return Plan(outer, inner, chunk, _UNROLL, shares, share_size, _WARPS, beside, target)
+    return Plan(outer, inner, chunk, _UNROLL, shares, share_size, _WARPS, device)

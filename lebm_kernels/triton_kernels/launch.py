@@ -28,8 +28,6 @@ from lebm_kernels.triton_kernels.weights import weights_kernel
 
 # No product is fused with a sum but by an explicit fma: see pairs.py.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
-# Of hot queries, and of their shares, how many a program merges at once.
-HOT_MERGING = {"BLOCK": 16, "BLOCK_S": 32}
 
 
 class Outputs(NamedTuple):
@@ -123,7 +121,7 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
         torch.empty((B, M), **double),
         torch.empty((3, B, slots), **double),
     )
-    merging = cut.merging()
+    merging = cut.merging(B * M)
     merges = (-(-B * M // merging["BLOCK"]),)
     finish_kernel[merges](
         a, partial, hot, outputs, B, M, N, D, cut.shares, HAS=has, WANT=want, **merging, **options
@@ -131,9 +129,10 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
     hot_kernel[(B * turns,)](
         a, hot, out.state, M, N, D, turns, slots, HAS=has, WANT=want, LOW=shape.low, **blocks
     )
-    tiles = -(-M // HOT_MERGING["BLOCK"])
+    of_hot = beside.merging_any(M)
+    tiles = -(-M // of_hot["BLOCK"])
     hot_finish_kernel[(B * tiles,)](
-        a, hot, outputs, M, N, turns, slots, tiles, WANT=want, **HOT_MERGING, **blocks
+        a, hot, outputs, M, N, turns, slots, tiles, WANT=want, **of_hot, **blocks
     )
     if out.index is not None:
         energy = out.free_energy.new_empty((cut.shares, B, M))
@@ -171,7 +170,7 @@ def _launch_columns(
     programs = cut.programs(N, B)
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
     blocks: dict[str, Any] = {"BLOCK_M": cut.inner, "BLOCK_N": cut.outer, **options}
-    merging = cut.merging()
+    merging = cut.merging(B * N)
     merges = (-(-B * N // merging["BLOCK"]),)
     want = (out.decoded is not None) * DECODED.value
     want += (out.latent_energy is not None) * ENERGIES.value

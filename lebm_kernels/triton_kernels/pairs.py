@@ -102,11 +102,12 @@ def tile_energy(
 ):
     """Start + sum_d d^2 of a tile, any D; the pointers are to the first dimension, D contiguous.
 
-    For D <= 4 its bits are those of :func:`energy_from`.
+    For D <= 4 its bits are those of :func:`energy_from`. Beyond, the start comes last: were it
+    large, each of the many sums would be rounded as it is.
     """
     dtype = decoded_at.dtype.element_ty
     energy = tl.zeros((shape_0, shape_1), dtype)
-    part = energy + start
+    part = energy + tl.where(D <= 4, start, 0.0)
     for first in range(0, D, SLAB):
         for i in range(first, tl.minimum(first + SLAB, D)):
             s = 1.0
@@ -116,7 +117,7 @@ def tile_energy(
             part = tl.fma(d, d, part)
         energy += part
         part = tl.zeros((shape_0, shape_1), dtype)
-    return energy
+    return energy + tl.where(D <= 4, 0.0, start)
 
 
 @triton.jit
