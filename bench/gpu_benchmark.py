@@ -47,6 +47,9 @@ CASES = (
 #: Peers that make and load code of their own. One may end the process that it runs in.
 LOADERS = ("KeOps", "FlashSinkhorn")
 
+#: Seconds that they may take to start.
+MOST_PROBING = 50.0
+
 #: A peer that would hold more than this share of the card's memory is not asked.
 MOST_MEMORY = 0.4
 
@@ -76,14 +79,27 @@ def probe(name: str) -> int:
     return 0
 
 
-def why_it_dies(name: str) -> str:
-    """How a provider ends a process of its own; empty where it does not."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--probe", name]
-    try:
-        status = subprocess.run(command, capture_output=True, timeout=120).returncode
-    except subprocess.TimeoutExpired:
-        return "takes more than two minutes to start"
-    return f"ends its process by {signal.Signals(-status).name}" if status < 0 else ""
+def dead_ones() -> dict[str, str]:
+    """How peers end a process of their own, those that do."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--probe"]
+    tries = {
+        name: subprocess.Popen(
+            [*command, name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for name in LOADERS
+    }
+    end = time.perf_counter() + MOST_PROBING
+    found = {}
+    for name, process in tries.items():
+        try:
+            status = process.wait(max(end - time.perf_counter(), 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            found[name] = f"takes more than {MOST_PROBING:.0f} s to start"
+        else:
+            if status < 0:
+                found[name] = f"ends its process by {signal.Signals(-status).name}"
+    return found
 
 
 def chosen_providers(case: Case) -> list[str]:
@@ -96,8 +112,8 @@ def chosen_providers(case: Case) -> list[str]:
 
 def measure(record: Record, path: Path, seconds: float, console: Console) -> None:
     """Time the cases; the file is written after each, for a run of minutes may be cut short."""
+    record.dead = dead_ones()
     deadline = time.perf_counter() + seconds
-    record.dead = {name: why for name in LOADERS if (why := why_it_dies(name))}
     for name, why in record.dead.items():
         console.print(f"{name} is left out: it {why}", highlight=False)
     for case in CASES:
@@ -197,7 +213,8 @@ def main(arguments: list[str]) -> int:
     console.print(f"limit: {format_pairs(record.limit)}", highlight=False)
     measure(record, options.json, options.seconds, console)
     console.print(table(record))
-    picture(record).savefig(options.json.with_suffix(".png"), dpi=110)
+    if record.rows:
+        picture(record).savefig(options.json.with_suffix(".png"), dpi=110)
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Small problems that call every GPU kernel, for compute-sanitizer to watch."""
+"""Small problems that call every GPU kernel, for compute-sanitizer to watch.
+
+``python bench/gpu_exercise.py [native] [triton]``: of these backends; of both, without a name.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,9 @@ def problem(M: int, N: int, D: int, beta: float, dtype: torch.dtype) -> dict[str
 
 def main() -> int:
     """Call free_energy with its backward, and posterior, on every backend of the GPU's own."""
-    names = [row.name for row in lebm_kernels.backends() if "cuda" in row.devices]
-    for name in [name for name in names if name in ("native", "triton")]:
+    there = [row.name for row in lebm_kernels.backends() if "cuda" in row.devices]
+    names = [name for name in there if name in (sys.argv[1:] or ("native", "triton"))]
+    for name in names:
         for (M, N), D in product(SIZES, DIMENSIONS):
             for beta in BETAS if D in (2, 7) else (2.0,):
                 dtype = torch.float64 if D == 3 else torch.float32

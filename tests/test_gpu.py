@@ -243,7 +243,7 @@ def test_the_models_train_on_a_gpu() -> None:
         loss = model.free_energy(y).mean()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
 
 
