@@ -97,6 +97,18 @@ class LatentModel(nn.Module):
         """
         raise NotImplementedError
 
+    def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """Decode one latent an observation, each at its own condition: ``[M, D]``.
+
+        Args:
+            z: latents, ``[M]`` or ``[M, K]``, of as many dimensions as the grid's.
+            x: conditions, ``[M]``; conditional models only.
+
+        Raises:
+            ValueError: ``x`` is missing from a conditional model or given to another.
+        """
+        raise NotImplementedError
+
     def manifold(self, x: Tensor | None = None) -> Tensor:
         """The decoded grid: ``[N, D]``, or ``[..., N, D]`` for conditions ``x[...]``.
 
@@ -268,21 +280,27 @@ class CircleModel(LatentModel):
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """The scaled circle at angles ``z[N]``: as in :meth:`LatentModel.decode`."""
-        self._check_condition(x)
-        return self.scale(x).unsqueeze(-2) * circle(z.reshape(-1))
+        return self._checked_scale(x).unsqueeze(-2) * circle(z.reshape(-1))
+
+    def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """A point of each one's scaled circle: as in :meth:`LatentModel.decode_each`."""
+        return self._checked_scale(x) * circle(z.reshape(-1))
 
     def _arguments(self, x: Tensor | None) -> dict[str, Any]:
         # The circle needs no gradient and is one for all queries: the radii are a scale.
-        self._check_condition(x)
         return {
             "decoded": self.decoded,
-            "scale": self.scale(x),
+            "scale": self._checked_scale(x),
             "log_weight": self.log_weight,
             "latent_energy": self.latent_energy,
         }
 
     def _each_its_own(self, x: Tensor | None) -> bool:
         return False
+
+    def _checked_scale(self, x: Tensor | None) -> Tensor:
+        self._check_condition(x)
+        return self.scale(x)
 
 
 class Ellipse(CircleModel):
@@ -349,7 +367,8 @@ class DecoderModel(LatentModel):
 
     Args:
         decoder: a module from points ``z[N, K]`` to ``[N, D]``; with a predictor it is called with
-            codes ``[..., dim(f)]`` too, and gives ``[..., N, D]``.
+            codes ``[..., dim(f)]`` too, and gives ``[..., N, D]``. For :meth:`decode_each` it takes
+            points ``[M, 1, K]`` with codes ``[M, dim(f)]`` as well.
         predictor: f, a module from conditions ``x[...]`` to codes ``[..., dim(f)]``; the model is
             conditional if it is given.
         grid: the latent grid; the practicum's 48 angles if absent.
@@ -371,8 +390,18 @@ class DecoderModel(LatentModel):
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """The decoder's points at latents ``z``: as in :meth:`LatentModel.decode`."""
-        self._check_condition(x)
+        return self._decode(z.unsqueeze(-1) if z.dim() == 1 else z, x)
+
+    def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """The decoder's point of each: as in :meth:`LatentModel.decode_each`."""
         points = z.unsqueeze(-1) if z.dim() == 1 else z
+        if self.predictor is None:
+            return self._decode(points, x)
+        # A grid of one point at each condition.
+        return self._decode(points.unsqueeze(-2), x).squeeze(-2)
+
+    def _decode(self, points: Tensor, x: Tensor | None) -> Tensor:
+        self._check_condition(x)
         decoded: Tensor = (
             self.decoder(points)
             if self.predictor is None

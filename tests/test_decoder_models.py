@@ -23,7 +23,7 @@ from lebm_kernels.grids import (
     product_grid,
     sobol_grid,
 )
-from lebm_kernels.models import DecoderModel, Ellipse, Horn, neural_horn
+from lebm_kernels.models import DecoderModel, Ellipse, Horn, LatentModel, neural_horn
 from lebm_kernels.regularisers import L1, L2, LearnedPrior
 
 DOUBLE = torch.float64
@@ -158,6 +158,26 @@ def test_one_condition_is_shared_by_many_queries_and_others_broadcast() -> None:
     torch.testing.assert_close(model.free_energy(y, x, beta=betas), torch.cat(alone))
     batched = model.free_energy(y.reshape(2, 3, 2), x.reshape(2, 3), beta=betas.reshape(2, 3))
     torch.testing.assert_close(batched.reshape(6), torch.cat(alone))
+
+
+@pytest.mark.parametrize("kind", ["ellipse", "horn", "neural horn", "plane"])
+def test_decoding_each_is_decoding_all_and_picking(kind: str) -> None:
+    plane = product_grid(periodic_grid(4), periodic_grid(3))
+    model: LatentModel = {
+        "ellipse": lambda: Ellipse(generator=_generator(0)),
+        "horn": lambda: Horn(generator=_generator(0)),
+        "neural horn": lambda: neural_horn(generator=_generator(0)),
+        "plane": lambda: DecoderModel(NeuralDecoder(2, 3, generator=_generator(0)), grid=plane),
+    }[kind]()
+    model.double()
+    z = _randn(5) if model.grid.dim == 1 else _randn(5, 2)
+    x = torch.rand(5, generator=_generator(1), dtype=DOUBLE) if model.conditional else None
+    each = model.decode_each(z, x)
+    for i in range(5):
+        at = None if x is None else x[i]
+        torch.testing.assert_close(each[i], model.decode(z, at)[i])
+    with pytest.raises(ValueError, match=r"^x (is missing|was given)"):
+        model.decode_each(z, None if model.conditional else torch.zeros(5))
 
 
 def test_gradients_reach_every_parameter() -> None:
