@@ -180,6 +180,24 @@ def test_decoding_each_is_decoding_all_and_picking(kind: str) -> None:
         model.decode_each(z, None if model.conditional else torch.zeros(5))
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+def test_draws_follow_the_posterior(conditional: bool) -> None:
+    grid = interval_grid(0.0, 6.0, 5, dtype=DOUBLE)
+    decoder = NeuralDecoder(code_dim=2 * conditional, hidden=(6,), generator=_generator(0))
+    predictor = HornPredictor(outputs=2, generator=_generator(0)) if conditional else None
+    model = DecoderModel(decoder, predictor, grid=grid, regulariser=L2(0.02)).double()
+    y = _randn(3, 2)
+    x = torch.tensor([0.1, 0.5, 0.9], dtype=DOUBLE) if conditional else None
+    num = 20000
+    index = model.sample_latent(y, x, num_samples=num, beta=0.8, generator=_generator(0))
+    assert index.shape == (3, num)
+    energy = (y[:, None] - model.manifold(x)).square().sum(-1) + 0.02 * grid.z.square()
+    share = (grid.log_weight - 0.8 * energy).softmax(-1)
+    counts = torch.stack([row.bincount(minlength=5) for row in index])
+    statistic = ((counts - num * share).square() / (num * share)).sum(1)
+    assert (statistic < 23.5).all()  # chi-squared of 4 degrees: 1e-4 beyond
+
+
 def test_gradients_reach_every_parameter() -> None:
     grid = product_grid(periodic_grid(4, dtype=DOUBLE), periodic_grid(3, dtype=DOUBLE))
     decoder = NeuralDecoder(2, 2, code_dim=3, hidden=(5, 4), generator=_generator(0))
