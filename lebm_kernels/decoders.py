@@ -170,7 +170,7 @@ class NeuralDecoder(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, z: Tensor, code: Tensor | None = None) -> Tensor:
-        """Decode points ``z[N, K]`` at codes ``[..., dim(f)]`` to ``[..., N, D]``.
+        """Decode points ``z[..., N, K]`` at codes ``[..., dim(f)]`` to ``[..., N, D]``.
 
         Raises:
             ValueError: ``code`` is missing from a decoder that takes one, or given to another.

@@ -22,7 +22,7 @@ from lebm_kernels.decoders import (
     NeuralDecoder,
     circle,
 )
-from lebm_kernels.functional import free_energy, posterior
+from lebm_kernels.functional import free_energy, posterior, sample_latent
 from lebm_kernels.grids import LatentGrid, periodic_grid
 from lebm_kernels.reference import Posterior
 
@@ -199,6 +199,40 @@ class LatentModel(nn.Module):
             relative_entropy.squeeze(-1),
             index.squeeze(-1),
         )
+
+    def sample_latent(
+        self,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        num_samples: int,
+        beta: float | Tensor = 1.0,
+        generator: torch.Generator | None = None,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Draw latents of the grid from each posterior: indices ``[..., M, num_samples]``.
+
+        Args:
+            y: observations, ``[..., M, D]``.
+            x: the condition of each, as in :meth:`free_energy`.
+            num_samples: how many draws an observation, at least 0.
+            beta: inverse temperature, as in :meth:`free_energy`.
+            generator: source of the draws, on y's device; the global generator if absent.
+            backend: as in :func:`lebm_kernels.free_energy`.
+
+        Raises:
+            ValueError: ``x`` is missing from a conditional model or given to another.
+        """
+        options: dict[str, Any] = {
+            "num_samples": num_samples,
+            "generator": generator,
+            "backend": backend,
+        }
+        if not self._each_its_own(x):
+            return sample_latent(y, beta=beta, **self._arguments(x), **options)
+        beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
+        found = sample_latent(y.unsqueeze(-2), beta=beta, **self._arguments(x), **options)
+        return found.squeeze(-2)
 
     def log_density(
         self,

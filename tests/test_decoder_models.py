@@ -23,7 +23,7 @@ from lebm_kernels.grids import (
     product_grid,
     sobol_grid,
 )
-from lebm_kernels.models import DecoderModel, Ellipse, Horn, neural_horn
+from lebm_kernels.models import DecoderModel, Ellipse, Horn, LatentModel, neural_horn
 from lebm_kernels.regularisers import L1, L2, LearnedPrior
 
 DOUBLE = torch.float64
@@ -158,6 +158,44 @@ def test_one_condition_is_shared_by_many_queries_and_others_broadcast() -> None:
     torch.testing.assert_close(model.free_energy(y, x, beta=betas), torch.cat(alone))
     batched = model.free_energy(y.reshape(2, 3, 2), x.reshape(2, 3), beta=betas.reshape(2, 3))
     torch.testing.assert_close(batched.reshape(6), torch.cat(alone))
+
+
+@pytest.mark.parametrize("kind", ["ellipse", "horn", "neural horn", "plane"])
+def test_decoding_each_is_decoding_all_and_picking(kind: str) -> None:
+    plane = product_grid(periodic_grid(4), periodic_grid(3))
+    model: LatentModel = {
+        "ellipse": lambda: Ellipse(generator=_generator(0)),
+        "horn": lambda: Horn(generator=_generator(0)),
+        "neural horn": lambda: neural_horn(generator=_generator(0)),
+        "plane": lambda: DecoderModel(NeuralDecoder(2, 3, generator=_generator(0)), grid=plane),
+    }[kind]()
+    model.double()
+    z = _randn(5) if model.grid.dim == 1 else _randn(5, 2)
+    x = torch.rand(5, generator=_generator(1), dtype=DOUBLE) if model.conditional else None
+    each = model.decode_each(z, x)
+    for i in range(5):
+        at = None if x is None else x[i]
+        torch.testing.assert_close(each[i], model.decode(z, at)[i])
+    with pytest.raises(ValueError, match=r"^x (is missing|was given)"):
+        model.decode_each(z, None if model.conditional else torch.zeros(5))
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_draws_follow_the_posterior(conditional: bool) -> None:
+    grid = interval_grid(0.0, 6.0, 5, dtype=DOUBLE)
+    decoder = NeuralDecoder(code_dim=2 * conditional, hidden=(6,), generator=_generator(0))
+    predictor = HornPredictor(outputs=2, generator=_generator(0)) if conditional else None
+    model = DecoderModel(decoder, predictor, grid=grid, regulariser=L2(0.02)).double()
+    y = _randn(3, 2)
+    x = torch.tensor([0.1, 0.5, 0.9], dtype=DOUBLE) if conditional else None
+    num = 20000
+    index = model.sample_latent(y, x, num_samples=num, beta=0.8, generator=_generator(0))
+    assert index.shape == (3, num)
+    energy = (y[:, None] - model.manifold(x)).square().sum(-1) + 0.02 * grid.z.square()
+    share = (grid.log_weight - 0.8 * energy).softmax(-1)
+    counts = torch.stack([row.bincount(minlength=5) for row in index])
+    statistic = ((counts - num * share).square() / (num * share)).sum(1)
+    assert (statistic < 23.5).all()  # chi-squared of 4 degrees: 1e-4 beyond
 
 
 def test_gradients_reach_every_parameter() -> None:
