@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.descent import descend
-from lebm_kernels.functional import sample_latent
 from lebm_kernels.models import LatentModel
 
 
@@ -86,7 +85,7 @@ def infer_on_grid(
     z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
     energy = _energy(model, y, z, x)
     never = torch.zeros_like(energy, dtype=torch.bool)
-    return Inference(z, _decode(model, z, x), energy, ~never, never)
+    return Inference(z, model.decode_each(z, x), energy, ~never, never)
 
 
 def infer(
@@ -135,7 +134,7 @@ def infer(
 
     found = descend(function, first, method=method, max_steps=max_steps, tol=tol)
     with torch.no_grad():
-        restored = _decode(model, found.point, x)
+        restored = model.decode_each(found.point, x)
     # Within a convex basin no point is lower by more than slope times distance; two energies
     # differ by their rounding too.
     apart = (found.point - best.z).abs().reshape(len(y), -1).sum(1)
@@ -212,18 +211,12 @@ def sample(
             range.
     """
     x = _each(y, x)
-    own = model._each_its_own(x)
-    index = sample_latent(
-        y.unsqueeze(-2) if own else y,
-        beta=beta,
-        num_samples=num_samples,
-        generator=generator,
-        backend=backend,
-        **model._arguments(x),
-    ).view(len(y), num_samples)
+    index = model.sample_latent(
+        y, x, num_samples=num_samples, beta=beta, generator=generator, backend=backend
+    )
     z = model.z[index]
     each = None if x is None else x.repeat_interleave(num_samples)
-    restored = _decode(model, z.flatten(0, 1), each)
+    restored = model.decode_each(z.flatten(0, 1), each)
     return Sample(z, restored.view(len(y), num_samples, y.shape[1]))
 
 
@@ -240,18 +233,9 @@ def _each(y: Tensor, x: Tensor | None) -> Tensor | None:
         raise ValueError(f"x must broadcast to [{len(y)}], got {list(x.shape)}") from error
 
 
-def _decode(model: LatentModel, z: Tensor, x: Tensor | None) -> Tensor:
-    """Decode latents ``z[m, ...]``, each at its own condition ``x[m]``, to ``[m, D]``."""
-    if x is None or len(z) == 0:
-        return model.decode(z, None if x is None else x.new_zeros(()))
-    each = torch.func.vmap(lambda z, x: model.decode(z.unsqueeze(0), x).squeeze(0))
-    decoded: Tensor = each(z, x)
-    return decoded
-
-
 def _energy(model: LatentModel, y: Tensor, z: Tensor, x: Tensor | None) -> Tensor:
     """E ``[m]`` of observations ``y[m, D]`` with a latent ``z[m, ...]`` each."""
-    energy = (y - _decode(model, z, x)).square().sum(-1)
+    energy = (y - model.decode_each(z, x)).square().sum(-1)
     if model.regulariser is None:
         return energy
     # A learned prior is normalised over the grid: the latents stand beside it without weight.
