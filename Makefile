@@ -26,7 +26,7 @@ run: say-run setup ## set up, train the ellipse and the horn, write the figures 
 
 # Triton's kernels run in its interpreter, which a process has on or off. It is slow: `make test` runs
 # the core of the operators' tests on it, `make test-triton` all.
-TRITON := accuracy closed_forms gradients nan ops posterior shapes
+TRITON := accuracy closed_forms gradients nan ops posterior shapes triton_merging
 test: say-test setup ## set up, run all the tests
 	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto -p no:benchmark
 	@$(MAKE) -s test-triton FILES='$(addprefix tests/test_,$(addsuffix .py,$(TRITON)))'

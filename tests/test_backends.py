@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from conftest import status
 
 import lebm_kernels
 from lebm_kernels import backends, free_energy, posterior, sample_latent
-from lebm_kernels.backends import native
+from lebm_kernels.backends import native, triton
 
 NAMES = ["native", "chunked", "triton", "reference"]
 CAN_RUN_NATIVE = native.unavailable("cpu") is None
@@ -125,3 +127,25 @@ def test_a_slip_in_the_environment_is_refused_and_changes_no_backend(backend: st
 def test_public_names() -> None:
     for name in lebm_kernels.__all__:
         assert getattr(lebm_kernels, name).__doc__
+
+
+def test_triton_judges_each_gpu_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    majors = [7, 9]
+
+    def properties(device: Any) -> SimpleNamespace:
+        return SimpleNamespace(name="card", major=majors[torch.device(device).index])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(majors))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(triton, "_FAILURE", None)
+    assert triton.unavailable("cuda") is None  # one of them can
+    on_the_old: Any = SimpleNamespace(y=SimpleNamespace(device=torch.device("cuda", 0)))
+    for call in (
+        lambda: triton.rows(on_the_old, None),
+        lambda: triton.columns(on_the_old, *[None] * 3),
+    ):
+        with pytest.raises(RuntimeError, match=r"cuda:0.*card.*sm_80"):
+            call()
+    majors[1] = 7
+    assert "sm_80" in str(triton.unavailable("cuda"))

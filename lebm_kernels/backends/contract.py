@@ -3,7 +3,8 @@
 A backend is a module with functions over one canonical :class:`Problem`:
 
 ``unavailable(device)``
-    None where it can run on tensors of that device type, otherwise the reason as a sentence.
+    None where it can run on tensors of that device type, otherwise the reason as a sentence. Where
+    devices of a type differ, None if it can run on one; on the others rows() and columns() raise.
 ``describe()``
     How it runs here, in one line; called only where it can run.
 ``rows(problem, want)``

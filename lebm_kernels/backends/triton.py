@@ -33,10 +33,26 @@ def unavailable(device: str) -> str | None:
         return f"it has no kernels for {device}"
     if not torch.cuda.is_available():
         return "no GPU is visible"
-    properties = torch.cuda.get_device_properties(0)
+    # torch.compile cannot trace the count; what runs judges the device that it runs on.
+    if torch.compiler.is_compiling():
+        return None
+    why = [_too_old(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+    return None if None in why else why[0]
+
+
+def _too_old(device: torch.device) -> str | None:
+    """Why it cannot run on that very GPU, or None."""
+    properties = torch.cuda.get_device_properties(device)
     if properties.major < 8:
         return f"{properties.name} is older than the sm_80 that Triton compiles for"
     return None
+
+
+def _require(device: torch.device) -> None:
+    """Of several GPUs, one may be too old."""
+    reason = _too_old(device) if device.type == "cuda" else None
+    if reason is not None:
+        raise RuntimeError(f"backend 'triton' cannot run on {device}: {reason}")
 
 
 def describe() -> str:
@@ -56,7 +72,8 @@ def _running() -> Iterator[None]:
 
 
 def rows(problem: Problem, want: RowWants) -> Rows:
-    """See :mod:`lebm_kernels.backends.contract`."""
+    """See :mod:`lebm_kernels.backends.contract`; RuntimeError where the GPU is too old."""
+    _require(problem.y.device)
     from lebm_kernels.triton_kernels import launch
 
     with _running():
@@ -64,7 +81,8 @@ def rows(problem: Problem, want: RowWants) -> Rows:
 
 
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
-    """See :mod:`lebm_kernels.backends.contract`."""
+    """See :mod:`lebm_kernels.backends.contract`; RuntimeError where the GPU is too old."""
+    _require(problem.y.device)
     from lebm_kernels.triton_kernels import launch
 
     with _running():

@@ -121,7 +121,7 @@ def finish_kernel(
     )
     # In whatever order the programs come: what is found of a query does not depend on its number.
     mine = inside & is_hot
-    number = tl.atomic_add(hot.count_ptr + grid, 1, mask=mine)
+    number = tl.atomic_add(hot.count_ptr + grid, 1, mask=mine, sem="relaxed")
     tl.store(hot.query_ptr + grid * M + number, place, mask=mine)
     cold = beta == float("inf")
     gap = tl.where(cold, 0.0, -log_sum / beta)
