@@ -86,7 +86,7 @@ __device__ __forceinline__ void add_queries(
   for (int start = first; start < count; start += kChunk * step) {
     // A whole chunk's loop has a fixed length.
     if (!kCareful && !kHasWeightGrad && count - start > (kChunk - 1) * step) {
-#pragma unroll 4
+#pragma unroll 2
       for (int i = 0; i < kChunk; ++i) add_query(queries[start + i * step]);
     } else {
       const int end = min(start + kChunk * step, count);

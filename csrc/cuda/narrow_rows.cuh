@@ -205,7 +205,7 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
   // A whole chunk's loop has a fixed length.
   constexpr int kWhole = kChunk / Layout<T, kD, kHasExtras>::kGroup;
   if (last - first > (kWhole - 1) * step) {
-#pragma unroll(kQueries > 1 ? 4 : 8)
+#pragma unroll(kQueries > 1 ? kWhole : 8)
     for (int i = 0; i < kWhole; ++i) add_group(groups[i * step]);
   } else {
     for (int i = 0; i < last - first; i += step) add_group(groups[i]);
