@@ -16,7 +16,7 @@ import lebm_kernels
 from lebm_kernels import backends, free_energy, posterior, sample_latent
 from lebm_kernels.backends import native, triton
 
-NAMES = ["native", "chunked", "triton", "reference"]
+NAMES = ["native", "triton", "chunked", "reference"]
 CAN_RUN_NATIVE = native.unavailable("cpu") is None
 
 

@@ -14,12 +14,11 @@ import torch
 
 from lebm_kernels.backends import chunked, native, reference, triton
 
-# In order of preference: ``backend=None`` takes the first that can run. Triton's place is before
-# chunked, once its tests have passed on a card and not only in the interpreter.
+# In order of preference: ``backend=None`` takes the first that can run.
 _TABLE: dict[str, ModuleType] = {
     "native": native,
-    "chunked": chunked,
     "triton": triton,
+    "chunked": chunked,
     "reference": reference,
 }
 
