@@ -30,6 +30,7 @@ __host__ __device__ inline int threads_for(int64_t count, int a_thread) {
 // kResident blocks and more, and all of them as many.
 inline int64_t splits_for(int64_t blocks, int64_t size, int64_t least, int64_t overhead,
                           int multiprocessors) {
+  if (multiprocessors < 1) return 1;
   constexpr int64_t kResident = 8;
   const int64_t fewest = max(kResident * multiprocessors / max(blocks, int64_t(1)), int64_t(1));
   const int64_t most = max(min(2 * fewest, size / least), int64_t(1));
