@@ -19,6 +19,10 @@ DATA = "#0072B2"
 MANIFOLD = "#D55E00"
 COLOR_MAP = "cividis"
 
+# Letters with a combining caron: mathtext sets its own \check beside the letter.
+Y_CHECK = "y\u030c"
+Z_CHECK = "z\u030c"
+
 #: Points of a curve over a full turn of the latent.
 CURVE_POINTS = 241
 

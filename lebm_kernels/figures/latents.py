@@ -15,6 +15,8 @@ from lebm_kernels.figures.drawing import (
     CURVE_POINTS,
     DATA,
     MANIFOLD,
+    Y_CHECK,
+    Z_CHECK,
     angle_ticks,
     beta_name,
     legend_below,
@@ -54,15 +56,16 @@ def energy_curves_figure(model: LatentModel, data: Dataset) -> Figure:
     for i, axes in enumerate(panels[: len(data)]):
         axes.plot(z, energy[i], color=DATA, label="$E(y, z)$")
         least = (float(best.z[i]), float(best.energy[i]))
-        label = r"$\check{z}$ of least energy, $F_\infty(y) = E(y, \check{z})$"
+        label = rf"${Z_CHECK}$ of least energy: $F_\infty(y) = E(y, {Z_CHECK})$"
         axes.plot(*least, "X", color=MANIFOLD, ms=7, mec="white", mew=0.5, label=label)
         axes.set_title(rf"$Y[{i}]$: $F_\infty$ = {least[1]:.2g}", fontsize="medium")
         axes.set_xticks(*angle_ticks())
-        axes.set_ylim(bottom=-0.4)
         axes.grid(alpha=0.3)
     for axes in panels[len(data) :]:
         axes.remove()
-    figure.supxlabel("latent $z$ (rad)")
+    panels[0].set_ylim(0.0, 1.08 * float(energy.max()))
+    for axes in panels[max(len(data) - _COLUMNS, 0) : len(data)]:
+        axes.set_xlabel("$z$ (rad)")
     figure.supylabel("energy $E(y, z)$")
     figure.suptitle(f"Energy of {len(data)} observations by latent")
     legend_below(figure, panels[0])
@@ -89,9 +92,9 @@ def restored_figure(model: LatentModel, y: Tensor) -> Figure:
     axes.plot(*y.cpu().unbind(1), ".", color=DATA, ms=4, label="$y$")
     curve = manifold_curve(model)
     axes.plot(curve[:, 0], curve[:, 1], color=MANIFOLD, lw=1.0, label="manifold")
-    label = r"$\check{y} = g(\check{z})$"
+    label = f"${Y_CHECK} = g({Z_CHECK})$"
     axes.plot(*restored.unbind(1), "o", color=MANIFOLD, ms=4, label=label)
-    plane_axes(axes, rf"The nearest decoded point $\check{{y}}$ of {len(y)} points $y$")
+    plane_axes(axes, f"The nearest decoded point ${Y_CHECK}$ of {len(y)} points $y$")
     legend_below(figure, axes)
     return figure
 
@@ -143,8 +146,8 @@ def pulls_figure(
     """Which way the observations pull the manifold: the posterior's average of the arrows.
 
     For one observation the arrows from the decoded latents are drawn, coloured by the posterior p,
-    which weights them; for each other, from the posterior's mean of the decoded points, so that
-    the arrow is their average. It is half of dF/dy.
+    which weights them. For every one there is the arrow from the posterior's mean of the decoded
+    points, heavy for the chosen one: the average of the others, and half of dF/dy.
 
     Args:
         panels: title, unconditional model and inverse temperature of each panel, two a row.
@@ -155,7 +158,7 @@ def pulls_figure(
         ValueError: a model is conditional.
     """
     rows = -(-len(panels) // 2)
-    figure = new_figure(11.0, 4.3 * rows + 0.6)
+    figure = new_figure(11.0, 3.7 * rows + 0.6)
     first: Any = None
     shown: Any = None
     every = []
@@ -196,7 +199,8 @@ def _draw_pulls(axes: Any, model: LatentModel, beta: float, data: Dataset, chose
     axes.plot(curve[:, 0], curve[:, 1], color=MANIFOLD, lw=1.0, label="manifold")
     axes.plot(*decoded.unbind(1), ".", color=MANIFOLD, ms=4)
     axes.quiver(*mean.unbind(1), *(y - mean).unbind(1), color=DATA, width=0.004, **style)
-    label = r"$\tilde{y} = \sum_z p(z)\,g(z)$, where the average arrow starts"
+    axes.quiver(*mean[chosen], *(y - mean)[chosen], color=MANIFOLD, width=0.008, **style)
+    label = r"$\sum_z p(z)\,g(z)$, where the average arrow starts"
     axes.plot(*mean.unbind(1), "x", color="black", ms=5, label=label)
     axes.plot(*y.unbind(1), "o", ms=5, mfc="white", mec=DATA, label="observations")
     axes.plot(*y[chosen], "P", ms=10, color=DATA, mec="white", label=f"$Y[{chosen}]$")

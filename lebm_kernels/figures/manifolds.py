@@ -88,7 +88,7 @@ def horn_data_figure(data: Dataset) -> Figure:
         y = (radii * circle(angle)).unbind(1)
         label = "without noise" if x == 0.0 else None
         axes.plot(torch.full_like(angle, x), *y, color="black", lw=1.0, label=label)
-    _horn_axes(axes)
+    _horn_axes(axes, zoom=1.25)
     axes.set_title(f"Horn: {len(data)} observations $y$ by condition $x$")
     legend_below(figure, axes)
     return figure
@@ -123,8 +123,9 @@ def horn_points_figure(
             y[:, 0],
             y[:, 1],
             c=z,
-            s=4,
-            lw=0,
+            s=6,
+            lw=0.15,
+            edgecolors="0.35",
             cmap="twilight_shifted",
             vmin=0.0,
             vmax=2.0 * math.pi,
@@ -140,7 +141,7 @@ def horn_points_figure(
     places, names = angle_ticks()
     bar.set_ticks(places, labels=names)
     name = type(trained).__name__
-    figure.suptitle(f"{name}: manifold at {sections} conditions x {len(trained.z)} latents")
+    figure.suptitle(f"{name}: manifold at {sections} conditions $\\times$ {len(trained.z)} latents")
     return figure
 
 
@@ -171,13 +172,13 @@ def _draw_horn(axes: Any, model: LatentModel, data: Dataset) -> None:
     _horn_axes(axes)
 
 
-def _horn_axes(axes: Any) -> None:
+def _horn_axes(axes: Any, zoom: float = 1.05) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set(xlabel="$x$", ylabel="$y_1$", zlabel="$y_2$")
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_major_locator(MaxNLocator(4))
-    axes.set_box_aspect((1.5, 1.0, 1.0), zoom=1.05)
+    axes.set_box_aspect((1.5, 1.0, 1.0), zoom=zoom)
     axes.view_init(elev=18, azim=-62)
 
 

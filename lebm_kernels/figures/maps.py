@@ -14,6 +14,7 @@ from lebm_kernels.figures.drawing import (
     COLOR_MAP,
     DATA,
     MANIFOLD,
+    Y_CHECK,
     as_condition,
     beta_name,
     manifold_curve,
@@ -98,21 +99,23 @@ def gradient_figure(model: LatentModel, y: Tensor) -> Figure:
     filled = _fill(axes, model, sides, math.inf)
     query = y.to(model.z, copy=True).requires_grad_()
     (grad,) = torch.autograd.grad(model.free_energy(query).sum(), query)
-    # An arrow is an eighth of its gradient long, a quarter of the way to the manifold: none
-    # crosses its neighbours.
+    # An arrow is two elevenths as long as the way to the manifold, which it leads away from. The
+    # outline shows it on the yellow too.
     arrows = axes.quiver(
         *y.cpu().unbind(1),
         *grad.cpu().unbind(1),
         angles="xy",
         scale_units="xy",
-        scale=8.0,
-        width=0.0022,
+        scale=11.0,
+        width=0.003,
         color="white",
+        edgecolor="0.2",
+        linewidth=0.4,
     )
     curve = manifold_curve(model)
     axes.plot(curve[:, 0], curve[:, 1], color=MANIFOLD, lw=2.0, label="manifold")
     _color_bar(figure, axes, filled, r"free energy $F_\infty(y)$")
-    plane_axes(axes, r"$F_\infty$ and its gradient $2\,(y - \check{y})$")
+    plane_axes(axes, rf"$F_\infty$ and its gradient $2\,(y - {Y_CHECK})$")
     label = r"$|\partial F_\infty / \partial y| = 4$"
     axes.quiverkey(arrows, 0.08, 1.04, 4.0, label, labelpos="E", color="black")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)

@@ -78,7 +78,7 @@ def sections_figure(
     from matplotlib import colormaps
 
     # Light yellow could not be seen on white.
-    colors = colormaps["cividis"](torch.linspace(0.0, 0.85, len(betas)).numpy())
+    colors = colormaps["cividis"](torch.linspace(0.0, 0.8, len(betas)).numpy())
     figure = new_figure(5.6 * len(panels), 4.8)
     line = torch.linspace(-half, half, _LINE_POINTS)
     for i, (title, model) in enumerate(panels):
@@ -93,7 +93,7 @@ def sections_figure(
     return figure
 
 
-def surface_figure(model: LatentModel, *, half: float = 2.0) -> Figure:
+def surface_figure(model: LatentModel, *, half: float = 1.8) -> Figure:
     """Contours of F at zero temperature over the plane, each at its height.
 
     Args:
@@ -109,16 +109,24 @@ def surface_figure(model: LatentModel, *, half: float = 2.0) -> Figure:
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
     value = _values(model, plane.flatten(0, 1), math.inf).reshape(plane.shape[:-1])
     # Contours above the hot ones would only hide them.
-    levels = torch.linspace(0.0, 2.0 * _HOT, 41)[1:].tolist()
+    top = 1.2 * _HOT
+    levels = torch.linspace(0.0, top, 31)[1:].tolist()
+    axes.computed_zorder = False  # it would hide the manifold
     lines = axes.contour(
-        *plane.unbind(-1), value, levels=levels, cmap="coolwarm", vmin=0.0, vmax=_HOT
+        *plane.unbind(-1),
+        value,
+        levels=levels,
+        cmap="coolwarm",
+        vmin=0.0,
+        vmax=_HOT,
+        linewidths=1.0,
     )
     curve = manifold_curve(model)
     zero = torch.zeros(len(curve))
-    axes.plot(curve[:, 0], curve[:, 1], zero, color="black", lw=1.5, label="manifold")
-    axes.set(xlabel="$y_1$", ylabel="$y_2$", zlabel=r"$F_\infty(y)$", zlim=(0.0, 2.0 * _HOT))
+    axes.plot(*curve.unbind(1), zero, color="black", lw=2.0, zorder=10, label="manifold")
+    axes.set(xlabel="$y_1$", ylabel="$y_2$", zlabel=r"$F_\infty(y)$", zlim=(0.0, top))
     axes.set_title(r"Contours of $F_\infty$")
-    axes.view_init(elev=35, azim=-60)
+    axes.view_init(elev=58, azim=-60)
     from matplotlib.cm import ScalarMappable
 
     colors = ScalarMappable(lines.norm, lines.cmap)
