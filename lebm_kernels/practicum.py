@@ -50,18 +50,24 @@ class Trained:
 
     Attributes:
         untrained: the model before training.
-        model: the trained model.
-        data: what it was trained on.
+        data: what it is trained on.
+
+    Raises:
+        ValueError: the seed or a changed field is out of range.
     """
 
     untrained: LatentModel
-    model: LatentModel
     data: Dataset
 
     def __init__(self, recipe: str, seed: int, **changes: Any) -> None:
-        self.model, self.data, config = RECIPES[recipe].start(seed, **changes)
-        self.untrained = copy.deepcopy(self.model)
-        train(self.model, self.data, config, progress=False)
+        self.untrained, self.data, self._config = RECIPES[recipe].start(seed, **changes)
+
+    @cached_property
+    def model(self) -> LatentModel:
+        """The trained model."""
+        model = copy.deepcopy(self.untrained)
+        train(model, self.data, self._config, progress=False)
+        return model
 
 
 @dataclass

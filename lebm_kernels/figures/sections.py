@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LINE_POINTS = 401
 _SURFACE_POINTS = 121
+_CONTOURS = 30
 
 #: F at zero temperature as the practicum names it: cold, warm, and hot from here on.
 _WARM, _HOT = 0.5, 1.0
@@ -93,7 +94,7 @@ def sections_figure(
     return figure
 
 
-def surface_figure(model: LatentModel, *, half: float = 1.8) -> Figure:
+def surface_figure(model: LatentModel, *, half: float = 2.25) -> Figure:
     """Contours of F at zero temperature over the plane, each at its height.
 
     Args:
@@ -110,7 +111,7 @@ def surface_figure(model: LatentModel, *, half: float = 1.8) -> Figure:
     value = _values(model, plane.flatten(0, 1), math.inf).reshape(plane.shape[:-1])
     # Contours above the hot ones would only hide them.
     top = 1.2 * _HOT
-    levels = torch.linspace(0.0, top, 31)[1:].tolist()
+    levels = (torch.arange(1, _CONTOURS + 1).double() * (top / _CONTOURS)).tolist()
     axes.computed_zorder = False  # it would hide the manifold
     lines = axes.contour(
         *plane.unbind(-1),
@@ -125,8 +126,10 @@ def surface_figure(model: LatentModel, *, half: float = 1.8) -> Figure:
     zero = torch.zeros(len(curve))
     axes.plot(*curve.unbind(1), zero, color="black", lw=2.0, zorder=10, label="manifold")
     axes.set(xlabel="$y_1$", ylabel="$y_2$", zlabel=r"$F_\infty(y)$", zlim=(0.0, top))
+    axes.set_zticks([0.0, _WARM, _HOT])
     axes.set_title(r"Contours of $F_\infty$")
-    axes.view_init(elev=58, azim=-60)
+    axes.set_box_aspect((1.0, 1.0, 0.4), zoom=0.95)
+    axes.view_init(elev=56, azim=-60)
     from matplotlib.cm import ScalarMappable
 
     colors = ScalarMappable(lines.norm, lines.cmap)
