@@ -176,6 +176,7 @@ def _horn_axes(axes: Any, zoom: float = 1.05) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set(xlabel="$x$", ylabel="$y_1$", zlabel="$y_2$")
+    axes.patch.set_visible(False)  # it would hide the label of the panel beside it
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_major_locator(MaxNLocator(4))
     axes.set_box_aspect((1.5, 1.0, 1.0), zoom=zoom)
