@@ -13,6 +13,7 @@ from lebm_kernels.figures.drawing import (
     DATA,
     MANIFOLD,
     beta_name,
+    legend_below,
     manifold_curve,
     new_figure,
 )
@@ -31,21 +32,22 @@ _WARM, _HOT = 0.5, 1.0
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 
-def section_figure(model: LatentModel, *, half: float = 1.5) -> Figure:
-    """F at zero temperature along y1 = 0.
+def section_figure(model: LatentModel) -> Figure:
+    """F at zero temperature along y1 = 0, to 1 beyond the manifold.
 
     Args:
         model: unconditional, of observations in the plane; a curve about the origin.
-        half: how far the section goes, positive.
 
     Raises:
         ValueError: the model is conditional.
     """
     figure = new_figure(7.0, 4.6)
     axes = figure.add_subplot()
-    line = torch.linspace(-half, half, _LINE_POINTS)
-    axes.plot(line, _along(model, line, math.inf), color=DATA, label=r"$F_\infty(0, y_2)$")
     crossing = _crossings(model)
+    half = float(crossing.abs().max()) + 1.0
+    line = torch.linspace(-half, half, _LINE_POINTS)
+    value = _along(model, line, math.inf)
+    axes.plot(line, value, color=DATA, label=r"$F_\infty(0, y_2)$")
     label = "where the section meets the manifold"
     axes.plot(crossing, torch.zeros_like(crossing), "o", color=MANIFOLD, label=label)
     origin = float(_along(model, torch.zeros(1), math.inf))
@@ -57,7 +59,9 @@ def section_figure(model: LatentModel, *, half: float = 1.5) -> Figure:
         ha="center",
         arrowprops={"arrowstyle": "->"},
     )
+    axes.set_ylim(top=1.25 * float(value.max()))  # room for what is said of the peak
     _label(axes, r"free energy $F_\infty$", r"Section $y_1 = 0$ at zero temperature")
+    legend_below(figure, axes)
     return figure
 
 
@@ -90,27 +94,29 @@ def sections_figure(
         crossing = _crossings(model)
         axes.plot(crossing, torch.zeros_like(crossing), "o", color=MANIFOLD, label="manifold")
         _label(axes, r"free energy $F_\beta$", title)
+        axes.legend(loc="upper center", fontsize="small")
     figure.suptitle(r"Section $y_1 = 0$ from cold to hot")
     return figure
 
 
-def surface_figure(model: LatentModel, *, half: float = 2.25) -> Figure:
+def surface_figure(model: LatentModel) -> Figure:
     """Contours of F at zero temperature over the plane, each at its height.
 
     Args:
         model: unconditional, of observations in the plane.
-        half: how far the plane goes in each direction, positive.
 
     Raises:
         ValueError: the model is conditional.
     """
     figure = new_figure(7.6, 5.6)
     axes = figure.add_subplot(projection="3d")
+    # Contours above the hot ones would only hide them.
+    top = 1.2 * _HOT
+    curve = manifold_curve(model)
+    half = float(curve.abs().max()) + 1.1 * math.sqrt(top)
     side = torch.linspace(-half, half, _SURFACE_POINTS)
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
     value = _values(model, plane.flatten(0, 1), math.inf).reshape(plane.shape[:-1])
-    # Contours above the hot ones would only hide them.
-    top = 1.2 * _HOT
     levels = (torch.arange(1, _CONTOURS + 1).double() * (top / _CONTOURS)).tolist()
     axes.computed_zorder = False  # it would hide the manifold
     lines = axes.contour(
@@ -122,7 +128,6 @@ def surface_figure(model: LatentModel, *, half: float = 2.25) -> Figure:
         vmax=_HOT,
         linewidths=1.0,
     )
-    curve = manifold_curve(model)
     zero = torch.zeros(len(curve))
     axes.plot(*curve.unbind(1), zero, color="black", lw=2.0, zorder=10, label="manifold")
     axes.set(xlabel="$y_1$", ylabel="$y_2$", zlabel=r"$F_\infty(y)$", zlim=(0.0, top))
@@ -162,4 +167,3 @@ def _crossings(model: LatentModel) -> Tensor:
 def _label(axes: Any, ylabel: str, title: str) -> None:
     axes.set(xlabel="$y_2$ at $y_1 = 0$", ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper center", fontsize="small")
