@@ -1,4 +1,4 @@
-"""The command line, ``lebm``: what runs here, training, and a demonstration of both.
+"""The command line, ``lebm``: what runs here, training, figures, and a demonstration of all.
 
 A mistake of the user's is answered by one line that names the option, and exit code 2.
 """
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from lebm_kernels.datasets import Dataset
     from lebm_kernels.models import LatentModel
     from lebm_kernels.training import TrainResult
-
-#: The temperature of warm training in the demonstration: the practicum's.
-WARM_BETA = 1.0
 
 _FINE_GRID = 1536
 
@@ -234,6 +231,7 @@ def demo(
 ) -> None:
     """Train both models cold and warm, draw them, time the operation, check its gradients."""
     from lebm_kernels.figures import cold_and_warm_figure
+    from lebm_kernels.practicum import WARM_BETA
 
     start = time.perf_counter()
     folder = _folder(output)
@@ -332,6 +330,45 @@ def show(what: Annotated[Shown, typer.Argument(help="What goes wrong.")]) -> Non
     with _one_thread():
         table = _memorising_table() if what == Shown.memorising else _collapsing_table()
     console.print(table)
+
+
+class Drawn(str, Enum):
+    """The practicum's figures, as the command line spells them."""
+
+    energies = "energies"
+    restored = "restored"
+    gradient = "gradient"
+    surface = "surface"
+    section = "section"
+    likelihood = "likelihood"
+    sections = "sections"
+    pulls = "pulls"
+    horn_data = "horn-data"
+    horn = "horn"
+
+
+@app.command()
+def figures(
+    names: Annotated[
+        list[Drawn] | None, typer.Argument(help="Which figures.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the data, the start and the order.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder for the figures.")
+    ] = Path("out/practicum"),
+) -> None:
+    """Draw the practicum's figures from models trained on the spot, in PNG and in SVG."""
+    from lebm_kernels.practicum import FIGURES, Practicum
+
+    start = time.perf_counter()
+    folder = _folder(output)
+    run = Practicum(seed)
+    for name in names or Drawn:
+        with _errors_by_option(), _one_thread(), console.status(f"drawing {name.value}"):
+            figure = FIGURES[name.value](run)
+        for suffix in ("png", "svg"):
+            _save(figure, folder / f"{name.value}.{suffix}")
+    console.print(f"lebm figures took {time.perf_counter() - start:.0f} s", highlight=False)
 
 
 def _memorising_table() -> Table:
@@ -464,7 +501,11 @@ def _maps(run: _Trained) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path)
+    from matplotlib import rc_context
+
+    # Without a date and with a salt of ours, an SVG is a function of what it shows.
+    with rc_context({"svg.hashsalt": "lebm"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 

@@ -133,6 +133,49 @@ def test_show_prints_what_was_seen(monkeypatch):
     assert words[-6:] == ["0.5", "0.125", "0.0000,", "1.2500", "yes,", "no"]
 
 
+def test_figures_writes_those_that_are_named_in_two_formats_and_the_same_again(tmp_path):
+    for folder, names in (("first", ["section", "restored"]), ("again", ["section"])):
+        result = lebm("figures", *names, "--out", tmp_path / folder)
+        assert result.exit_code == 0, result.output
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert files == ["restored.png", "restored.svg", "section.png", "section.svg"]
+    for name in files:
+        written = (tmp_path / "first" / name).read_bytes()
+        assert written.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
+        if name.startswith("section"):
+            assert written == (tmp_path / "again" / name).read_bytes()
+
+
+def test_figures_draws_all_from_one_run_with_the_seed(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    from lebm_kernels import practicum
+
+    assert [drawn.value for drawn in cli.Drawn] == list(practicum.FIGURES)
+    runs = []
+
+    def draw(run):
+        runs.append(run)
+        return Figure()
+
+    monkeypatch.setattr(practicum, "FIGURES", dict.fromkeys(practicum.FIGURES, draw))
+    result = lebm("figures", "--seed", 5, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert {path.stem for path in tmp_path.glob("*.svg")} == set(practicum.FIGURES)
+    assert len(runs) == len(practicum.FIGURES)
+    assert all(run is runs[0] and run.seed == 5 for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"), [("--seed", ["section", "--seed", "-1"]), ("names", ["nothing"])]
+)
+def test_figures_names_a_mistake(tmp_path, option, arguments):
+    result = lebm("figures", *arguments, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert option in result.stderr
+
+
 def test_small_work_leaves_the_threads_as_they_were():
     threads = torch.get_num_threads()
     inside = []

@@ -1,0 +1,80 @@
+"""What the figures share: colours, empty figures, the curve of a manifold, names and ticks."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.grids import periodic_grid
+from lebm_kernels.models import LatentModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Of Okabe and Ito's palette, told apart by the colour-blind and in grey.
+DATA = "#0072B2"
+MANIFOLD = "#D55E00"
+COLOR_MAP = "cividis"
+
+# Letters with a combining caron: mathtext sets its own \check beside the letter.
+Y_CHECK = "y\u030c"
+Z_CHECK = "z\u030c"
+
+#: Points of a curve over a full turn of the latent.
+CURVE_POINTS = 241
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that lays itself out."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@torch.no_grad()
+def manifold_curve(model: LatentModel, x: float | None = None) -> Tensor:
+    """The manifold as a smooth closed line, ``[points, 2]``, on the CPU."""
+    points = model.on_grid(periodic_grid(CURVE_POINTS - 1)).manifold(as_condition(model, x)).cpu()
+    return torch.cat([points, points[:1]])
+
+
+def as_condition(model: LatentModel, x: float | None) -> Tensor | None:
+    """The condition as the model takes it."""
+    return None if x is None else torch.as_tensor(x).to(model.z)
+
+
+def beta_name(beta: float) -> str:
+    """An inverse temperature in a title."""
+    return r"$\beta = \infty$" if beta == math.inf else rf"$\beta = {beta:g}$"
+
+
+def tick(value: float, _: object) -> str:
+    """Three digits; the least of a cold map is zero but for the plane's own resolution."""
+    return f"{value:.3g}" if value >= 0.01 else "0"
+
+
+def plane_axes(axes: Any, title: str = "") -> None:
+    """Label axes as the plane of the observations, whose two directions have one scale."""
+    axes.set(title=title, xlabel="$y_1$", ylabel="$y_2$", aspect="equal")
+
+
+def legend_below(figure: Figure, axes: Any) -> None:
+    """One legend for the whole figure, of the marks that these axes have."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=max(len(labels), 1),
+        markerscale=1.5,
+        frameon=False,
+    )
+
+
+def angle_ticks() -> tuple[list[float], list[str]]:
+    """Places and names of ticks over a full turn, in quarters."""
+    names = ["0", r"$\pi/2$", r"$\pi$", r"$3\pi/2$", r"$2\pi$"]
+    return [i * math.pi / 2 for i in range(len(names))], names

@@ -1,0 +1,237 @@
+"""What latents have to do with observations: energies by latent, restored points, and pulls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.datasets import Dataset
+from lebm_kernels.figures.drawing import (
+    COLOR_MAP,
+    CURVE_POINTS,
+    DATA,
+    MANIFOLD,
+    Y_CHECK,
+    Z_CHECK,
+    angle_ticks,
+    beta_name,
+    legend_below,
+    manifold_curve,
+    new_figure,
+    plane_axes,
+)
+from lebm_kernels.functional import softargmin
+from lebm_kernels.inference import infer_on_grid
+from lebm_kernels.models import LatentModel
+from lebm_kernels.reference import energies
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = 6
+
+
+def energy_curves_figure(model: LatentModel, data: Dataset) -> Figure:
+    """E(y, z) of each observation over a full turn of z, with the grid's minimum.
+
+    Args:
+        model: unconditional, with angles for latents.
+        data: the observations, a panel each.
+
+    Raises:
+        ValueError: the model is conditional.
+    """
+    rows = -(-len(data) // _COLUMNS)
+    figure = new_figure(11.0, 1.75 * rows + 0.6)
+    panels = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
+    y = data.to(model.z).y
+    z = torch.linspace(0.0, 2.0 * math.pi, CURVE_POINTS)
+    with torch.no_grad():
+        energy = energies(y, model.decode(z.to(model.z))).cpu()
+    best = infer_on_grid(model, y)
+    for i, axes in enumerate(panels[: len(data)]):
+        axes.plot(z, energy[i], color=DATA, label="$E(y, z)$")
+        least = (float(best.z[i]), float(best.energy[i]))
+        label = rf"${Z_CHECK}$ of least energy: $F_\infty(y) = E(y, {Z_CHECK})$"
+        axes.plot(*least, "X", color=MANIFOLD, ms=7, mec="white", mew=0.5, label=label)
+        axes.set_title(rf"$Y[{i}]$: $F_\infty$ = {least[1]:.2g}", fontsize="medium")
+        axes.set_xticks(*angle_ticks())
+        axes.grid(alpha=0.3)
+    for axes in panels[len(data) :]:
+        axes.remove()
+    panels[0].set_ylim(0.0, 1.08 * float(energy.max()))
+    for axes in panels[max(len(data) - _COLUMNS, 0) : len(data)]:
+        axes.set_xlabel("$z$ (rad)")
+    figure.supylabel("energy $E(y, z)$")
+    figure.suptitle(f"Energy of {len(data)} observations by latent")
+    legend_below(figure, panels[0])
+    return figure
+
+
+def restored_figure(model: LatentModel, y: Tensor) -> Figure:
+    """Points of the plane, each joined to y_check, the point of the grid's manifold nearest to it.
+
+    Args:
+        model: unconditional, of observations in the plane.
+        y: the points, ``[M, 2]``.
+
+    Raises:
+        ValueError: the model is conditional.
+    """
+    from matplotlib.collections import LineCollection
+
+    figure = new_figure(8.2, 5.8)
+    axes = figure.add_subplot()
+    restored = infer_on_grid(model, y.to(model.z)).y.cpu()
+    lines = torch.stack((y.cpu(), restored), dim=1).numpy()
+    axes.add_collection(LineCollection(list(lines), colors="0.6", linewidths=0.6))
+    axes.plot(*y.cpu().unbind(1), ".", color=DATA, ms=4, label="$y$")
+    curve = manifold_curve(model)
+    axes.plot(curve[:, 0], curve[:, 1], color=MANIFOLD, lw=1.0, label="manifold")
+    label = f"${Y_CHECK} = g({Z_CHECK})$"
+    axes.plot(*restored.unbind(1), "o", color=MANIFOLD, ms=4, label=label)
+    plane_axes(axes, f"The nearest decoded point ${Y_CHECK}$ of {len(y)} points $y$")
+    legend_below(figure, axes)
+    return figure
+
+
+def likelihood_figure(
+    model: LatentModel, queries: Sequence[tuple[str, Tensor]], *, beta: float = 1.0
+) -> Figure:
+    """exp(-beta E) of each latent of the grid, around the manifold, for a few observations.
+
+    Args:
+        model: unconditional, of observations in the plane.
+        queries: name and value ``[2]`` of each observation, a panel each.
+        beta: inverse temperature, positive and finite.
+
+    Raises:
+        ValueError: the model is conditional.
+    """
+    figure = new_figure(4.7 * len(queries), 4.4)
+    decoded = model.manifold().detach()
+    curve = manifold_curve(model)
+    first = None
+    for i, (name, y) in enumerate(queries):
+        axes = figure.add_subplot(1, len(queries), i + 1, sharex=first, sharey=first)
+        first = first or axes
+        query = y.to(decoded).unsqueeze(0)
+        value = (-beta * energies(query, decoded)[0]).exp().cpu()
+        axes.plot(curve[:, 0], curve[:, 1], color="0.6", lw=0.8, zorder=1)
+        points = decoded.cpu()
+        # Each panel has its own range, from zero: what counts is how the latents share the sum.
+        shown = axes.scatter(
+            points[:, 0], points[:, 1], c=value, s=34, vmin=0.0, cmap=COLOR_MAP, zorder=2
+        )
+        axes.plot(*y.cpu(), "X", color=MANIFOLD, ms=10, mec="white", label="$y$")
+        factor = "" if beta == 1.0 else rf"{beta:g}\,"
+        label = rf"$\exp(-{factor}E(y, z))$"
+        figure.colorbar(shown, ax=axes, orientation="horizontal", shrink=0.9, label=label)
+        free = model.free_energy(query, beta=beta).item()
+        plane_axes(axes, rf"$y$ = {name}: $F_{{{beta:g}}}$ = {free:.3g}")
+        axes.margins(0.12)
+    figure.suptitle("What each latent adds to the free energy")
+    if first is not None:
+        first.legend(loc="lower left", fontsize="small")
+    return figure
+
+
+def pulls_figure(
+    panels: Sequence[tuple[str, LatentModel, float]], data: Dataset, *, chosen: int
+) -> Figure:
+    """Which way the observations pull the manifold: the posterior's average of the arrows.
+
+    For one observation the arrows from the decoded latents are drawn, coloured by the posterior p,
+    which weights them. For every one there is the arrow from the posterior's mean of the decoded
+    points, heavy for the chosen one: the average of the others, and half of dF/dy.
+
+    Args:
+        panels: title, unconditional model and inverse temperature of each panel, two a row.
+        data: the observations.
+        chosen: number of the observation whose every latent is drawn.
+
+    Raises:
+        ValueError: a model is conditional.
+    """
+    rows = -(-len(panels) // 2)
+    figure = new_figure(11.0, 3.7 * rows + 0.6)
+    first: Any = None
+    shown: Any = None
+    every = []
+    for i, (title, model, beta) in enumerate(panels):
+        axes = figure.add_subplot(rows, 2, i + 1, sharex=first, sharey=first)
+        first = first or axes
+        every.append(axes)
+        shown = _draw_pulls(axes, model, beta, data, chosen)
+        plane_axes(axes, f"{title}, {beta_name(beta)}")
+    label = f"posterior $p(z)$ of $Y[{chosen}]$, in shares of its greatest"
+    figure.colorbar(shown, ax=every, shrink=0.6, label=label)
+    figure.suptitle("Observations pull the manifold")
+    legend_below(figure, first)
+    return figure
+
+
+def _draw_pulls(axes: Any, model: LatentModel, beta: float, data: Dataset, chosen: int) -> Any:
+    y = data.to(model.z).y
+    with torch.no_grad():
+        decoded = model.manifold()
+        p = softargmin(energies(y, decoded), beta, -1, log_weight=model.log_weight)
+        mean = (p @ decoded).cpu()
+    decoded, p, y = decoded.cpu(), p[chosen].cpu(), y.cpu()
+    style = {"angles": "xy", "scale_units": "xy", "scale": 1.0}
+    # Faint arrows first, so that the heavy ones lie on top.
+    order = p.argsort()[p.sort().values > 1e-3 * p.max()]
+    start = decoded[order]
+    shown = axes.quiver(
+        *start.unbind(1),
+        *(y[chosen] - start).unbind(1),
+        (p / p.max())[order],
+        cmap="Greys",
+        clim=(0.0, 1.0),
+        width=0.003,
+        **style,
+    )
+    curve = manifold_curve(model)
+    axes.plot(curve[:, 0], curve[:, 1], color=MANIFOLD, lw=1.0, label="manifold")
+    axes.plot(*decoded.unbind(1), ".", color=MANIFOLD, ms=4)
+    axes.quiver(*mean.unbind(1), *(y - mean).unbind(1), color=DATA, width=0.004, **style)
+    axes.quiver(*mean[chosen], *(y - mean)[chosen], color=MANIFOLD, width=0.008, **style)
+    label = r"$\sum_z p(z)\,g(z)$, where the average arrow starts"
+    axes.plot(*mean.unbind(1), "x", color="black", ms=5, label=label)
+    axes.plot(*y.unbind(1), "o", ms=5, mfc="white", mec=DATA, label="observations")
+    axes.plot(*y[chosen], "P", ms=10, color=DATA, mec="white", label=f"$Y[{chosen}]$")
+    return shown
+
+
+def latent_map_figure(model: LatentModel, data: Dataset, label: Tensor) -> Figure:
+    """Where observations lie in a latent plane: each one's label at its posterior's mode.
+
+    Args:
+        model: unconditional, with a latent grid of two dimensions and a learned beta.
+        data: the observations, ``[num, D]``.
+        label: a digit for each, ``[num]``, which gives the colour and the mark.
+
+    Raises:
+        ValueError: the latent grid is not of two dimensions.
+    """
+    if model.grid.dim != 2:
+        raise ValueError(f"model must have a latent grid of 2 dimensions, got {model.grid.dim}")
+    figure = new_figure(6.4, 6.0)
+    axes = figure.add_subplot()
+    beta = math.inf if model.beta is None else model.beta.detach()
+    with torch.no_grad():
+        index = model.posterior(data.to(model.z).y, beta=beta).index
+    z = model.z[index].cpu()
+    # Marks of one latent would cover each other: they are spread over half its cell.
+    side = (z.amax(0) - z.amin(0)) / math.sqrt(len(model.z))
+    z = z + side * (torch.rand(z.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
+    for digit in label.unique().tolist():
+        chosen = z[label == digit]
+        color = f"C{digit % 10}"
+        axes.scatter(chosen[:, 0], chosen[:, 1], marker=f"${digit}$", s=24, lw=0, color=color)
+    axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="observations by latent")
+    return figure

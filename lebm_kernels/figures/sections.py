@@ -1,0 +1,169 @@
+"""The free energy as a height: along a line through the plane, and over the plane in space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.figures.drawing import (
+    DATA,
+    MANIFOLD,
+    beta_name,
+    legend_below,
+    manifold_curve,
+    new_figure,
+)
+from lebm_kernels.models import LatentModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LINE_POINTS = 401
+_SURFACE_POINTS = 121
+_CONTOURS = 30
+
+#: F at zero temperature as the practicum names it: cold, warm, and hot from here on.
+_WARM, _HOT = 0.5, 1.0
+
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+
+
+def section_figure(model: LatentModel) -> Figure:
+    """F at zero temperature along y1 = 0, to 1 beyond the manifold.
+
+    Args:
+        model: unconditional, of observations in the plane; a curve about the origin.
+
+    Raises:
+        ValueError: the model is conditional.
+    """
+    figure = new_figure(7.0, 4.6)
+    axes = figure.add_subplot()
+    crossing = _crossings(model)
+    half = float(crossing.abs().max()) + 1.0
+    line = torch.linspace(-half, half, _LINE_POINTS)
+    value = _along(model, line, math.inf)
+    axes.plot(line, value, color=DATA, label=r"$F_\infty(0, y_2)$")
+    label = "where the section meets the manifold"
+    axes.plot(crossing, torch.zeros_like(crossing), "o", color=MANIFOLD, label=label)
+    origin = float(_along(model, torch.zeros(1), math.inf))
+    axes.annotate(
+        rf"$F_\infty(0, 0)$ = {origin:.3g}: a finite peak",
+        (0.0, origin),
+        xytext=(0.0, 24.0),
+        textcoords="offset points",
+        ha="center",
+        arrowprops={"arrowstyle": "->"},
+    )
+    axes.set_ylim(top=1.25 * float(value.max()))  # room for what is said of the peak
+    _label(axes, r"free energy $F_\infty$", r"Section $y_1 = 0$ at zero temperature")
+    legend_below(figure, axes)
+    return figure
+
+
+def sections_figure(
+    panels: Sequence[tuple[str, LatentModel]], betas: Sequence[float], *, half: float = 2.0
+) -> Figure:
+    """F along y1 = 0 at several temperatures, a panel a model.
+
+    Args:
+        panels: title and unconditional model of each panel.
+        betas: inverse temperatures in [0, inf], at most six.
+        half: how far the sections go, positive.
+
+    Raises:
+        ValueError: a model is conditional, or there are more than six betas.
+    """
+    if len(betas) > len(_DASHES):
+        raise ValueError(f"betas must be at most {len(_DASHES)}, got {len(betas)}")
+    from matplotlib import colormaps
+
+    # Light yellow could not be seen on white.
+    colors = colormaps["cividis"](torch.linspace(0.0, 0.8, len(betas)).numpy())
+    figure = new_figure(5.6 * len(panels), 4.8)
+    line = torch.linspace(-half, half, _LINE_POINTS)
+    for i, (title, model) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for beta, color, dash in zip(betas, colors, _DASHES, strict=False):
+            value = _along(model, line, beta)
+            axes.plot(line, value, color=color, ls=dash, lw=1.8, label=beta_name(beta))
+        crossing = _crossings(model)
+        axes.plot(crossing, torch.zeros_like(crossing), "o", color=MANIFOLD, label="manifold")
+        _label(axes, r"free energy $F_\beta$", title)
+        axes.legend(loc="upper center", fontsize="small")
+    figure.suptitle(r"Section $y_1 = 0$ from cold to hot")
+    return figure
+
+
+def surface_figure(model: LatentModel) -> Figure:
+    """Contours of F at zero temperature over the plane, each at its height.
+
+    Args:
+        model: unconditional, of observations in the plane.
+
+    Raises:
+        ValueError: the model is conditional.
+    """
+    figure = new_figure(7.6, 5.6)
+    axes = figure.add_subplot(projection="3d")
+    # Contours above the hot ones would only hide them.
+    top = 1.2 * _HOT
+    curve = manifold_curve(model)
+    half = float(curve.abs().max()) + 1.1 * math.sqrt(top)
+    side = torch.linspace(-half, half, _SURFACE_POINTS)
+    plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
+    value = _values(model, plane.flatten(0, 1), math.inf).reshape(plane.shape[:-1])
+    levels = (torch.arange(1, _CONTOURS + 1).double() * (top / _CONTOURS)).tolist()
+    axes.computed_zorder = False  # it would hide the manifold
+    lines = axes.contour(
+        *plane.unbind(-1),
+        value,
+        levels=levels,
+        cmap="coolwarm",
+        vmin=0.0,
+        vmax=_HOT,
+        linewidths=1.0,
+    )
+    zero = torch.zeros(len(curve))
+    axes.plot(*curve.unbind(1), zero, color="black", lw=2.0, zorder=10, label="manifold")
+    axes.set(xlabel="$y_1$", ylabel="$y_2$", zlabel=r"$F_\infty(y)$", zlim=(0.0, top))
+    axes.set_zticks([0.0, _WARM, _HOT])
+    axes.set_title(r"Contours of $F_\infty$")
+    axes.set_box_aspect((1.0, 1.0, 0.4), zoom=0.95)
+    axes.view_init(elev=56, azim=-60)
+    from matplotlib.cm import ScalarMappable
+
+    colors = ScalarMappable(lines.norm, lines.cmap)
+    bar = figure.colorbar(colors, ax=axes, shrink=0.7, pad=0.1, extend="max")
+    bar.set_label(r"free energy $F_\infty(y)$")
+    bar.set_ticks([0.0, _WARM, _HOT], labels=["cold: 0", f"warm: {_WARM:g}", f"hot: {_HOT:g}+"])
+    axes.legend(loc="upper left")
+    return figure
+
+
+@torch.no_grad()
+def _values(model: LatentModel, y: Tensor, beta: float) -> Tensor:
+    """F of points ``[M, 2]``, on the CPU."""
+    return model.free_energy(y.to(model.z), beta=beta).cpu()
+
+
+def _along(model: LatentModel, line: Tensor, beta: float) -> Tensor:
+    """F of the points (0, y2), y2 of the line ``[M]``."""
+    return _values(model, torch.stack((torch.zeros_like(line), line), dim=1), beta)
+
+
+def _crossings(model: LatentModel) -> Tensor:
+    """The y2 where the manifold meets y1 = 0, interpolated along it."""
+    first, last = (manifold_curve(model).roll(-i, 0)[:-1] for i in range(2))
+    share = first[:, 0] / (first[:, 0] - last[:, 0])
+    crossed = (share >= 0.0) & (share < 1.0)
+    return (first + share.unsqueeze(1) * (last - first))[crossed, 1]
+
+
+def _label(axes: Any, ylabel: str, title: str) -> None:
+    axes.set(xlabel="$y_2$ at $y_1 = 0$", ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3)
