@@ -94,6 +94,9 @@ class Recipe(str, Enum):
 #: What the demonstration trains: the figure's models.
 _DEMO = (Recipe.ellipse, Recipe.horn)
 
+# Of the digits that a mapping restores, whose pixels lie in [0, 1].
+_NOISE = 0.2
+
 
 #: The option that sets each argument of the library whose errors can reach the user.
 _OPTIONS = {
@@ -270,7 +273,9 @@ def gtm(
         str | None, typer.Option(help="A name of `lebm info`.", show_default="the fastest here")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the split in training and held-out data.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the map.")] = Path("out"),
+    output: Annotated[
+        Path, typer.Option(help="Folder for the map and the restored digits.")
+    ] = Path("out"),
 ) -> None:
     """Fit a Generative Topographic Mapping to digits, beside mixtures of spherical Gaussians."""
     folder = _folder(output)
@@ -280,9 +285,11 @@ def gtm(
         raise typer.BadParameter(
             "the digits are scikit-learn's, which is not installed", param_hint="'gtm'"
         ) from None
+    import torch
+
     from lebm_kernels.datasets import digits
-    from lebm_kernels.figures import latent_map_figure
-    from lebm_kernels.gtm import fit, mean_log_density, topographic_mapping
+    from lebm_kernels.figures import latent_map_figure, restored_images_figure
+    from lebm_kernels.gtm import fit, mean_log_density, restore, topographic_mapping
 
     data = digits(seed=seed)
     table = Table(title="mean log-density of digits, nats", box=box.SIMPLE_HEAD)
@@ -314,7 +321,21 @@ def gtm(
             f"{seconds:.2f} s",
         )
     console.print(table)
+    # The lower half of each, hidden; beside it what knows no digit, the mean of all.
+    hidden = torch.arange(data.test.y.shape[1]) >= data.test.y.shape[1] // 2
+    guesses = {
+        "the posterior mean": restore(model, data.test.y, ~hidden, backend=backend),
+        "the mean of all": data.train.y.mean(0).expand_as(data.test.y),
+    }
+    for name, guess in guesses.items():
+        error = (guess - data.test.y)[:, hidden].square().mean().sqrt()
+        console.print(f"hidden half, by {name}: root mean square error {error:.3f}")
     _save(latent_map_figure(model, data.test, data.test_label), folder / "gtm-digits.png")
+    firsts = [int((data.test_label == digit).nonzero()[0]) for digit in data.test_label.unique()]
+    figure = restored_images_figure(
+        model, data.test.y[firsts], noise=_NOISE, generator=torch.Generator().manual_seed(seed)
+    )
+    _save(figure, folder / "gtm-restored.png")
 
 
 class Shown(str, Enum):

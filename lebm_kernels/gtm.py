@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.decoders import RBFDecoder
-from lebm_kernels.functional import free_energy
+from lebm_kernels.functional import free_energy, posterior
 from lebm_kernels.grids import LatentGrid, interval_grid, product_grid
 from lebm_kernels.models import DecoderModel
 
@@ -140,6 +140,53 @@ def mean_log_density(model: DecoderModel, y: Tensor, *, backend: str | None = No
         raise ValueError("model must have a learned beta to give densities by itself")
     value = model.log_density(y.to(model.z), beta=model.beta, backend=backend)
     return float(value.double().mean())
+
+
+@torch.no_grad()
+def restore(
+    model: DecoderModel, y: Tensor, seen: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
+    """The posterior mean of whole observations, given what is seen of them.
+
+    A dimension that is not seen has no part in the energy, E = sum_d seen[d] (y[d] - g[d])^2: it
+    has the scale zero. The mean is taken of all of g.
+
+    Args:
+        model: with a learned beta.
+        y: observations, noisy or in part unseen, ``[M, D]``.
+        seen: which of their numbers are known, broadcastable to ``y``, boolean; all if absent.
+            What stands in the other places does not matter.
+        backend: as in :func:`lebm_kernels.free_energy`.
+
+    Returns:
+        ``[M, D]``, in the model's dtype.
+
+    Raises:
+        TypeError: ``seen`` is not boolean.
+        ValueError: the model has learned no beta, or ``seen`` does not broadcast.
+    """
+    if model.beta is None:
+        raise ValueError("model must have a learned beta to restore at")
+    y = y.to(model.z)
+    scale = None
+    if seen is not None:
+        if seen.dtype != torch.bool:
+            raise TypeError(f"seen must be a boolean tensor, got {seen.dtype}")
+        try:
+            seen = seen.to(y.device).expand_as(y)
+        except RuntimeError as error:
+            shapes = f"{list(y.shape)}, got {list(seen.shape)}"
+            raise ValueError(f"seen must broadcast to {shapes}") from error
+        y, scale = torch.where(seen, y, 0.0), seen.to(y.dtype)
+    return posterior(
+        y,
+        model.manifold(),
+        model.beta,
+        scale=scale,
+        log_weight=model.log_weight,
+        latent_energy=model.latent_energy,
+        backend=backend,
+    ).mean
 
 
 def _step(

@@ -94,7 +94,10 @@ def test_gtm_prints_densities_beside_mixtures_and_draws_the_map(tmp_path):
     small = ("--latents", 5, "--bumps", 3, "--iterations", 3)
     result = lebm("gtm", *small, "--output", tmp_path)
     assert result.exit_code == 0, result.output
-    assert [path.name for path in tmp_path.iterdir()] == ["gtm-digits.png"]
+    pictures = sorted(path.name for path in tmp_path.iterdir())
+    assert pictures == ["gtm-digits.png", "gtm-restored.png"]
+    errors = [float(line.split()[-1]) for line in result.output.splitlines() if "hidden" in line]
+    assert 0 < errors[0] < errors[1] < 1
     rows = [line.split() for line in result.output.splitlines()]
     ours, *mixtures = (row for row in rows if row and row[0] in ("topographic", "GaussianMixture"))
     assert ours[2:4] == ["25", str(10 * 64 + 1)]

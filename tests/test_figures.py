@@ -17,6 +17,7 @@ from lebm_kernels.figures import (
     free_energy_figure,
     latent_map_figure,
     manifold_figure,
+    restored_images_figure,
 )
 from lebm_kernels.gtm import topographic_mapping
 from lebm_kernels.models import Ellipse, Horn
@@ -115,3 +116,21 @@ def test_latent_map_puts_each_label_near_the_mode_of_its_posterior() -> None:
         assert off.abs().max() <= 0.25 + 1e-6  # half of what a latent stands for
     with pytest.raises(ValueError, match="grid of 2 dimensions, got 1"):
         latent_map_figure(Ellipse(), Dataset(torch.zeros(3, 2)), torch.zeros(3))
+
+
+def test_restored_images_stand_below_what_they_were() -> None:
+    y = torch.rand(30, 9, generator=torch.Generator().manual_seed(0))
+    model = topographic_mapping(y, latents=4, bumps=3)
+    figure = restored_images_figure(model, y[:6], noise=0.0)
+    shown = [
+        [axes.images[0].get_array() for axes in figure.axes[i : i + 6]] for i in range(0, 30, 6)
+    ]
+    for column in range(6):
+        image, noisy, restored, half, by_half = (line[column] for line in shown)
+        assert (image == noisy).all()
+        assert torch.equal(torch.as_tensor(image.data), y[column].view(3, 3))
+        assert (half.ravel()[:5] == image.ravel()[:5]).all()
+        assert (half.ravel()[5:] == y[:6].min().item()).all()
+        assert (restored != by_half).any()
+    with pytest.raises(ValueError, match="square images, got 8 numbers"):
+        restored_images_figure(model, y[:, :8], noise=0.0)

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from lebm_kernels.datasets import Dataset, digits
-from lebm_kernels.gtm import fit, mean_log_density, topographic_mapping
+from lebm_kernels.gtm import fit, mean_log_density, restore, topographic_mapping
 from lebm_kernels.likelihood import density_loss
 from lebm_kernels.models import DecoderModel, Ellipse
 from lebm_kernels.training import TrainConfig, train
@@ -171,3 +171,31 @@ def test_bad_values_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=rf"^{named} must"):
             make()
+
+
+def test_what_is_not_seen_is_restored_by_what_is(any_backend: str) -> None:
+    y = _sheet()
+    model = topographic_mapping(y, latents=5, bumps=3)
+    fit(model, y, iterations=5)
+    seen = torch.rand(y.shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    seen[0] = False  # then the prior's mean
+    seen[1] = True
+    spoilt = torch.where(seen, y, torch.nan)
+    decoded, beta = model.manifold().detach().numpy(), model.beta.item()
+    square = (seen.numpy()[:, None] * (y.numpy()[:, None] - decoded) ** 2).sum(-1)
+    expected = softmax(-beta * square, axis=1) @ decoded
+    found = restore(model, spoilt, seen, backend=any_backend)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    everything = restore(model, y, torch.ones(5, dtype=torch.bool), backend=any_backend)
+    torch.testing.assert_close(everything, restore(model, y, backend=any_backend))
+
+
+def test_restoring_says_what_is_wrong() -> None:
+    y = _sheet(8)
+    model = topographic_mapping(y, latents=3, bumps=2)
+    with pytest.raises(TypeError, match=r"seen must be a boolean tensor, got torch\.float64"):
+        restore(model, y, torch.ones_like(y))
+    with pytest.raises(ValueError, match=r"seen must broadcast to \[8, 5\], got \[4\]"):
+        restore(model, y, torch.ones(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="learned beta"):
+        restore(DecoderModel(model.decoder, grid=model.grid), y)

@@ -11,6 +11,7 @@ from lebm_kernels.figures.latents import (
     likelihood_figure,
     pulls_figure,
     restored_figure,
+    restored_images_figure,
 )
 from lebm_kernels.figures.manifolds import (
     horn_data_figure,
@@ -36,6 +37,7 @@ __all__ = [
     "manifold_figure",
     "pulls_figure",
     "restored_figure",
+    "restored_images_figure",
     "section_figure",
     "sections_figure",
     "surface_figure",

@@ -25,8 +25,9 @@ from lebm_kernels.figures.drawing import (
     plane_axes,
 )
 from lebm_kernels.functional import softargmin
+from lebm_kernels.gtm import restore
 from lebm_kernels.inference import infer_on_grid
-from lebm_kernels.models import LatentModel
+from lebm_kernels.models import DecoderModel, LatentModel
 from lebm_kernels.reference import energies
 
 if TYPE_CHECKING:
@@ -234,4 +235,43 @@ def latent_map_figure(model: LatentModel, data: Dataset, label: Tensor) -> Figur
         color = f"C{digit % 10}"
         axes.scatter(chosen[:, 0], chosen[:, 1], marker=f"${digit}$", s=24, lw=0, color=color)
     axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="observations by latent")
+    return figure
+
+
+def restored_images_figure(
+    model: DecoderModel, y: Tensor, *, noise: float, generator: torch.Generator | None = None
+) -> Figure:
+    """Square images with noise, and with their lower half hidden, restored by the posterior mean.
+
+    Args:
+        model: a topographic mapping of images, with a learned beta.
+        y: images, ``[num, D]`` with D a square, a column of the figure each.
+        noise: standard deviation of what is added, in units of ``y``.
+        generator: source of the noise; the global generator if absent.
+
+    Raises:
+        ValueError: D is not a square.
+    """
+    num, D = y.shape
+    side = math.isqrt(D)
+    if side * side != D:
+        raise ValueError(f"y must hold square images, got {D} numbers each")
+    noisy = y + noise * torch.randn(y.shape, generator=generator)
+    seen = torch.arange(D) < D - D // 2
+    low, high = float(y.min()), float(y.max())
+    rows = {
+        "image": y,
+        "with noise": noisy,
+        "restored": restore(model, noisy),
+        "lower half hidden": torch.where(seen, y, low),
+        "restored ": restore(model, y, seen),
+    }
+    figure = new_figure(0.8 * num + 1.2, 0.85 * len(rows) + 0.5)
+    axes = figure.subplots(len(rows), num, squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for place, image in zip(line, images.cpu().view(num, side, side).numpy(), strict=True):
+            place.imshow(image, cmap="gray_r", vmin=low, vmax=high)
+            place.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name.strip(), rotation=0, ha="right", va="center")
+    figure.suptitle("Images restored by the posterior mean")
     return figure
