@@ -114,14 +114,18 @@ def free_energy(
         beta = torch.scalar_tensor(beta, dtype=dtype)
     if y.dim() != 2 or not _fits(decoded, dtype) or not _fits(beta, dtype) or decoded.dim() != 2:
         return None
-    (M, D), (N, width) = y.shape, decoded.shape
-    if width != D or N == 0 or D == 0 or (beta.dim() > 0 and beta.shape != (M,)):
-        return None
-    if scale is not None and not (_fits(scale, dtype) and scale.shape in ((D,), (M, D))):
-        return None
-    for row in (log_weight, latent_energy):
-        if row is not None and not (_fits(row, dtype) and row.shape == (N,)):
+    try:
+        (M, D), (N, width) = y.shape, decoded.shape
+        if width != D or N == 0 or D == 0 or (beta.dim() > 0 and beta.shape != (M,)):
             return None
+        if scale is not None and not (_fits(scale, dtype) and scale.shape in ((D,), (M, D))):
+            return None
+        for row in (log_weight, latent_energy):
+            if row is not None and not (_fits(row, dtype) and row.shape == (N,)):
+                return None
+    except RuntimeError:
+        # A nested tensor has no shape. To look for one first would cost every call.
+        return None
     if not y.is_cpu or y.layout is not torch.strided or native.call_rows is None:
         return None
     arguments = (y, decoded, beta, scale, log_weight, latent_energy)

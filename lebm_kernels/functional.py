@@ -60,6 +60,7 @@ def free_energy(
     Raises:
         TypeError: an argument is no tensor, or of the wrong dtype.
         ValueError: a shape, device or value does not fit; the message names the argument.
+            ``docs/bad_input.md`` has every case, and what bad numbers give.
         RuntimeError: the named backend cannot run here; the message says why.
 
     Example:
@@ -155,7 +156,8 @@ def sample_latent(
         Indices of latents, ``[..., M, num_samples]``, int64.
 
     Raises:
-        ValueError: also where the posterior of a query is not a number.
+        TypeError: also where ``num_samples`` or ``generator`` is of the wrong type.
+        ValueError: also where a query has no posterior.
 
     Example:
         >>> y, decoded = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -164,8 +166,7 @@ def sample_latent(
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
     name = _options(arguments[0], tol, backend)
-    if not isinstance(num_samples, int) or num_samples < 0:
-        raise ValueError(f"num_samples must be an integer >= 0, got {num_samples!r}")
+    _check_draws(num_samples, generator, arguments[0].device)
     with torch.no_grad():
         if name == "reference":
             return reference.sample_latent(*_widened(arguments), num_samples, generator)
@@ -257,9 +258,32 @@ def _tensor(name: str, x: object, shape: str, min_dims: int) -> Tensor:
         raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
     if x.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor {shape}, got layout {x.layout}")
+    if x.is_nested:  # of the older kind, whose layout does not tell; it has no shape to print
+        raise TypeError(f"{name} must be a dense tensor {shape}, got a nested tensor")
+    if type(x) not in (Tensor, torch.nn.Parameter):
+        _check_subclass(name, x, shape)
+    if x.is_meta:
+        raise ValueError(
+            f"{name} must hold numbers, got a tensor of shape {list(x.shape)} on the meta device"
+        )
     if x.dim() < min_dims:
         raise ValueError(f"{name} must be {shape}, got shape {list(x.shape)}")
     return x
+
+
+def _check_subclass(name: str, x: Tensor, shape: str) -> None:
+    """Refuse what is a tensor to PyTorch and no array of numbers to a kernel.
+
+    A class with its own ``__torch_dispatch__`` decides what an operator does: masked and
+    distributed tensors know none of this package's. Those of PyTorch's tracing do.
+    """
+    if torch.nn.parameter.is_lazy(x):
+        raise ValueError(f"{name} must be a tensor {shape}, got an uninitialized parameter")
+    kind = type(x)
+    if kind.__torch_dispatch__ is Tensor.__torch_dispatch__:
+        return
+    if not kind.__module__.startswith("torch._subclasses."):
+        raise TypeError(f"{name} must be a plain tensor {shape}, got {kind.__name__}")
 
 
 def _temperature(beta: float | Tensor, dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -271,6 +295,7 @@ def _temperature(beta: float | Tensor, dtype: torch.dtype, like: Tensor) -> Tens
         if beta > torch.finfo(dtype).max:
             beta = math.inf
         return torch.full((), beta, dtype=dtype, device=like.device)
+    _tensor("beta", beta, "that broadcasts with the result", 0)
     if beta.dtype not in (dtype, like.dtype):
         raise TypeError(f"beta must be {dtype}, like the free energy, got {beta.dtype}")
     if beta.device != like.device:
@@ -286,6 +311,7 @@ def _checked(
     log_weight: Tensor | None,
     latent_energy: Tensor | None,
 ) -> _Arguments:
+    _tensor("y", y, "[..., M, D]", 2)
     cast = _autocast(y, decoded, scale, log_weight, latent_energy)
     scale, log_weight, latent_energy = cast[2:]
     y = _tensor("y", cast[0], "[..., M, D]", 2)
@@ -344,25 +370,42 @@ def _check_leading(
     latent_energy: Tensor | None,
 ) -> None:
     """Name the first argument whose leading dimensions don't broadcast with those before it."""
-    shape = y.shape[:-1]
-    for name, x, own in (("scale", scale, 1), ("beta", beta, 0)):
-        if x is not None:
-            shape = _broadcast(name, x, shape, x.shape[: x.dim() - own])
-    latents = (("decoded", decoded, 2), ("log_weight", log_weight, 1))
-    for name, x, own in (*latents, ("latent_energy", latent_energy, 1)):
-        if x is not None:
-            shape = _broadcast(name, x, shape, (*x.shape[: x.dim() - own], 1))
+    shape, before = y.shape[:-1], "y"
+    queries = (("scale", scale, 1, "[D] or [..., M, D]"), ("beta", beta, 0, "[] or [..., M]"))
+    for name, x, own, form in queries:
+        if x is not None and x.dim() > own:
+            leading = x.shape[: x.dim() - own]
+            shape = _broadcast(name, x, form, "[..., M]", leading, shape, before)
+            before = f"{before}, {name}"
+    batch = shape[:-1]
+    latents = (
+        ("decoded", decoded, 2, "[..., N, D]"),
+        ("log_weight", log_weight, 1, "[..., N]"),
+        ("latent_energy", latent_energy, 1, "[..., N]"),
+    )
+    for name, x, own, form in latents:
+        if x is not None and x.dim() > own:
+            leading = x.shape[: x.dim() - own]
+            batch = _broadcast(name, x, form, "[...]", leading, batch, before)
+            before = f"{before}, {name}"
 
 
-def _broadcast(name: str, x: Tensor, shape: torch.Size, leading: tuple[int, ...]) -> torch.Size:
-    if len(leading) == 0 or (len(leading) == 1 and leading[0] == 1):
-        return shape
+def _broadcast(
+    name: str,
+    x: Tensor,
+    form: str,
+    part: str,
+    leading: torch.Size,
+    shape: torch.Size,
+    before: str,
+) -> torch.Size:
+    """``shape``, the ``part`` of the arguments ``before``, broadcast with x's, ``leading``."""
     try:
         return torch.broadcast_shapes(shape, leading)
     except RuntimeError:
         raise ValueError(
-            f"{name} {list(x.shape)} does not broadcast: ahead of its own dimensions it has "
-            f"{list(leading)}, and the arguments before it {list(shape)}"
+            f"{name} must be {form} where {part} broadcasts with {list(shape)} (from {before}), "
+            f"got shape {list(x.shape)}"
         ) from None
 
 
@@ -401,9 +444,26 @@ def _widened(arguments: _Arguments) -> _Arguments:
 
 
 def _options(y: Tensor, tol: float | None, backend: str | None) -> str:
-    if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < 1):
+    if tol is not None and (isinstance(tol, bool) or not isinstance(tol, (int, float))):
+        raise TypeError(f"tol must be None or a number in [0, 1), got {type(tol).__name__}")
+    if tol is not None and not 0 <= tol < 1:
         raise ValueError(f"tol must be None or a number in [0, 1), got {tol!r}")
     return choose(backend, y.device.type)
+
+
+def _check_draws(num_samples: int, generator: torch.Generator | None, device: torch.device) -> None:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int):
+        raise TypeError(f"num_samples must be an integer >= 0, got {type(num_samples).__name__}")
+    if num_samples < 0:
+        raise ValueError(f"num_samples must be an integer >= 0, got {num_samples}")
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be None or a torch.Generator, got {type(generator).__name__}"
+        )
+    if generator.device.type != device.type:
+        raise ValueError(f"generator must be on {device} as y is, got {generator.device}")
 
 
 def _checked_energy(
@@ -419,7 +479,7 @@ def _checked_energy(
         raise ValueError(f"energy must have at least one latent in dim {dim}, got none")
     energy = energy.movedim(dim, -1)
     beta = _temperature(beta, energy.dtype, energy)
-    shape = _broadcast("beta", beta, energy.shape[:-1], beta.shape)
+    shape = _broadcast("beta", beta, "[...]", "[...]", beta.shape, energy.shape[:-1], "energy")
     if log_weight is not None:
         _tensor("log_weight", log_weight, "[..., N]", 1)
         if log_weight.dtype != energy.dtype:
@@ -429,5 +489,6 @@ def _checked_energy(
                 f"log_weight must be [..., N] with N = {energy.shape[-1]}, "
                 f"got shape {list(log_weight.shape)}"
             )
-        _broadcast("log_weight", log_weight, shape, log_weight.shape[:-1])
+        leading = log_weight.shape[:-1]
+        _broadcast("log_weight", log_weight, "[..., N]", "[...]", leading, shape, "energy, beta")
     return energy, beta

@@ -181,13 +181,15 @@ def _posterior(
     # Where beta^2 overflows, the posterior is that at beta = inf.
     cold = problem.beta.square() == torch.inf
     finite = torch.where(cold, 0.0, problem.beta)
+    # At beta = 0 a slope that overflows must not reach a product with it.
+    slope = torch.where((finite == 0) & rows.slope_beta.isinf(), 0.0, rows.slope_beta)
     # dF/dbeta = (<E> - F)/beta = -KL/beta^2; when cold, KL is -log of the minima's weight.
     entropy = torch.where(
         cold,
         -rows.state[..., 1].to(finite.dtype),
-        -finite.square() * rows.slope_beta,
+        -finite.square() * slope,
     )
-    energy = rows.free_energy + finite * rows.slope_beta
+    energy = rows.free_energy + finite * slope
     return (
         rows.free_energy.reshape(shape),
         rows.mean.reshape(shape + y.shape[-1:]),

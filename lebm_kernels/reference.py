@@ -16,6 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NO_POSTERIOR = "y must have a posterior to draw from, got a query with none: NaN or out of reach"
+"""Why no latent can be drawn."""
+
 
 class Posterior(NamedTuple):
     """What is known about the latents once the query is: see :func:`lebm_kernels.posterior`.
@@ -115,6 +118,9 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     # A latent that is dropped or infinite must not reach a product: 0 * inf is a NaN.
     least = torch.where(kept, energy, torch.inf).amin(-1).detach()
     reached = kept & (energy != torch.inf)
+    out_of_reach = (least == torch.inf) & kept.any(-1)
+    coldest_shares = softargmin(energy.detach(), torch.full_like(least, torch.inf), log_weight)
+    coldest_shares = torch.where(out_of_reach.unsqueeze(-1), 0.0, coldest_shares)
     energy = torch.where(reached, energy, 0.0)
 
     cold = beta == torch.inf
@@ -124,8 +130,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     spread = torch.where(kept, centred, 0.0).abs().amax(-1)
     hot = ~cold & (finite * spread <= 0.5) & (reached | ~kept).all(-1)
 
-    p = softargmin(energy.detach(), torch.full_like(least, torch.inf), log_weight)
-    coldest = (p * energy).sum(-1)
+    coldest = torch.where(out_of_reach, torch.inf, (coldest_shares * energy).sum(-1))
 
     beta_warm = torch.where(cold | hot, 1.0, finite).unsqueeze(-1)
     cooled = torch.where(reached, -beta_warm * (energy - least.unsqueeze(-1)), -torch.inf)
@@ -142,9 +147,12 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
 
     beta_hot = torch.where(hot, finite, 0.0)
     centred_hot = torch.where(hot.unsqueeze(-1) & kept, centred, 0.0)
-    remainder = _exp_remainder(-beta_hot.unsqueeze(-1) * centred_hot)
-    q = (weight * centred_hot.square() * remainder).sum(-1)
-    hottest = mean - beta_hot * q * _log1p_ratio(beta_hot.square() * q)
+    # beta c before the square: of an energy in the 1e20s, c^2 overflows in float32.
+    exponent = beta_hot.unsqueeze(-1) * centred_hot
+    remainder = weight * _exp_remainder(-exponent)
+    beta_q = (remainder * exponent * centred_hot).sum(-1)
+    beta_beta_q = (remainder * exponent.square()).sum(-1)
+    hottest = mean - beta_q * _log1p_ratio(beta_beta_q)
 
     value = torch.where(cold, coldest, torch.where(hot, hottest, warm))
     # A factor, not a choice: what is no temperature has no derivative either.
@@ -158,12 +166,16 @@ def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -
     least = torch.where(log_w > -torch.inf, energy, torch.inf).amin(-1, keepdim=True)
     beta = beta.unsqueeze(-1)
     excess = energy - least.detach()
+    # Infinitely far above the minimum is out of reach at every beta, 0 as the limit.
+    far = excess == torch.inf
+    excess = torch.where(far, 0.0, excess)
     # 0 * inf at beta = inf is decided by hand: exp(-inf) off the minimum, exp(0) on it.
     cooled = torch.where(
         beta == torch.inf,
         torch.where(excess > 0, -torch.inf, excess),
         -torch.where(beta == torch.inf, 0.0, beta) * excess,
     )
+    cooled = torch.where(far, -torch.inf, cooled)
     cooled = torch.where(beta >= 0, cooled, torch.nan)
     return torch.softmax(torch.where(log_w > -torch.inf, log_w + cooled, -torch.inf), -1)
 
@@ -217,9 +229,15 @@ def sample_latent(
     num_samples: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Draws from p, ``[..., M, num_samples]``, by :func:`torch.multinomial`."""
+    """Draws from p, ``[..., M, num_samples]``, by :func:`torch.multinomial`.
+
+    Raises:
+        ValueError: a query has no posterior.
+    """
     energy = energies(y, decoded, scale, latent_energy)
     p = softargmin(energy, beta, _beside_queries(log_weight))
+    if p.isnan().any():
+        raise ValueError(NO_POSTERIOR)
     if num_samples == 0 or p.numel() == 0:
         return p.new_empty((*p.shape[:-1], num_samples), dtype=torch.int64)
     flat = torch.multinomial(p.flatten(0, -2), num_samples, True, generator=generator)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lebm_kernels.backends import chunked
 from lebm_kernels.backends.contract import Problem, RowWants
+from lebm_kernels.reference import NO_POSTERIOR
 
 
 def sample(problem: Problem, num_samples: int, generator: torch.Generator | None) -> Tensor:
@@ -20,11 +21,12 @@ def sample(problem: Problem, num_samples: int, generator: torch.Generator | None
     minimum may differ in the last bit and leave no latent at all.
 
     Raises:
-        ValueError: the posterior of a query is not a number.
+        ValueError: a query has no posterior.
     """
     state = chunked.rows(problem, RowWants()).state
-    if state.isnan().any():
-        raise ValueError("y must have a posterior to draw from: that of a query is not a number")
+    # The least energy, the normaliser, and F's distance from the first (which alone may be inf).
+    if not state[..., :2].isfinite().all() or state[..., 2].isnan().any():
+        raise ValueError(NO_POSTERIOR)
     problem = chunked.normalised(problem)
     num_grids, num_queries = problem.beta.shape
     index = torch.empty(

@@ -87,11 +87,16 @@ def choose(backend: str | None, device: str) -> str:
     """The backend to run on that device type: the named one, or the first that can.
 
     Raises:
+        TypeError: ``backend`` is no name at all.
         ValueError: ``backend`` is no backend's name.
         RuntimeError: the named backend cannot run there; the message says why.
     """
     if backend is None:
         return next(name for name in _TABLE if _TABLE[name].unavailable(device) is None)
+    if not isinstance(backend, str):
+        raise TypeError(
+            f"backend must be None or one of {', '.join(_TABLE)}, got {type(backend).__name__}"
+        )
     if backend not in _TABLE:
         raise ValueError(f"backend must be None or one of {', '.join(_TABLE)}, got {backend!r}")
     reason = _TABLE[backend].unavailable(device)

@@ -174,12 +174,14 @@ class _Normaliser:
         # sum w (exp(-t) - 1), and sum w (E - m): what log_sum would lose where t is small.
         deficit, mean_excess = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
         largest = torch.zeros_like(self.least)
+        infinite = torch.zeros_like(self.least, dtype=torch.bool)
         for _, tile, energy, log_w in self.tiles():
             excess = torch.where(energy == torch.inf, energy, energy - self.least[:, :, None])
             t = cooled(tile, excess)
             log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w - t, -1).double())
             weight = log_w.exp()
             kept = excess < torch.inf
+            infinite |= ((excess == torch.inf) & (weight > 0)).any(-1)
             minus = torch.where(kept | (weight > 0), torch.expm1(-t), 0.0)
             deficit += (weight * minus).sum(-1).double()
             excess = torch.where(kept, excess, 0.0)
@@ -189,13 +191,15 @@ class _Normaliser:
         small = deficit > -0.25
         self.log_normaliser = torch.where(small, torch.log1p(deficit), log_sum)
         # Below rounding, the second-order term -beta Var/2 cannot be seen, and t may underflow.
-        hot = beta * largest.double() <= torch.finfo(self.least.dtype).eps / 4
+        # An infinite energy is beyond it: log w of the rest, over beta, is then all there is.
+        hot = (beta * largest.double() <= torch.finfo(self.least.dtype).eps / 4) & ~infinite
         warm = -self.log_normaliser / torch.where(hot, 1.0, beta)
         self.gap = torch.where(hot, mean_excess, torch.where(beta == torch.inf, 0.0, warm))
         self.gap = torch.where(self.least.isinf(), 0.0, self.gap)
         # No temperature, weights that are not numbers, or a query that is none.
         tile = narrowed(self.problem, self.grid, self.query, slice(0, 1))
         invalid = ~(beta >= 0) | self.log_normaliser.isnan() | ~tile.y.isfinite().all(-1)
+        invalid |= self.least == -torch.inf
         if tile.scale is not None:
             invalid |= ~tile.scale.isfinite().all(-1)
         self.gap = torch.where(invalid, torch.nan, self.gap)
