@@ -358,6 +358,27 @@ def test_a_nested_tensor_of_two_dimensions(function: Callable[..., Any], name: s
         function(**{"y": Y, "decoded": DECODED, name: nested(*sizes)})
 
 
+def test_the_first_wrong_argument_is_named() -> None:
+    wrong: dict[str, Any] = {
+        "y": None,
+        "decoded": None,
+        "latent_energy": torch.zeros(12),
+        "scale": torch.ones(3).double(),
+        "beta": -1.0,
+        "log_weight": torch.zeros(5, 11),
+        "tol": 2.0,
+        "backend": "cuda",
+        "num_samples": -1,
+        "generator": 7,
+    }
+    right: dict[str, Any] = {"y": BATCH, "decoded": DECODED, "num_samples": 1}
+    for name in list(wrong):
+        with pytest.raises((TypeError, ValueError), match=rf"^{name} must "):
+            sample_latent(**{**right, **wrong})
+        del wrong[name]
+    assert sample_latent(**right).shape == (2, 7, 1)
+
+
 def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "unavailable", lambda device: "it is asleep")
     for function in FUNCTIONS.values():

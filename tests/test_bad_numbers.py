@@ -13,7 +13,7 @@ from oracle import exact
 from page import rows
 from torch import Tensor
 
-from lebm_kernels import free_energy, posterior, sample_latent
+from lebm_kernels import free_energy, posterior, sample_latent, softargmin, softmin
 from lebm_kernels.reference import NO_POSTERIOR
 
 Arguments = dict[str, Any]
@@ -268,3 +268,16 @@ def test_gives_what_the_page_says(any_backend: str, case: Numbers) -> None:
 def test_the_page_has_these_rows() -> None:
     assert rows("Numbers") == [case.row for case in NUMBERS]
     assert {cells[0] for cells in rows("Outcomes")} == {*OUTCOMES}
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_softmin_of_infinite_energies(beta: float) -> None:
+    energy = torch.tensor([[3.0, math.inf, 1.0], [math.inf] * 3])
+    found = softmin(energy, beta, dim=1)
+    wanted = {0.0: math.inf, 1.0: 1 - math.log((1 + math.exp(-2)) / 3), math.inf: 1.0}[beta]
+    torch.testing.assert_close(found, torch.tensor([wanted, math.inf]))
+    shares = {0.0: [0.5, 0.0, 0.5], math.inf: [0.0, 0.0, 1.0]}
+    colder = 1 / (1 + math.exp(-2.0))
+    torch.testing.assert_close(
+        softargmin(energy, beta, dim=1)[0], torch.tensor(shares.get(beta, [1 - colder, 0, colder]))
+    )
