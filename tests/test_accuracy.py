@@ -10,7 +10,7 @@ import torch
 from conftest import BETAS, assert_accurate
 from torch import Tensor
 
-from lebm_kernels import free_energy, posterior
+from lebm_kernels import free_energy, posterior, reference
 
 # One row of F for each beta.
 ALL_BETAS = torch.tensor(BETAS, dtype=torch.float64)[:, None]
@@ -163,6 +163,27 @@ def test_what_a_dropped_latent_decodes_to_is_not_read(backend: str, dtype: torch
     log_weight[13] = -math.inf
     decoded[13] = 1e30
     check(y, decoded, ALL_BETAS, backend, log_weight=log_weight)
+
+
+@pytest.mark.parametrize("D", [2, 5])
+def test_a_few_latents_that_no_sample_meets(backend: str, dtype: torch.dtype, D: int) -> None:
+    # All others are dropped: what is looked at first has no energy to refer to.
+    y, decoded = torch.randn(7, D, dtype=dtype), torch.randn(1000, D, dtype=dtype)
+    kept = torch.tensor([5, 7, 501])
+    log_weight = torch.full((1000,), -math.inf, dtype=dtype)
+    log_weight[kept] = torch.tensor([0.0, 0.3, -1.0], dtype=dtype)
+    check(y, decoded, ALL_BETAS, backend, log_weight=log_weight)
+    found = posterior(y, decoded, 1.0, log_weight=log_weight, backend=backend)
+    nearest = reference.energies(y, decoded)[:, kept].argmin(-1)
+    assert (found.index == kept[nearest]).all()
+
+
+@pytest.mark.parametrize("D", [2, 5])
+def test_no_energy_is_above_the_sample(backend: str, dtype: torch.dtype, D: int) -> None:
+    # The reference is the largest energy there is, and every other one far below it.
+    y, decoded = torch.zeros(3, D, dtype=dtype), torch.ones(1000, D, dtype=dtype)
+    decoded[[5, 7, 501]] = 0.5
+    check(y, decoded, ALL_BETAS, backend)
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0, -10.0])

@@ -75,7 +75,8 @@ __device__ double finish_warm(const RowTask<T>& task, int64_t b, int64_t m, cons
 }
 
 // The second look at a query near its reference, of energies e = E - m - a: t.sum is that of w,
-// t.energy of w e, minus of w (exp(-beta e) - 1), and largest the largest e.
+// t.energy of w e, minus of w (exp(-beta e) - 1), and largest the largest |e|: a latent that no
+// sample met may lie far below the reference.
 template <typename T>
 __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const Totals& t,
                            double minus, double largest) {

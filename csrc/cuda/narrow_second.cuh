@@ -50,7 +50,7 @@ __device__ void add_hot(const Query<T, kD, true>& query, T beta, const T* record
   sums.chunk[1] = fused(w, e, sums.chunk[1]);
   sums.chunk[2] = fused(w, minus, sums.chunk[2]);
   sums.fields[SecondSums<T, kD>::kCount - 2] =
-      fmin(sums.fields[SecondSums<T, kD>::kCount - 2], -double(e));
+      fmin(sums.fields[SecondSums<T, kD>::kCount - 2], -fabs(double(e)));
 }
 
 // `state` is of the first look and perhaps of the second: m and F - m.

@@ -140,7 +140,7 @@ __device__ __forceinline__ T add_pair(WideQuery<T>& q, T e, T weight) {
     } else {
       const T minus = excess < infinity(T()) ? power_minus_1(-q.beta * excess) : T(-1);
       q.minus += double(w * minus);
-      q.least = lesser(q.least, -excess);
+      q.least = lesser(q.least, excess < T(0) ? excess : -excess);
     }
     return w;
   }
@@ -223,7 +223,9 @@ __global__ void __launch_bounds__(kThreads)
       if (kSweep == Sweep::kFirst) {
         update_reference<T, kSweep>(q, energy, weight);
       } else if (q.mode == Mode::kHot) {
-        q.m = energy;
+        // Where the sample has none, that of the first look.
+        const int64_t m = first_query + row * kQueriesARow + i;
+        q.m = energy < infinity(T()) ? energy : T(task.out.state[3 * (b * p.M + m)]);
       }
     }
     __syncthreads();  // the sample is read
