@@ -122,8 +122,18 @@ def _take_short_cuts() -> None:
             module.store = _store(module.store)
 
 
+def _fma(x: Any, y: Any, z: Any) -> Any:
+    """Rounded twice; but a finite product that is too large to be rounded leaves infinity as is."""
+    found = x * y + z
+    lost = np.isnan(found)
+    if lost.any():
+        lost &= np.isfinite(x) & np.isfinite(y) & np.isinf(z)
+        found = np.where(lost, z, found).astype(found.dtype)
+    return found
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "fma": lambda x, y, z: x * y + z,
+    "fma": _fma,
     "minimum": np.minimum,
     "maximum": np.maximum,
     "exp2": np.exp2,
