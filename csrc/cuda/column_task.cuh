@@ -1,9 +1,11 @@
 // What a launch of the column pass is given: the gradients of the latent-side arguments,
 //
-//   p         = w exp(-beta (E - m) - L)                nothing is stored: rebuilt as the rows had
-//   it grad_g[n] = -2 sum_b G p s (y - s g) grad_r[n] = sum_b G p grad_l[n] = sum_b G (w - p) /
-//   beta = sum_b G w (E - F) Psi(-beta (E - F)),
-//               Psi(x) = (e^x - 1) / x,
+//   p         = w exp(-beta (E - m) - L)     nothing is stored: rebuilt as the rows had it
+//   grad_g[n] = -2 sum_b G p s (y - s g)
+//   grad_r[n] = sum_b G p
+//   grad_l[n] = sum_b G (w - p) / beta = sum_b G w (E - F) Psi(-beta (E - F))
+//
+//   Psi(x)    = (e^x - 1) / x
 //
 // G and the state of [B, M] queries. What the pair loops want of a query is put together once, in
 // double, by prepare_kernel: in p = exp2(-c (E - m) + log2 w + K) f, K is whole, so that no
