@@ -11,6 +11,7 @@
 // log_weight and latent_energy broadcast: what PyTorch would do to the tensors costs more than a
 // small problem.
 #include <torch/csrc/stable/library.h>
+#include <unistd.h>
 
 #include <string>
 
@@ -28,6 +29,9 @@ void run_on_pool(int64_t count, lebm::Parallel::Body body, void* context) {
   });
 }
 
+// The threads of the pool do not survive a fork, and its child would wait for them forever.
+const pid_t kLoader = getpid();
+
 // Waking the pool takes longer than this many products of a pair.
 constexpr int64_t kFewProducts = 40000;
 
@@ -35,7 +39,10 @@ template <typename T>
 lebm::Parallel pool(const lebm::Problem<T>& p) {
   if (double(p.B) * double(p.M) * double(p.N) * double(p.D) < kFewProducts)
     return lebm::on_this_thread();
-  return {run_on_pool, int64_t(torch::stable::get_num_threads())};
+  // The number decides how work is shared out, and with it the last bits: it is kept either way.
+  const bool forked = getpid() != kLoader;
+  return {forked ? lebm::on_this_thread().run : run_on_pool,
+          int64_t(torch::stable::get_num_threads())};
 }
 
 template <typename T>

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lebm_kernels import direct, ops, reference, sampling
+from lebm_kernels import direct, ops, reference
 from lebm_kernels.backends import choose
 from lebm_kernels.reference import Posterior
 
@@ -170,9 +171,8 @@ def sample_latent(
     with torch.no_grad():
         if name == "reference":
             return reference.sample_latent(*_widened(arguments), num_samples, generator)
-        layout, problem = ops.canonical(*arguments, tol)
-        index = sampling.sample(problem, num_samples, generator)
-        return index.reshape((*layout.shape, num_samples))
+        index: Tensor = torch.ops.lebm_kernels.sample_latent(*arguments, num_samples, generator)
+        return index
 
 
 def softmin(
@@ -292,6 +292,11 @@ def _temperature(beta: float | Tensor, dtype: torch.dtype, like: Tensor) -> Tens
             raise TypeError(f"beta must be a number or a tensor, got {type(beta).__name__}")
         if not beta >= 0:  # NaN included
             raise ValueError(f"beta must lie in [0, inf], got {beta}")
+        if torch.compiler.is_compiling():
+            # A product is what torch.compile can keep a number symbolic in: full() would compile
+            # again for every new beta.
+            one = torch.ones((), dtype=torch.float64, device=like.device)
+            return (one * beta).to(dtype)
         if beta > torch.finfo(dtype).max:
             beta = math.inf
         return torch.full((), beta, dtype=dtype, device=like.device)
@@ -312,8 +317,9 @@ def _checked(
     latent_energy: Tensor | None,
 ) -> _Arguments:
     _tensor("y", y, "[..., M, D]", 2)
-    cast = _autocast(y, decoded, scale, log_weight, latent_energy)
-    scale, log_weight, latent_energy = cast[2:]
+    cast = _autocast(y, decoded, scale, log_weight, latent_energy, beta)
+    scale, log_weight, latent_energy = cast[2:5]
+    beta = cast[5]
     y = _tensor("y", cast[0], "[..., M, D]", 2)
     if y.dtype not in _DTYPES:
         raise TypeError(f"y must be float16, bfloat16, float32 or float64, got {y.dtype}")
@@ -419,7 +425,7 @@ def _refuse_forward_mode(arguments: _Arguments) -> None:
         )
 
 
-def _autocast(*arguments: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autocast(*arguments: Any) -> tuple[Any, ...]:
     """Under autocast, what may be cast becomes float32, as for :func:`torch.cdist`."""
     y = arguments[0]
     if not isinstance(y, Tensor) or not torch.is_autocast_enabled(y.device.type):

@@ -8,6 +8,7 @@ the backward of the query-side arguments is a product and no second pass:
 
 ``lebm_kernels::free_energy_backward`` is the second pass, for the latent-side arguments.
 ``lebm_kernels::posterior`` returns expectations under the posterior.
+``lebm_kernels::sample_latent`` draws from it, the same way for every backend.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lebm_kernels import sampling
 from lebm_kernels.backends import module
 from lebm_kernels.backends.contract import ColumnWants, Problem, RowWants
 
@@ -35,6 +37,11 @@ _library.define(f"posterior({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Te
 _library.define(
     f"free_energy_backward(Tensor grad, Tensor state, {_ARGUMENTS}, bool[3] output_mask)"
     " -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "sample_latent(Tensor y, Tensor decoded, Tensor beta, Tensor? scale, Tensor? log_weight, "
+    "Tensor? latent_energy, SymInt num_samples, Generator? generator) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
 )
 
 
@@ -220,6 +227,35 @@ def _posterior_fake(
     )
 
 
+def _sample_latent(
+    y: Tensor,
+    decoded: Tensor,
+    beta: Tensor,
+    scale: Tensor | None,
+    log_weight: Tensor | None,
+    latent_energy: Tensor | None,
+    num_samples: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    layout, problem = canonical(y, decoded, beta, scale, log_weight, latent_energy, None)
+    index = sampling.sample(problem, num_samples, generator)
+    return index.reshape((*layout.shape, num_samples))
+
+
+def _sample_latent_fake(
+    y: Tensor,
+    decoded: Tensor,
+    beta: Tensor,
+    scale: Tensor | None,
+    log_weight: Tensor | None,
+    latent_energy: Tensor | None,
+    num_samples: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    shape = value_shape(y, decoded, beta, scale, log_weight, latent_energy)
+    return y.new_empty((*shape, num_samples), dtype=torch.int64)
+
+
 def _free_energy_backward(
     grad: Tensor,
     state: Tensor,
@@ -403,6 +439,16 @@ def _posterior_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
     return outputs, _out_dims(outputs, outputs[0].dim())
 
 
+def _sample_latent_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    if info.randomness != "different":
+        raise RuntimeError(
+            "vmap of sample_latent is only available with randomness='different', "
+            f"got {info.randomness!r}"
+        )
+    tensors = _line_up(args[:6], in_dims[:6], _RANKS)
+    return torch.ops.lebm_kernels.sample_latent(*tensors, *args[6:]), 0
+
+
 def _free_energy_backward_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
     tensors, dims, mask = list(args[:8]), list(in_dims[:8]), args[-1]
     latent_side = (3, 6, 7)
@@ -494,3 +540,4 @@ _register(
     _refuse,
 )
 _register("posterior", _posterior, _posterior_fake, _posterior_vmap, _refuse)
+_register("sample_latent", _sample_latent, _sample_latent_fake, _sample_latent_vmap, _refuse)
