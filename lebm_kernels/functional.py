@@ -6,9 +6,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from lebm_kernels import direct, ops, reference, sampling
+from lebm_kernels import derivatives, direct, ops, reference, sampling
 from lebm_kernels.backends import choose
 from lebm_kernels.reference import Posterior
 
@@ -77,7 +76,6 @@ def free_energy(
     name = _options(arguments[0], tol, backend)
     if name == "reference":
         return reference.free_energy(*_widened(arguments))
-    _refuse_forward_mode(arguments)
     y, decoded, beta, scale, log_weight, latent_energy = arguments
     tracked = torch.is_grad_enabled()
     slopes = [
@@ -85,7 +83,7 @@ def free_energy(
         tracked and scale is not None and scale.requires_grad,
         tracked and beta.requires_grad,
     ]
-    result: Tensor = ops.free_energy(*arguments, tol, name, slopes)[0]
+    result: Tensor = derivatives.free_energy(*arguments, tol, name, slopes)[0]
     return result
 
 
@@ -102,7 +100,8 @@ def posterior(
 ) -> Posterior:
     r"""Expectations under the posterior p[b,n] = w[n] exp(-beta E[b,n]) / sum_n (same).
 
-    Arguments and errors are those of :func:`free_energy`. The results are constants for autograd.
+    Arguments and errors are those of :func:`free_energy`. All but ``index`` are differentiable in
+    every tensor argument, once.
 
     Returns:
         A :class:`Posterior`: ``free_energy [..., M]``; ``mean [..., M, D]`` = sum_n p g (of the
@@ -117,10 +116,9 @@ def posterior(
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
     name = _options(arguments[0], tol, backend)
-    with torch.no_grad():
-        if name == "reference":
-            return reference.posterior(*_widened(arguments))
-        return Posterior(*torch.ops.lebm_kernels.posterior(*arguments, tol, name))
+    if name == "reference":
+        return reference.posterior(*_widened(arguments))
+    return Posterior(*derivatives.posterior(*arguments, tol, name)[:5])
 
 
 def sample_latent(
@@ -407,16 +405,6 @@ def _broadcast(
             f"{name} must be {form} where {part} broadcasts with {list(shape)} (from {before}), "
             f"got shape {list(x.shape)}"
         ) from None
-
-
-def _refuse_forward_mode(arguments: _Arguments) -> None:
-    """PyTorch would drop the tangents of an operator like this one without a word."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in arguments):
-        raise RuntimeError(
-            "forward-mode derivatives of free_energy are only available with backend='reference'"
-        )
 
 
 def _autocast(*arguments: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -102,7 +102,13 @@ class _Tile:
     """The pairs of one tile, each quantity ``[b, m, n]``, and how they change."""
 
     def __init__(
-        self, tile: Problem, dots: Direction, latent: slice, log_w: Tensor, state: Tensor
+        self,
+        tile: Problem,
+        dots: Direction,
+        latent: slice,
+        log_w: Tensor,
+        state: Tensor,
+        order: int,
     ) -> None:
         self.tile, self.dots, self.latent = tile, dots, latent
         excess = chunked.energies(tile) - state[:, :, None, 0].to(tile.y.dtype)
@@ -110,6 +116,7 @@ class _Tile:
         self.w = log_w.exp()
         self.energy_dot = self._energy_dot(excess == torch.inf)
         self.log_weight_dot = None if dots.log_weight is None else dots.log_weight[:, None, :]
+        self.k = self._moments(order) if order else []
 
     def difference(self, d: int) -> Tensor:
         """The d-th number of y - s g."""
@@ -141,7 +148,7 @@ class _Tile:
         # What no query reaches has no share of anything: inf * 0 would be a NaN.
         return None if total is None else torch.where(unreached, 0.0, total)
 
-    def moments(self, order: int) -> list[Tensor]:
+    def _moments(self, order: int) -> list[Tensor]:
         """k_1 to k_order, order 1 to 3; 0 where beta = inf."""
         p, w, u = self.p, self.w, self.u
         beta = self.tile.beta[:, :, None]
@@ -191,14 +198,12 @@ class _Averages:
             mass += t.p.sum(-1, keepdim=True)
             if t.energy_dot is not None:
                 energy_dot += (t.p * t.energy_dot).sum(-1, keepdim=True)
-            order = 2 if curved else 1 if t.log_weight_dot is not None else 0
-            k = t.moments(order)
             if t.log_weight_dot is not None:
                 log_weight_dot += (t.p * t.log_weight_dot).sum(-1, keepdim=True)
-                slope += (k[0] * t.log_weight_dot).sum(-1, keepdim=True)
+                slope += (t.k[0] * t.log_weight_dot).sum(-1, keepdim=True)
             if curved:
                 above += (t.p * t.u).sum(-1, keepdim=True)
-                curvature += k[1].sum(-1, keepdim=True)
+                curvature += t.k[1].sum(-1, keepdim=True)
         self.mass = mass
         self.energy_dot = (energy_dot / mass).to(dtype)
         self.log_weight_dot = (log_weight_dot / mass).to(dtype)
@@ -215,9 +220,15 @@ class _Sweep:
     """The tiles of latents beside one tile of queries; a single one is kept."""
 
     def __init__(
-        self, problem: Problem, direction: Direction, where: tuple[slice, slice], state: Tensor
+        self,
+        problem: Problem,
+        direction: Direction,
+        where: tuple[slice, slice],
+        state: Tensor,
+        order: int,
     ) -> None:
         self.problem, self.direction, self.where, self.state = problem, direction, where, state
+        self.order = order
         self.num_latents = problem.decoded.shape[1]
         whole = chunked.latent_tile(problem) >= self.num_latents
         self.only = self._tile(slice(0, self.num_latents)) if whole else None
@@ -232,7 +243,8 @@ class _Sweep:
     def _tile(self, latent: slice) -> _Tile:
         tile = chunked.narrowed(self.problem, *self.where, latent)
         dots = _narrowed(self.direction, *self.where, latent)
-        return _Tile(tile, dots, latent, chunked.log_weights(tile, self.num_latents), self.state)
+        log_w = chunked.log_weights(tile, self.num_latents)
+        return _Tile(tile, dots, latent, log_w, self.state, self.order)
 
 
 def along(
@@ -268,13 +280,16 @@ def along(
         ),
     )
     curved = direction.beta is not None or want.beta
+    order = 1 if direction.log_weight is not None or want.log_weight else 0
+    if curved:
+        order = 3 if direction.beta is not None and want.beta else 2
     for where in chunked.query_tiles(problem):
-        sweep = _Sweep(problem, direction, where, state[where])
+        sweep = _Sweep(problem, direction, where, state[where], order)
         averages = _Averages(sweep, state[where], grad.dtype, curved)
         if not averages.consistent():
             # Energies that another backend rounds otherwise: when cold, that is another posterior.
             own = chunked.Normaliser(problem, *where).state()
-            sweep = _Sweep(problem, direction, where, own)
+            sweep = _Sweep(problem, direction, where, own, order)
             averages = _Averages(sweep, own, grad.dtype, curved)
         value = averages.energy_dot + averages.slope
         if direction.beta is not None:
@@ -289,9 +304,8 @@ def along(
             for tile in sweep:
                 _add(out, where, tile, averages, weights)
     if out.beta is not None:
-        by_beta = out.beta.masked_fill(cold, 0.0)
-        out = out._replace(beta=by_beta)
-    return Second(*(None if x is None else x.to(grad.dtype) for x in out))
+        out.beta.masked_fill_(cold, 0.0)
+    return Second(out.value, *(None if x is None else x.to(grad.dtype) for x in out[1:]))
 
 
 def _centred(log_weight_dot: Tensor, problem: Problem) -> Tensor:
@@ -315,7 +329,7 @@ def _add(
     out: Second, where: tuple[slice, slice], t: _Tile, mean: _Averages, weights: _Weights
 ) -> None:
     """The part of one tile in all the gradients wanted."""
-    grid, latent = where[0], t.latent
+    (grid, query), latent = where, t.latent
     G, G_dot, beta = weights
     beta_dot = None if t.dots.beta is None else t.dots.beta[..., None]
     p = t.p / mean.mass.to(t.p.dtype)
@@ -337,31 +351,29 @@ def _add(
     if out.latent_energy is not None and q is not None:
         out.latent_energy[grid, latent] += q.sum(1)
     if out.beta is not None:
-        k = t.moments(2 if beta_dot is None else 3)
         terms = _total(
             (
                 None if energy_part is None else -energy_part * (t.u - mean.above),
-                _times(t.log_weight_dot, mean.curvature * p - k[1]),
-                None if beta_dot is None else beta_dot * k[2],
+                _times(t.log_weight_dot, mean.curvature * p - t.k[1]),
+                None if beta_dot is None else beta_dot * t.k[2],
             )
         )
         if terms is not None:
-            out.beta[where] += (G * terms).sum(-1)
+            out.beta[grid, query] += (G * terms).sum(-1)
         if latent.start == 0:
             if beta_dot is not None:
-                out.beta[where] += (G * beta_dot * beta * mean.curvature.square())[..., 0]
+                out.beta[grid, query] += (G * beta_dot * beta * mean.curvature.square())[..., 0]
             if G_dot is not None:
-                out.beta[where] -= (G_dot * mean.curvature)[..., 0]
+                out.beta[grid, query] -= (G_dot * mean.curvature)[..., 0]
     if out.log_weight is not None:
-        k = t.moments(1 if beta_dot is None else 2)
         terms = _total(
             (
                 energy_part,
-                None if t.log_weight_dot is None else k[0] * t.log_weight_dot - p * mean.slope,
-                None if beta_dot is None else beta_dot * (p * mean.curvature - k[1]),
+                None if t.log_weight_dot is None else t.k[0] * t.log_weight_dot - p * mean.slope,
+                None if beta_dot is None else beta_dot * (p * mean.curvature - t.k[1]),
             )
         )
-        terms = _total((_times(G, terms), _times(G_dot, k[0])))
+        terms = _total((_times(G, terms), _times(G_dot, t.k[0])))
         if terms is not None:
             out.log_weight[grid, latent] += terms.sum(1)
 
@@ -370,22 +382,23 @@ def _add_vectors(
     out: Second, where: tuple[slice, slice], t: _Tile, d: int, q: Tensor | None, share: Tensor
 ) -> None:
     """The part of one tile in the d-th numbers of the gradients by y, s and g."""
+    grid, query = where
     scale, decoded = t.tile.scale, t.tile.decoded[:, None, :, d]
     scale_dot, decoded_dot, mean_dot = t.dots.scale, t.dots.decoded, t.dots.mean
     difference = t.difference(d)
     pull = _total((_times(q, difference), _times(share, t.difference_dot(d))))
     if out.y is not None and pull is not None:
-        out.y[(*where, d)] += 2 * pull.sum(-1)
+        out.y[grid, query, d] += 2 * pull.sum(-1)
     if out.scale is not None:
         moved = None if decoded_dot is None else share * difference * decoded_dot[:, None, :, d]
         terms = _total((_times(pull, decoded), moved))
         if terms is not None:
-            out.scale[(*where, d)] -= 2 * terms.sum(-1)
+            out.scale[grid, query, d] -= 2 * terms.sum(-1)
     if out.decoded is not None:
         stretched = pull if scale is None else _times(pull, scale[:, :, None, d])
         moved = None if scale_dot is None else share * difference * scale_dot[:, :, None, d]
         terms = _total((stretched, moved))
         if terms is not None:
-            out.decoded[where[0], t.latent, d] -= 2 * terms.sum(1)
+            out.decoded[grid, t.latent, d] -= 2 * terms.sum(1)
         if mean_dot is not None:
-            out.decoded[where[0], t.latent, d] += (share * mean_dot[:, :, None, d]).sum(1)
+            out.decoded[grid, t.latent, d] += (share * mean_dot[:, :, None, d]).sum(1)

@@ -44,6 +44,7 @@ def _tile_pairs(device: torch.device) -> int:
 
 
 def steps(size: int, step: int) -> Iterator[slice]:
+    """``range(size)`` in slices of ``step``."""
     for start in range(0, size, step):
         yield slice(start, min(start + step, size))
 
@@ -78,6 +79,7 @@ def narrowed(problem: Problem, grid: slice, query: slice, latent: slice) -> Prob
 
 
 def predictions(tile: Problem, d: int) -> Tensor:
+    """The d-th number of s g, broadcastable to the tile's energies."""
     prediction = tile.decoded[:, None, :, d]
     return prediction if tile.scale is None else tile.scale[:, :, None, d] * prediction
 
@@ -209,6 +211,7 @@ class Normaliser:
         return torch.stack((self.least.double(), self.log_normaliser, self.gap), -1)
 
     def free_energy(self) -> Tensor:
+        """F, ``[b, m]``."""
         return (self.least.double() + self.gap).to(self.least.dtype)
 
 
