@@ -199,6 +199,7 @@ class _Rate(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *tensors, ctx.tol, ctx.backend = inputs
         ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)  # without which vmap does not come as far as the refusal
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
