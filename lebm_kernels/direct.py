@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lebm_kernels import ops
+from lebm_kernels import derivatives
 from lebm_kernels.backends import native
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -32,7 +32,7 @@ def _fits(x: float | Tensor, dtype: torch.dtype) -> TypeGuard[Tensor]:
 
 
 class _Direct(torch.autograd.Function):
-    """``ops.free_energy`` with its derivatives, for what :func:`free_energy` lets through."""
+    """As ``derivatives.free_energy``, for what :func:`free_energy` lets through."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -47,15 +47,15 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if type(grad) is not Tensor or torch.is_grad_enabled() or not _unattended():
-            return ops.differentiate(ctx, grad)[:6]
+            return derivatives.differentiate(ctx, grad)[:6]
         _, by_decoded, _, _, by_log_weight, by_latent_energy = ctx.needs_input_grad
         if by_decoded or by_log_weight or by_latent_energy:
-            return ops.differentiate(ctx, grad, columns=_columns)[:6]
+            return derivatives.differentiate(ctx, grad, columns=_columns)[:6]
         return _weighted_slopes(ctx, grad)
 
 
 def _weighted_slopes(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """As ``ops.differentiate`` where no latent-side gradient is wanted, in as few calls."""
+    """As ``derivatives.differentiate`` where no latent-side gradient is wanted, in as few calls."""
     _, _, beta, scale, _, _, slope_y, slope_scale, slope_beta, _ = ctx.saved_tensors
     column = grad.unsqueeze(-1)
     by_y = by_beta = by_scale = None
@@ -73,7 +73,7 @@ def _weighted_slopes(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _columns(grad: Tensor, state: Tensor, *rest: Any) -> Any:
-    """As ``ops.free_energy_columns``."""
+    """As ``derivatives.free_energy_columns``."""
     *arguments, tol, _, mask = rest
     return native.call_columns(grad, state, *arguments, tol, *mask)
 

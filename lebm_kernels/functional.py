@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from lebm_kernels import direct, ops, reference
+from lebm_kernels import derivatives, direct, ops, reference
 from lebm_kernels.backends import choose
 from lebm_kernels.reference import Posterior
 
@@ -78,7 +77,6 @@ def free_energy(
     name = _options(arguments[0], tol, backend)
     if name == "reference":
         return reference.free_energy(*_widened(arguments))
-    _refuse_forward_mode(arguments)
     y, decoded, beta, scale, log_weight, latent_energy = arguments
     tracked = torch.is_grad_enabled()
     slopes = [
@@ -86,7 +84,7 @@ def free_energy(
         tracked and scale is not None and scale.requires_grad,
         tracked and beta.requires_grad,
     ]
-    result: Tensor = ops.free_energy(*arguments, tol, name, slopes)[0]
+    result: Tensor = derivatives.free_energy(*arguments, tol, name, slopes)[0]
     return result
 
 
@@ -103,7 +101,8 @@ def posterior(
 ) -> Posterior:
     r"""Expectations under the posterior p[b,n] = w[n] exp(-beta E[b,n]) / sum_n (same).
 
-    Arguments and errors are those of :func:`free_energy`. The results are constants for autograd.
+    Arguments and errors are those of :func:`free_energy`. All but ``index`` are differentiable in
+    every tensor argument, once.
 
     Returns:
         A :class:`Posterior`: ``free_energy [..., M]``; ``mean [..., M, D]`` = sum_n p g (of the
@@ -118,10 +117,9 @@ def posterior(
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
     name = _options(arguments[0], tol, backend)
-    with torch.no_grad():
-        if name == "reference":
-            return reference.posterior(*_widened(arguments))
-        return Posterior(*torch.ops.lebm_kernels.posterior(*arguments, tol, name))
+    if name == "reference":
+        return reference.posterior(*_widened(arguments))
+    return Posterior(*derivatives.posterior(*arguments, tol, name)[:5])
 
 
 def sample_latent(
@@ -413,16 +411,6 @@ def _broadcast(
             f"{name} must be {form} where {part} broadcasts with {list(shape)} (from {before}), "
             f"got shape {list(x.shape)}"
         ) from None
-
-
-def _refuse_forward_mode(arguments: _Arguments) -> None:
-    """PyTorch would drop the tangents of an operator like this one without a word."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in arguments):
-        raise RuntimeError(
-            "forward-mode derivatives of free_energy are only available with backend='reference'"
-        )
 
 
 def _autocast(*arguments: Any) -> tuple[Any, ...]:

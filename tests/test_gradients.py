@@ -14,7 +14,6 @@ import torch
 from conftest import BETAS, assert_accurate, assert_gradients_accurate, gradients
 from oracle import exact, to_array
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lebm_kernels import free_energy
 
@@ -323,51 +322,6 @@ def test_nothing_is_tracked_without_gradients(backend: str) -> None:
         assert not free_energy(**arguments, backend=backend).requires_grad
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_second_derivative_is_refused_not_zero(backend: str, name: str) -> None:
-    arguments = problem(torch.float64, 1.0, M=3, N=5)
-
-    def linear(x: Tensor) -> Tensor:
-        return free_energy(**{**arguments, name: x}, backend=backend).sum()
-
-    def curved(x: Tensor) -> Tensor:
-        return free_energy(**{**arguments, name: x}, backend=backend).square().sum()
-
-    for loss in (linear, curved):
-        with pytest.raises(RuntimeError, match="second derivative"):
-            torch.autograd.functional.hessian(loss, arguments[name])
-
-        def slopes(x: Tensor, loss: Any = loss) -> Tensor:
-            return torch.func.grad(loss)(x).sum()
-
-        with pytest.raises(RuntimeError, match="second derivative"):
-            torch.func.grad(slopes)(arguments[name])
-
-
-@pytest.mark.parametrize("outer", NAMES)
-@pytest.mark.parametrize("inner", NAMES)
-def test_a_mixed_second_derivative_is_refused(backend: str, inner: str, outer: str) -> None:
-    # Of a sum, whose incoming gradient is a constant.
-    arguments = problem(torch.float64, 1.0, M=3, N=5)
-    arguments[inner].requires_grad_()
-    arguments[outer].requires_grad_()
-    value = free_energy(**arguments, backend=backend).sum()
-    (slope,) = torch.autograd.grad(value, arguments[inner], create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivative"):
-        torch.autograd.grad(slope.sum(), arguments[outer])
-
-
-@pytest.mark.parametrize("names", [("y",), ("decoded",), ("y", "decoded")])
-def test_a_gradient_penalty_is_refused(backend: str, names: tuple[str, ...]) -> None:
-    decoder = torch.nn.Linear(1, 2)
-    tensors = {"y": torch.randn(3, 2, requires_grad=True), "decoded": decoder(torch.randn(5, 1))}
-    value = free_energy(**tensors, beta=1.0, backend=backend).mean()
-    slopes = torch.autograd.grad(value, [tensors[name] for name in names], create_graph=True)
-    penalty = torch.stack([slope.square().sum() for slope in slopes]).sum()
-    with pytest.raises(RuntimeError, match="second derivative"):
-        (value + penalty).backward()
-
-
 def test_a_first_derivative_with_a_graph_is_right(backend: str) -> None:
     arguments = problem(torch.float64, 1.0, M=3, N=5)
     leaves = {name: x.requires_grad_() for name, x in arguments.items()}
@@ -378,36 +332,6 @@ def test_a_first_derivative_with_a_graph_is_right(backend: str) -> None:
     )
     for name, slope in zip(NAMES, found, strict=True):
         torch.testing.assert_close(slope, wanted[name])
-
-
-@FORWARD
-@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "requires_grad"])
-@pytest.mark.parametrize("name", NAMES)
-def test_forward_mode_is_refused_not_zero(backend: str, name: str, requires_grad: bool) -> None:
-    arguments = problem(torch.float64, 1.0, M=3, N=5)
-    primal = arguments[name].requires_grad_(requires_grad)
-    with forward_ad.dual_level():
-        free_energy(**arguments, backend=backend)  # no tangent, no objection
-        dual = forward_ad.make_dual(primal, torch.ones_like(primal))
-        with pytest.raises(RuntimeError, match="reference"):
-            free_energy(**{**arguments, name: dual}, backend=backend)
-
-
-@FORWARD
-@pytest.mark.parametrize("name", NAMES)
-def test_forward_mode_of_torch_func_is_refused(backend: str, name: str) -> None:
-    arguments = problem(torch.float64, 1.0, M=3, N=5)
-
-    def of_one(x: Tensor) -> Tensor:
-        return free_energy(**{**arguments, name: x}, backend=backend)
-
-    x = arguments[name]
-    with pytest.raises(RuntimeError, match="reference"):
-        torch.func.jvp(of_one, (x,), (torch.ones_like(x),))
-    with pytest.raises(RuntimeError, match="reference"):
-        torch.func.jacfwd(of_one)(x)
-    with pytest.raises(RuntimeError):  # PyTorch's own words, of the backward
-        torch.func.hessian(lambda x: of_one(x).sum())(x)
 
 
 @FORWARD

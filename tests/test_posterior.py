@@ -166,9 +166,3 @@ def test_the_first_of_equals_across_a_large_grid(backend: str) -> None:
         g = decoded.clone()
         g[first] = g[19_999] = 0.5
         assert (posterior(y, g, 1.0, backend=backend).index == first).all()
-
-
-def test_is_a_constant_for_autograd(any_backend: str) -> None:
-    y = torch.randn(3, 2, requires_grad=True)
-    found = posterior(y, torch.randn(5, 2), 1.0, backend=any_backend)
-    assert not any(x.requires_grad for x in found)

@@ -43,7 +43,8 @@ def _tile_pairs(device: torch.device) -> int:
     return 1 << 18 if device.type == "cpu" else 1 << 23
 
 
-def _steps(size: int, step: int) -> Iterator[slice]:
+def steps(size: int, step: int) -> Iterator[slice]:
+    """``range(size)`` in slices of ``step``."""
     for start in range(0, size, step):
         yield slice(start, min(start + step, size))
 
@@ -58,8 +59,8 @@ def query_tiles(problem: Problem) -> Iterator[tuple[slice, slice]]:
     num_grids, num_queries = problem.beta.shape
     room = max(1, _tile_pairs(problem.y.device) // latent_tile(problem))
     queries = min(max(num_queries, 1), room)
-    for grid in _steps(num_grids, max(1, room // queries)):
-        for query in _steps(num_queries, queries):
+    for grid in steps(num_grids, max(1, room // queries)):
+        for query in steps(num_queries, queries):
             yield grid, query
 
 
@@ -77,7 +78,8 @@ def narrowed(problem: Problem, grid: slice, query: slice, latent: slice) -> Prob
     )
 
 
-def _prediction(tile: Problem, d: int) -> Tensor:
+def predictions(tile: Problem, d: int) -> Tensor:
+    """The d-th number of s g, broadcastable to the tile's energies."""
     prediction = tile.decoded[:, None, :, d]
     return prediction if tile.scale is None else tile.scale[:, :, None, d] * prediction
 
@@ -87,9 +89,9 @@ def energies(tile: Problem) -> Tensor:
     num_dims = tile.y.shape[-1]
     slabs = (
         sum(
-            (tile.y[:, :, None, d] - _prediction(tile, d)).square_() for d in range(s.start, s.stop)
+            (tile.y[:, :, None, d] - predictions(tile, d)).square_() for d in range(s.start, s.stop)
         )
-        for s in _steps(num_dims, _SLAB)
+        for s in steps(num_dims, _SLAB)
     )
     energy = torch.as_tensor(sum(slabs))
     if tile.latent_energy is not None:
@@ -143,7 +145,7 @@ def _psi(x: Tensor) -> Tensor:
     return torch.where(x == 0, 1.0, torch.expm1(safe) / safe)
 
 
-class _Normaliser:
+class Normaliser:
     """m, L and F - m of a tile of queries, by sweeping the latents twice."""
 
     def __init__(self, problem: Problem, grid: slice, query: slice) -> None:
@@ -154,7 +156,7 @@ class _Normaliser:
 
     def tiles(self) -> Iterator[tuple[slice, Problem, Tensor, Tensor]]:
         """Every tile of latents with its energies and its log-weights."""
-        for latent in _steps(self.num_latents, latent_tile(self.problem)):
+        for latent in steps(self.num_latents, latent_tile(self.problem)):
             tile = narrowed(self.problem, self.grid, self.query, latent)
             yield latent, tile, energies(tile), log_weights(tile, self.num_latents)
 
@@ -204,11 +206,16 @@ class _Normaliser:
             invalid |= ~tile.scale.isfinite().all(-1)
         self.gap = torch.where(invalid, torch.nan, self.gap)
 
+    def state(self) -> Tensor:
+        """As :class:`Rows` has it, ``[b, m, 3]``."""
+        return torch.stack((self.least.double(), self.log_normaliser, self.gap), -1)
+
     def free_energy(self) -> Tensor:
+        """F, ``[b, m]``."""
         return (self.least.double() + self.gap).to(self.least.dtype)
 
 
-def _shares(
+def shares(
     tile: Problem, excess: Tensor, log_w: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """P, tau = log(p/w) and E - F of a tile, from the state of its queries.
@@ -239,11 +246,9 @@ def rows(problem: Problem, want: RowWants) -> Rows:
         index=problem.y.new_empty(scalar, dtype=torch.int64) if want.index else None,
     )
     for grid, query in query_tiles(problem):
-        normaliser = _Normaliser(problem, grid, query)
+        normaliser = Normaliser(problem, grid, query)
         out.free_energy[grid, query] = normaliser.free_energy()
-        state = torch.stack(
-            (normaliser.least.double(), normaliser.log_normaliser, normaliser.gap), -1
-        )
+        state = normaliser.state()
         out.state[grid, query] = state
         if out.index is not None:
             out.index[grid, query] = normaliser.index
@@ -252,7 +257,7 @@ def rows(problem: Problem, want: RowWants) -> Rows:
     return out
 
 
-def _slopes(normaliser: _Normaliser, state: Tensor, out: Rows, where: tuple[slice, slice]) -> None:
+def _slopes(normaliser: Normaliser, state: Tensor, out: Rows, where: tuple[slice, slice]) -> None:
     """The third sweep of a tile of queries, written into ``out`` at ``where``."""
     beta = normaliser.problem.beta[where]
     residual = torch.zeros(
@@ -263,13 +268,13 @@ def _slopes(normaliser: _Normaliser, state: Tensor, out: Rows, where: tuple[slic
     mass = torch.zeros_like(residual[..., :1])
     relative = torch.zeros_like(residual[..., 0])
     for _, tile, energy, log_w in normaliser.tiles():
-        p, tau, gap = _shares(tile, energy - normaliser.least[:, :, None], log_w, state)
+        p, tau, gap = shares(tile, energy - normaliser.least[:, :, None], log_w, state)
         mass += p.sum(-1, keepdim=True)
         for d in range(residual.shape[-1]) if out.slope_y is not None else ():
-            difference = tile.y[:, :, None, d] - _prediction(tile, d)
+            difference = tile.y[:, :, None, d] - predictions(tile, d)
             residual[..., d] += (p * difference).sum(-1)
         for d in range(residual.shape[-1]) if out.slope_scale is not None else ():
-            difference = tile.y[:, :, None, d] - _prediction(tile, d)
+            difference = tile.y[:, :, None, d] - predictions(tile, d)
             stretch[..., d] += (p * difference * tile.decoded[:, None, :, d]).sum(-1)
         # No matmul: autocast and TF32 would reach into it.
         for d in range(residual.shape[-1]) if out.mean is not None else ():
@@ -299,16 +304,16 @@ def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) ->
     log_weight = torch.zeros_like(decoded[..., 0])
     latent_energy = torch.zeros_like(log_weight)
     for grid, query in query_tiles(problem):
-        for latent in _steps(num_latents, latent_tile(problem)):
+        for latent in steps(num_latents, latent_tile(problem)):
             tile = narrowed(problem, grid, query, latent)
             log_w = log_weights(tile, num_latents)
             excess = energies(tile) - state[grid, query, None, 0].to(grad.dtype)
-            p, tau, gap = _shares(tile, excess, log_w, state[grid, query])
+            p, tau, gap = shares(tile, excess, log_w, state[grid, query])
             share = grad[grid, query, None] * p
             if want.latent_energy:
                 latent_energy[grid, latent] += share.sum(1)
             for d in range(num_dims) if want.decoded else ():
-                pull = share * (tile.y[:, :, None, d] - _prediction(tile, d))
+                pull = share * (tile.y[:, :, None, d] - predictions(tile, d))
                 if tile.scale is not None:
                     pull = pull * tile.scale[:, :, None, d]
                 decoded[grid, latent, d] -= 2 * pull.sum(1)

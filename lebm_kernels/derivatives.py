@@ -1,0 +1,487 @@
+"""The operators' derivatives and batching, once for all backends.
+
+F's gradients are a function of F's arguments too. Its derivative, and forward mode, are the rates
+along a direction that ``lebm_kernels::free_energy_second`` computes:
+
+    backward of the gradients, cotangents as the direction: F_dot, and the gradients of sum G F_dot
+    jvp of F: F_dot
+    jvp of the gradients: the gradients of sum (G F_dot + G_dot F)
+
+The operator of :mod:`lebm_kernels.ops` serves in eager mode and under torch.compile. torch.func and
+forward mode know nothing of what an operator registers, and get an autograd.Function in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lebm_kernels import ops
+
+_NO_THIRD_ORDER = (
+    "third derivatives of free_energy, and second derivatives of posterior, "
+    "are only available with backend='reference'"
+)
+_NO_FORWARD_TWICE = (
+    "forward-mode derivatives of a forward-mode derivative of free_energy are only available with "
+    "backend='reference'; torch.func.hessian, jacrev(jacrev) and jacrev(jacfwd) need none"
+)
+_NO_FORWARD_POSTERIOR = (
+    "forward-mode derivatives of posterior are only available with backend='reference'"
+)
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward mode may be at work."""
+    return not torch.compiler.is_compiling() and (
+        forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def free_energy(*args: Any) -> Any:
+    """The operator ``lebm_kernels::free_energy``, differentiable in every way."""
+    if _transformed():
+        return _FreeEnergy.apply(*args)
+    return torch.ops.lebm_kernels.free_energy(*args)
+
+
+def posterior(*args: Any) -> Any:
+    """The operator ``lebm_kernels::posterior``, in the same way."""
+    if _transformed():
+        return _Posterior.apply(*args)
+    return torch.ops.lebm_kernels.posterior(*args)
+
+
+def free_energy_columns(*args: Any) -> Any:
+    """The operator ``lebm_kernels::free_energy_backward``; not differentiable by itself."""
+    if _transformed():
+        return _FreeEnergyColumns.apply(*args)
+    return torch.ops.lebm_kernels.free_energy_backward(*args)
+
+
+def free_energy_second(*args: Any) -> Any:
+    """The operator ``lebm_kernels::free_energy_second``; not differentiable."""
+    if _transformed():
+        return _FreeEnergySecond.apply(*args)
+    return torch.ops.lebm_kernels.free_energy_second(*args)
+
+
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
+    y, decoded, beta, scale, log_weight, latent_energy, ctx.tol, ctx.backend, _ = inputs
+    _, *slopes, state = output
+    ctx.mark_non_differentiable(*slopes, state)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(y, decoded, beta, scale, log_weight, latent_energy, *slopes, state)
+
+
+def differentiate(
+    ctx: Any, grad: Tensor | None, *_: Any, columns: Callable[..., Any] | None = None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``free_energy``'s arguments.
+
+    ``columns`` stands in for ``free_energy_columns`` where no transform can have hidden from the
+    forward which gradients would be wanted, and the gradients are not differentiated.
+    """
+    if grad is None:
+        return (None,) * 9
+    *arguments, slope_y, slope_scale, slope_beta, state = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:6]
+    rest = (slope_y, slope_scale, slope_beta, state, *arguments, ctx.tol, ctx.backend, *needs)
+    if columns is None and (torch.is_grad_enabled() or _transformed()):
+        found = _Gradients.apply(grad, *rest)
+    else:
+        found = _gradients(grad, *rest, columns=columns)
+    wanted = iter(found)
+    return (*(next(wanted) if n else None for n in needs), None, None, None)
+
+
+def _gradients(
+    grad: Tensor,
+    slope_y: Tensor,
+    slope_scale: Tensor,
+    slope_beta: Tensor,
+    state: Tensor,
+    *rest: Any,
+    columns: Callable[..., Any] | None = None,
+) -> tuple[Tensor, ...]:
+    """The gradients of sum(grad F) by those of the six arguments that are needed.
+
+    ``rest`` is the arguments, tol, backend, and whether each argument's gradient is needed.
+    """
+    arguments, (tol, backend, *needs) = rest[:6], rest[6:]
+    slopes = [slope_y, slope_scale, slope_beta]
+    if columns is None and any(
+        n and slope.dim() == 1 and slope.numel() == 0
+        for n, slope in zip((needs[0], needs[3], needs[2]), slopes, strict=True)
+    ):
+        # The forward did not know that this gradient would be wanted (a transform hid it).
+        _, *slopes, state = free_energy(*arguments, tol, backend, [needs[0], needs[3], needs[2]])
+
+    def row(argument: Tensor, slope: Tensor) -> Tensor:
+        weight = grad.unsqueeze(-1) if slope.dim() > grad.dim() else grad
+        product = weight * slope
+        if product.shape != argument.shape:
+            product = product.sum_to_size(argument.shape)
+        return product if product.dtype is argument.dtype else product.to(argument.dtype)
+
+    grads: list[Tensor | None] = [None] * 6
+    for position, slope in zip((0, 3, 2), slopes, strict=True):
+        if needs[position]:
+            grads[position] = row(arguments[position], slope)
+    mask = [needs[1], needs[4], needs[5]]
+    if any(mask):
+        outputs = (columns or free_energy_columns)(grad, state, *arguments, tol, backend, mask)
+        for position, column in zip((1, 4, 5), outputs, strict=True):
+            grads[position] = column
+    return tuple(x for x, n in zip(grads, needs, strict=True) if n and x is not None)
+
+
+class _Gradients(torch.autograd.Function):
+    """:func:`_gradients`, differentiable once more."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return _gradients(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        grad, _, _, _, state, *arguments = inputs[:11]
+        ctx.tol, ctx.backend, *ctx.needs = inputs[11:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, state, *arguments)
+        ctx.save_for_forward(grad, state, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, state, *arguments = ctx.saved_tensors
+        each = iter(cotangents)
+        direction = [next(each) if n else None for n in ctx.needs]
+        if all(x is None for x in direction):
+            return (None,) * 19
+        by_grad, *_ = needs = ctx.needs_input_grad
+        mask = list(needs[5:11])
+        value, *found = free_energy_second(
+            grad, None, state, *direction, None, *arguments, ctx.tol, ctx.backend, mask
+        )
+        grads = (x if wanted else None for x, wanted in zip(found, mask, strict=True))
+        return (value if by_grad else None, *4 * (None,), *grads, *8 * (None,))
+
+    @staticmethod
+    def jvp(ctx: Any, grad_dot: Tensor | None, *tangents: Any) -> tuple[Tensor, ...]:
+        grad, state, *arguments = ctx.saved_tensors
+        direction, mask = tangents[4:10], list(ctx.needs)
+        _, *found = free_energy_second(
+            grad, grad_dot, state, *direction, None, *arguments, ctx.tol, ctx.backend, mask
+        )
+        return tuple(x for x, wanted in zip(found, mask, strict=True) if wanted)
+
+
+class _Rate(torch.autograd.Function):
+    """F's rate along a direction: of state, the six arguments and their rates; differentiable."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(state: Tensor, *rest: Any) -> Tensor:
+        *tensors, tol, backend = rest
+        value: Tensor = free_energy_second(
+            None, None, state, *tensors[6:], None, *tensors[:6], tol, backend, [False] * 6
+        )[0]
+        return value
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.tol, ctx.backend = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)  # without which vmap does not come as far as the refusal
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        state, *tensors = ctx.saved_tensors
+        arguments, direction = tensors[:6], tensors[6:]
+        mask, wanted = list(ctx.needs_input_grad[1:7]), list(ctx.needs_input_grad[7:13])
+        grads: list[Tensor | None] = [None] * 12
+        end = (ctx.tol, ctx.backend)
+        if any(mask):
+            _, *found = free_energy_second(
+                grad, None, state, *direction, None, *arguments, *end, mask
+            )
+            grads[:6] = [x if w else None for x, w in zip(found, mask, strict=True)]
+        if any(wanted):
+            empty = grad.new_empty(0)
+            found = iter(
+                _Gradients.apply(grad, empty, empty, empty, state, *arguments, *end, wanted)
+            )
+            grads[6:] = [next(found) if w else None for w in wanted]
+        return (None, *grads, None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(_NO_FORWARD_TWICE)
+
+
+class _FreeEnergy(torch.autograd.Function):
+    """``lebm_kernels::free_energy``."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return torch.ops.lebm_kernels.free_energy(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _save(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:6], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return differentiate(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        *arguments, _, _, _, state = ctx.saved_tensors
+        value = _Rate.apply(state, *arguments, *tangents[:6], ctx.tol, ctx.backend)
+        return value, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _free_energy_vmap(info, in_dims, *args)
+
+
+class _FreeEnergyColumns(torch.autograd.Function):
+    """``lebm_kernels::free_energy_backward``."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return torch.ops.lebm_kernels.free_energy_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _refuse(ctx)
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _free_energy_backward_vmap(info, in_dims, *args)
+
+
+class _FreeEnergySecond(torch.autograd.Function):
+    """``lebm_kernels::free_energy_second``."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return torch.ops.lebm_kernels.free_energy_second(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _refuse(ctx)
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _free_energy_second_vmap(info, in_dims, *args)
+
+
+def _refuse(ctx: Any, *_: Any) -> Any:
+    raise RuntimeError(_NO_THIRD_ORDER)
+
+
+def _save_posterior(ctx: Any, inputs: Any, output: Any) -> None:
+    *arguments, ctx.tol, ctx.backend = inputs
+    *_, index, slope_beta, state = output
+    ctx.mark_non_differentiable(index, slope_beta, state)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*arguments, slope_beta, state)
+
+
+def _differentiate_posterior(
+    ctx: Any,
+    by_value: Tensor | None,
+    by_mean: Tensor | None,
+    by_energy: Tensor | None,
+    by_entropy: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``posterior``'s arguments.
+
+    <E> = F + beta dF/dbeta and KL = -beta^2 dF/dbeta are F and its rate along beta; the mean's
+    cotangent is a direction too.
+    """
+    given = (by_value, by_mean, by_energy, by_entropy)
+    if all(x is None for x in given):
+        return (None,) * 8
+    *arguments, slope, state = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:6])
+    beta = arguments[2].to(slope.dtype)
+    cold = beta.square() == torch.inf
+    finite = torch.where(cold, 0.0, beta)
+    weight, beta_dot, by_beta = by_value, None, None
+    if by_energy is not None:
+        weight = by_energy if weight is None else weight + by_energy
+        beta_dot, by_beta = by_energy * finite, by_energy * slope
+    if by_entropy is not None:
+        more_dot, more = -by_entropy * finite.square(), -2 * by_entropy * finite * slope
+        beta_dot = more_dot if beta_dot is None else beta_dot + more_dot
+        by_beta = more if by_beta is None else by_beta + more
+    end = (*arguments, ctx.tol, ctx.backend, needs)
+    direction = (None, None, beta_dot, None, None, None, by_mean)
+    _, *found = free_energy_second(None, weight, state, *direction, *end)
+    grads: list[Any] = [x if n else None for x, n in zip(found, needs, strict=True)]
+    if needs[2] and by_beta is not None:
+        grads[2] = grads[2] + by_beta.sum_to_size(arguments[2].shape).to(arguments[2].dtype)
+    if needs[4] and by_entropy is not None:
+        weight = torch.where(cold, by_entropy, 0.0)
+        grads[4] = grads[4] + _by_coldest_entropy(weight, state, *arguments, ctx.tol, ctx.backend)
+    return (*grads, None, None)
+
+
+def _by_coldest_entropy(weight: Tensor, state: Tensor, *rest: Any) -> Tensor:
+    """The gradient by l of sum_b weight KL at beta = inf, KL = -log sum_n w over the minima."""
+    *arguments, tol, backend = rest
+    log_weight, latent_energy = arguments[4:]
+    zero = torch.zeros_like(log_weight)
+    arguments[5] = zero if latent_energy is None else latent_energy + zero
+    mask = [False, False, True]
+    *_, by_share = free_energy_columns(weight, state, *arguments, tol, backend, mask)
+    each = weight.sum(-1, keepdim=True)
+    each = each.sum_to_size((*log_weight.shape[:-1], 1)) * log_weight.to(each.dtype).softmax(-1)
+    return each.to(log_weight.dtype) - by_share.sum_to_size(log_weight.shape)
+
+
+class _Posterior(torch.autograd.Function):
+    """``lebm_kernels::posterior``."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return torch.ops.lebm_kernels.posterior(*args)
+
+    setup_context = staticmethod(_save_posterior)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _differentiate_posterior(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(_NO_FORWARD_POSTERIOR)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _posterior_vmap(info, in_dims, *args)
+
+
+# The trailing dimensions of y, decoded, beta, scale, log_weight, latent_energy that are their own.
+_RANKS = (2, 2, 1, 2, 1, 1)
+
+
+def _line_up(
+    tensors: tuple[Tensor | None, ...], in_dims: tuple[int | None, ...], ranks: tuple[int, ...]
+) -> list[Tensor | None]:
+    """Make the mapped dimension the first of the leading ones, the same for every mapped tensor."""
+    depth = 0
+    for x, dim, rank in zip(tensors, in_dims, ranks, strict=True):
+        if x is not None:
+            depth = max(depth, x.dim() - (dim is not None) - rank)
+    lined_up: list[Tensor | None] = []
+    for x, dim, rank in zip(tensors, in_dims, ranks, strict=True):
+        if x is not None and dim is not None:
+            x = x.movedim(dim, 0)
+            x = x.reshape(x.shape[:1] + (1,) * (1 + depth + rank - x.dim()) + x.shape[1:])
+        lined_up.append(x)
+    return lined_up
+
+
+def _out_dims(outputs: tuple[Tensor, ...], num_leading: int) -> tuple[int | None, ...]:
+    # An output that was not asked for is empty and not mapped.
+    return tuple(0 if x.dim() >= num_leading else None for x in outputs)
+
+
+def _free_energy_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    tensors = _line_up(args[:6], in_dims[:6], _RANKS)
+    outputs = free_energy(*tensors, *args[6:])
+    return outputs, _out_dims(outputs, outputs[0].dim())
+
+
+def _posterior_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    tensors = _line_up(args[:6], in_dims[:6], _RANKS)
+    outputs = posterior(*tensors, *args[6:])
+    return outputs, _out_dims(outputs, outputs[0].dim())
+
+
+def _sample_latent_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    if info.randomness != "different":
+        raise RuntimeError(
+            "vmap of sample_latent is only available with randomness='different', "
+            f"got {info.randomness!r}"
+        )
+    tensors = _line_up(args[:6], in_dims[:6], _RANKS)
+    return torch.ops.lebm_kernels.sample_latent(*tensors, *args[6:]), 0
+
+
+def _free_energy_backward_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    tensors, dims, mask = list(args[:8]), list(in_dims[:8]), args[-1]
+    latent_side = (3, 6, 7)
+    for position, wanted in zip(latent_side, mask, strict=True):
+        if wanted and dims[position] is None:
+            # One gradient a sample, not their sum: the samples must not share the argument.
+            tensors[position] = tensors[position].expand(info.batch_size, *tensors[position].shape)
+            dims[position] = 0
+    shapes = [
+        tensors[position].movedim(dims[position], 0).shape if wanted else None
+        for position, wanted in zip(latent_side, mask, strict=True)
+    ]
+    lined_up = _line_up(tuple(tensors), tuple(dims), (1, 2, *_RANKS))
+    outputs = free_energy_columns(*lined_up, *args[8:])
+    outputs = tuple(
+        x if shape is None else x.reshape(shape) for x, shape in zip(outputs, shapes, strict=True)
+    )
+    return outputs, tuple(None if shape is None else 0 for shape in shapes)
+
+
+def _free_energy_second_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+    tensors, dims, mask = list(args[:16]), list(in_dims[:16]), args[-1]
+    shapes: list[Any] = [None] * 6
+    for i, wanted in enumerate(mask):
+        at = 10 + i
+        # A rate of its own for every sample, a gradient of its own, and an F (by y, at the least).
+        if tensors[at] is not None and (wanted or i == 0 or dims[3 + i] is not None):
+            if dims[at] is None:
+                tensors[at] = tensors[at].expand(info.batch_size, *tensors[at].shape)
+                dims[at] = 0
+            if wanted:
+                shapes[i] = tensors[at].movedim(dims[at], 0).shape
+    ranks = (1, 1, 2, *_RANKS, 2, *_RANKS)
+    lined_up = _line_up(tuple(tensors), tuple(dims), ranks)
+    value, *outputs = free_energy_second(*lined_up, *args[16:])
+    outputs = [
+        x if shape is None else x.reshape(shape) for x, shape in zip(outputs, shapes, strict=True)
+    ]
+    return (value, *outputs), (0, *(None if shape is None else 0 for shape in shapes))
+
+
+def _register(name: str, vmap: Any, backward: Any, save: Any = None) -> None:
+    qualified = f"lebm_kernels::{name}"
+    torch.library.register_vmap(qualified, vmap, lib=ops.library)
+    torch.library.register_autograd(qualified, backward, setup_context=save, lib=ops.library)
+
+
+_register("free_energy", _free_energy_vmap, differentiate, _save)
+_register("free_energy_backward", _free_energy_backward_vmap, _refuse)
+_register("free_energy_second", _free_energy_second_vmap, _refuse)
+_register("posterior", _posterior_vmap, _differentiate_posterior, _save_posterior)
+_register("sample_latent", _sample_latent_vmap, _refuse)

@@ -1,0 +1,404 @@
+r"""Second derivatives of the free energy in plain PyTorch tiles, for every backend.
+
+A direction changes every argument at a rate, written with a dot; ``mean_dot`` c is a latent
+energy c[b] . g[n] that grows at the rate 1. With u = E - F, d = y - s g and x = -beta u = log(p/w):
+
+    d_dot   = y_dot - s_dot g - s g_dot
+    E_dot   = 2 d . d_dot + r_dot + c . g
+    p_dot   = p (A - <A>_p),     A = l_dot - beta_dot u - beta E_dot
+    k_j[n]  = w u^j psi_j(x),    psi_j(x) = x^-j int_0^x t^(j-1) e^t dt = sum_k x^k / (k! (k + j))
+
+    F_dot[b] = <E_dot>_p + J - beta_dot K,     J = sum_n k_1 l_dot,  K = sum_n k_2 = -dF/dbeta
+
+and the gradients of sum_b (G F_dot + G_dot F), which are the rates of those of sum_b G F: with
+q = G p_dot + G_dot p,
+
+    by y[b]     2 sum_n (q d + G p d_dot)
+    by s[b]    -2 sum_n (q g d + G p (g_dot d + g d_dot))
+    by beta[b]  G (-Cov_p(E_dot, u) + K <l_dot>_p - sum_n k_2 l_dot
+                   + beta_dot (beta K^2 + sum_n k_3)) - G_dot K
+    by g[n]    -2 sum_b (q s d + G p (s_dot d + s d_dot)) + sum_b G p c
+    by l[n]     sum_b G (p (E_dot - <E_dot>_p) + k_1 l_dot - p J + beta_dot (p K - k_2)) + G_dot k_1
+    by r[n]     sum_b q
+
+where l_dot is taken from its average over w. The k_j are entire in beta, so that nothing cancels
+where it is small. At beta = inf, p moves with l alone and the terms of beta and the k_j are zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.backends import chunked
+from lebm_kernels.backends.contract import Problem
+
+
+class Direction(NamedTuple):
+    """At what rate each argument of a :class:`Problem` changes, in its shape; None: it does not.
+
+    ``mean`` is c, ``[B, M, D]``.
+    """
+
+    y: Tensor | None = None
+    decoded: Tensor | None = None
+    beta: Tensor | None = None
+    scale: Tensor | None = None
+    log_weight: Tensor | None = None
+    latent_energy: Tensor | None = None
+    mean: Tensor | None = None
+
+
+class SecondWants(NamedTuple):
+    """Which gradients are computed beside F_dot; the rest stays None."""
+
+    y: bool = False
+    decoded: bool = False
+    beta: bool = False
+    scale: bool = False
+    log_weight: bool = False
+    latent_energy: bool = False
+
+
+class Second(NamedTuple):
+    """F_dot ``[B, M]`` and the gradients, in the shapes of their arguments and F's dtype."""
+
+    value: Tensor
+    y: Tensor | None = None
+    decoded: Tensor | None = None
+    beta: Tensor | None = None
+    scale: Tensor | None = None
+    log_weight: Tensor | None = None
+    latent_energy: Tensor | None = None
+
+
+def _total(terms: Iterable[Tensor | None]) -> Tensor | None:
+    total = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
+    return total
+
+
+def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a * b
+
+
+def _narrowed(direction: Direction, grid: slice, query: slice, latent: slice) -> Direction:
+    by_latent = (False, True, False, False, True, True, False)
+    return Direction(
+        *(
+            None if x is None else x[grid, latent if n else query]
+            for x, n in zip(direction, by_latent, strict=True)
+        )
+    )
+
+
+class _Tile:
+    """The pairs of one tile, each quantity ``[b, m, n]``, and how they change."""
+
+    def __init__(
+        self,
+        tile: Problem,
+        dots: Direction,
+        latent: slice,
+        log_w: Tensor,
+        state: Tensor,
+        order: int,
+    ) -> None:
+        self.tile, self.dots, self.latent = tile, dots, latent
+        excess = chunked.energies(tile) - state[:, :, None, 0].to(tile.y.dtype)
+        self.p, self.x, self.u = chunked.shares(tile, excess, log_w, state)
+        self.w = log_w.exp()
+        self.energy_dot = self._energy_dot(excess == torch.inf)
+        self.log_weight_dot = None if dots.log_weight is None else dots.log_weight[:, None, :]
+        self.k = self._moments(order) if order else []
+
+    def difference(self, d: int) -> Tensor:
+        """The d-th number of y - s g."""
+        return self.tile.y[:, :, None, d] - chunked.predictions(self.tile, d)
+
+    def difference_dot(self, d: int) -> Tensor | None:
+        """The d-th number of y_dot - s_dot g - s g_dot, broadcastable to ``[b, m, n]``."""
+        dots = self.dots
+        by_y = None if dots.y is None else dots.y[:, :, None, d]
+        by_scale = (
+            None
+            if dots.scale is None
+            else -dots.scale[:, :, None, d] * self.tile.decoded[:, None, :, d]
+        )
+        by_decoded = None
+        if dots.decoded is not None:
+            by_decoded = -chunked.predictions(self.tile._replace(decoded=dots.decoded), d)
+        return _total((by_y, by_scale, by_decoded))
+
+    def _energy_dot(self, unreached: Tensor) -> Tensor | None:
+        dots, D = self.dots, self.tile.y.shape[-1]
+        total = None if dots.latent_energy is None else dots.latent_energy[:, None, :]
+        for d in range(D):
+            change = self.difference_dot(d)
+            if change is not None:
+                total = _total((total, 2 * self.difference(d) * change))
+            if dots.mean is not None:
+                total = _total((total, dots.mean[:, :, None, d] * self.tile.decoded[:, None, :, d]))
+        # What no query reaches has no share of anything: inf * 0 would be a NaN.
+        return None if total is None else torch.where(unreached, 0.0, total)
+
+    def _moments(self, order: int) -> list[Tensor]:
+        """k_1 to k_order, order 1 to 3; 0 where beta = inf."""
+        p, w, u = self.p, self.w, self.u
+        beta = self.tile.beta[:, :, None]
+        near = self.x.abs() <= 1
+        cold = beta == torch.inf
+        small = torch.where(near, self.x, 0.0)
+        # p is 0 where x is -inf.
+        x = torch.where(p > 0, self.x, torch.where(p.isnan(), p, 0.0))
+        inverse = torch.where((beta == 0) | cold, 0.0, 1 / beta)
+        close = [w * u * psi for psi in _psi(small, order)]
+        far = [w - p, p * (x - 1) + w, 2 * w - p * (x * (x - 2) + 2)]
+        for j in range(order):
+            for _ in range(j):
+                close[j] = close[j] * u
+            for _ in range(j + 1):
+                far[j] = far[j] * inverse
+        return [
+            torch.where(cold, 0.0, torch.where(near, c, f))
+            for c, f in zip(close, far, strict=False)
+        ]
+
+
+def _psi(x: Tensor, order: int) -> list[Tensor]:
+    """psi_1 to psi_order where |x| <= 1: the last by its series, the others from it."""
+    if order == 1:
+        safe = torch.where(x == 0, 1.0, x)
+        return [torch.where(x == 0, 1.0, torch.expm1(safe) / safe)]
+    last = 19 if x.dtype == torch.float64 else 11
+    total = torch.zeros_like(x)
+    for k in reversed(range(last)):
+        total = total * x + 1 / (math.factorial(k) * (k + order))
+    found, power = [total], x.exp()
+    for j in range(order - 1, 0, -1):
+        # int t^j e^t = x^j e^x - j int t^(j-1) e^t; this way round nothing cancels.
+        found.insert(0, (power - x * found[0]) / j)
+    return found
+
+
+class _Averages:
+    """What every query of a tile sums over the latents, ``[b, m, 1]``, in the tile's dtype."""
+
+    def __init__(self, tiles: Iterable[_Tile], state: Tensor, dtype: torch.dtype, curved: bool):
+        zero = torch.zeros_like(state[..., :1])
+        mass, energy_dot, log_weight_dot, above = (zero.clone() for _ in range(4))
+        slope, curvature = zero.clone(), zero.clone()
+        for t in tiles:
+            mass += t.p.sum(-1, keepdim=True)
+            if t.energy_dot is not None:
+                energy_dot += (t.p * t.energy_dot).sum(-1, keepdim=True)
+            if t.log_weight_dot is not None:
+                log_weight_dot += (t.p * t.log_weight_dot).sum(-1, keepdim=True)
+                slope += (t.k[0] * t.log_weight_dot).sum(-1, keepdim=True)
+            if curved:
+                above += (t.p * t.u).sum(-1, keepdim=True)
+                curvature += t.k[1].sum(-1, keepdim=True)
+        self.mass = mass
+        self.energy_dot = (energy_dot / mass).to(dtype)
+        self.log_weight_dot = (log_weight_dot / mass).to(dtype)
+        self.above = (above / mass).to(dtype)
+        self.slope, self.curvature = slope.to(dtype), curvature.to(dtype)
+
+    def consistent(self) -> bool:
+        """Whether the state's normaliser is that of these energies."""
+        close = math.sqrt(torch.finfo(self.slope.dtype).eps)
+        return not bool(((self.mass - 1).abs() > close).any())
+
+
+class _Sweep:
+    """The tiles of latents beside one tile of queries; a single one is kept."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        direction: Direction,
+        where: tuple[slice, slice],
+        state: Tensor,
+        order: int,
+    ) -> None:
+        self.problem, self.direction, self.where, self.state = problem, direction, where, state
+        self.order = order
+        self.num_latents = problem.decoded.shape[1]
+        whole = chunked.latent_tile(problem) >= self.num_latents
+        self.only = self._tile(slice(0, self.num_latents)) if whole else None
+
+    def __iter__(self) -> Iterator[_Tile]:
+        if self.only is not None:
+            yield self.only
+            return
+        for latent in chunked.steps(self.num_latents, chunked.latent_tile(self.problem)):
+            yield self._tile(latent)
+
+    def _tile(self, latent: slice) -> _Tile:
+        tile = chunked.narrowed(self.problem, *self.where, latent)
+        dots = _narrowed(self.direction, *self.where, latent)
+        log_w = chunked.log_weights(tile, self.num_latents)
+        return _Tile(tile, dots, latent, log_w, self.state, self.order)
+
+
+def along(
+    problem: Problem,
+    grad: Tensor,
+    grad_dot: Tensor | None,
+    state: Tensor,
+    direction: Direction,
+    want: SecondWants,
+) -> Second:
+    """F_dot and the gradients of sum_b (grad F_dot + grad_dot F): the formulas above.
+
+    Args:
+        problem: the arguments, float32 or float64.
+        grad: G, ``[B, M]``, the problem's dtype.
+        grad_dot: G_dot, likewise, or None for 0.
+        state: what :func:`lebm_kernels.backends.contract.Rows` has of any backend.
+        direction: the rates of the arguments, the problem's dtype.
+        want: the gradients wanted. Those of absent arguments are wanted in vain.
+    """
+    problem = chunked.normalised(problem)
+    cold = problem.beta == torch.inf
+    if direction.beta is not None:
+        direction = direction._replace(beta=torch.where(cold, 0.0, direction.beta))
+    if direction.log_weight is not None:
+        direction = direction._replace(log_weight=_centred(direction.log_weight, problem))
+    sizes = (problem.y, problem.decoded, problem.beta, problem.y, *2 * (problem.decoded[..., 0],))
+    out = Second(
+        torch.zeros_like(problem.beta),
+        *(
+            torch.zeros(x.shape, dtype=torch.float64, device=x.device) if w else None
+            for x, w in zip(sizes, want, strict=True)
+        ),
+    )
+    curved = direction.beta is not None or want.beta
+    order = 1 if direction.log_weight is not None or want.log_weight else 0
+    if curved:
+        order = 3 if direction.beta is not None and want.beta else 2
+    for where in chunked.query_tiles(problem):
+        sweep = _Sweep(problem, direction, where, state[where], order)
+        averages = _Averages(sweep, state[where], grad.dtype, curved)
+        if not averages.consistent():
+            # Energies that another backend rounds otherwise: when cold, that is another posterior.
+            own = chunked.Normaliser(problem, *where).state()
+            sweep = _Sweep(problem, direction, where, own, order)
+            averages = _Averages(sweep, own, grad.dtype, curved)
+        value = averages.energy_dot + averages.slope
+        if direction.beta is not None:
+            value = value - direction.beta[where][..., None] * averages.curvature
+        out.value[where] = value[..., 0]
+        if any(want):
+            weights = _Weights(
+                grad[where][..., None],
+                None if grad_dot is None else grad_dot[where][..., None],
+                torch.where(cold, 0.0, problem.beta)[where][..., None],
+            )
+            for tile in sweep:
+                _add(out, where, tile, averages, weights)
+    if out.beta is not None:
+        out.beta.masked_fill_(cold, 0.0)
+    return Second(out.value, *(None if x is None else x.to(grad.dtype) for x in out[1:]))
+
+
+def _centred(log_weight_dot: Tensor, problem: Problem) -> Tensor:
+    """The rates of log w in place of those of l; 0 of what is dropped."""
+    assert problem.log_weight is not None
+    kept = problem.log_weight > -torch.inf
+    wide = torch.where(kept, log_weight_dot, 0.0).double()
+    mean = (problem.log_weight.double().exp() * wide).sum(-1, keepdim=True)
+    return torch.where(kept, wide - mean, 0.0).to(log_weight_dot.dtype)
+
+
+class _Weights(NamedTuple):
+    """Of every query of a tile, ``[b, m, 1]``: G, G_dot, and beta with 0 in place of inf."""
+
+    grad: Tensor
+    grad_dot: Tensor | None
+    beta: Tensor
+
+
+def _add(
+    out: Second, where: tuple[slice, slice], t: _Tile, mean: _Averages, weights: _Weights
+) -> None:
+    """The part of one tile in all the gradients wanted."""
+    (grid, query), latent = where, t.latent
+    G, G_dot, beta = weights
+    beta_dot = None if t.dots.beta is None else t.dots.beta[..., None]
+    p = t.p / mean.mass.to(t.p.dtype)
+    # p before any factor that may be large where it is 0.
+    energy_part = None if t.energy_dot is None else p * (t.energy_dot - mean.energy_dot)
+    above_part = p * (t.u - mean.above)
+    p_dot = _total(
+        (
+            None if t.log_weight_dot is None else p * (t.log_weight_dot - mean.log_weight_dot),
+            None if beta_dot is None else -beta_dot * above_part,
+            None if energy_part is None else -beta * energy_part,
+        )
+    )
+    share = G * p
+    q = _total((_times(G, p_dot), _times(G_dot, p)))
+    if out.y is not None or out.scale is not None or out.decoded is not None:
+        for d in range(t.tile.y.shape[-1]):
+            _add_vectors(out, where, t, d, q, share)
+    if out.latent_energy is not None and q is not None:
+        out.latent_energy[grid, latent] += q.sum(1)
+    if out.beta is not None:
+        terms = _total(
+            (
+                None if energy_part is None else -energy_part * (t.u - mean.above),
+                _times(t.log_weight_dot, mean.curvature * p - t.k[1]),
+                None if beta_dot is None else beta_dot * t.k[2],
+            )
+        )
+        if terms is not None:
+            out.beta[grid, query] += (G * terms).sum(-1)
+        if latent.start == 0:
+            if beta_dot is not None:
+                out.beta[grid, query] += (G * beta_dot * beta * mean.curvature.square())[..., 0]
+            if G_dot is not None:
+                out.beta[grid, query] -= (G_dot * mean.curvature)[..., 0]
+    if out.log_weight is not None:
+        terms = _total(
+            (
+                energy_part,
+                None if t.log_weight_dot is None else t.k[0] * t.log_weight_dot - p * mean.slope,
+                None if beta_dot is None else beta_dot * (p * mean.curvature - t.k[1]),
+            )
+        )
+        terms = _total((_times(G, terms), _times(G_dot, t.k[0])))
+        if terms is not None:
+            out.log_weight[grid, latent] += terms.sum(1)
+
+
+def _add_vectors(
+    out: Second, where: tuple[slice, slice], t: _Tile, d: int, q: Tensor | None, share: Tensor
+) -> None:
+    """The part of one tile in the d-th numbers of the gradients by y, s and g."""
+    grid, query = where
+    scale, decoded = t.tile.scale, t.tile.decoded[:, None, :, d]
+    scale_dot, decoded_dot, mean_dot = t.dots.scale, t.dots.decoded, t.dots.mean
+    difference = t.difference(d)
+    pull = _total((_times(q, difference), _times(share, t.difference_dot(d))))
+    if out.y is not None and pull is not None:
+        out.y[grid, query, d] += 2 * pull.sum(-1)
+    if out.scale is not None:
+        moved = None if decoded_dot is None else share * difference * decoded_dot[:, None, :, d]
+        terms = _total((_times(pull, decoded), moved))
+        if terms is not None:
+            out.scale[grid, query, d] -= 2 * terms.sum(-1)
+    if out.decoded is not None:
+        stretched = pull if scale is None else _times(pull, scale[:, :, None, d])
+        moved = None if scale_dot is None else share * difference * scale_dot[:, :, None, d]
+        terms = _total((stretched, moved))
+        if terms is not None:
+            out.decoded[grid, t.latent, d] -= 2 * terms.sum(1)
+        if mean_dot is not None:
+            out.decoded[grid, t.latent, d] += (share * mean_dot[:, :, None, d]).sum(1)
