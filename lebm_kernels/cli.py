@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lebm_kernels.benchmarking import Comparison
     from lebm_kernels.datasets import Dataset
+    from lebm_kernels.losses import Loss
     from lebm_kernels.models import LatentModel
     from lebm_kernels.training import TrainResult
 
@@ -91,6 +92,26 @@ class Recipe(str, Enum):
     neural_horn = "neural-horn"
 
 
+class LossName(str, Enum):
+    """What training minimises, as the command line spells it."""
+
+    energy = "energy"
+    hinge = "hinge"
+    log = "log"
+
+
+class NegativesName(str, Enum):
+    """Where a contrastive loss takes its samples."""
+
+    box = "box"
+    noise = "noise"
+    offending = "offending"
+
+
+#: The distance from an observation at which a contrastive sample is taken.
+_AWAY = 0.5
+
+
 #: What the demonstration trains: the figure's models.
 _DEMO = (Recipe.ellipse, Recipe.horn)
 
@@ -104,6 +125,8 @@ _OPTIONS = {
     "epochs": "--epochs",
     "learning_rate": "--learning-rate",
     "backend": "--backend",
+    "margin": "--margin",
+    "loss": "--loss",
     "seed": "--seed",
     "latents": "--latents",
     "bumps": "--bumps",
@@ -197,6 +220,11 @@ def train(
     backend: Annotated[
         str | None, typer.Option(help="A name of `lebm info`.", show_default="the fastest here")
     ] = None,
+    loss: Annotated[LossName, typer.Option(help="What is minimised.")] = LossName.energy,
+    negatives: Annotated[
+        NegativesName, typer.Option(help="Contrastive samples of a hinge or log loss.")
+    ] = NegativesName.noise,
+    margin: Annotated[float, typer.Option(help="Of the hinge, in squares of y.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the data, the start and the order.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for checkpoint and figures.")] = Path("out"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
@@ -217,6 +245,7 @@ def train(
                 seed=seed,
                 backend=backend,
                 resume=resume,
+                contrast=(loss, negatives, margin),
                 **changes,
             )
             for recipe in model
@@ -480,7 +509,13 @@ class _Trained(NamedTuple):
 
 
 def _train(
-    recipe: str, folder: Path, *, seed: int = 0, resume: bool = False, **changes: Any
+    recipe: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    contrast: tuple[LossName, NegativesName, float] = (LossName.energy, NegativesName.noise, 1.0),
+    **changes: Any,
 ) -> _Trained:
     """Train a recipe from its seed, keeping its checkpoint in the folder."""
     from lebm_kernels.recipes import RECIPES
@@ -488,17 +523,42 @@ def _train(
 
     model, data, config = RECIPES[recipe].start(seed, **changes)
     untrained = copy.deepcopy(model)
-    title = f"{recipe}-{_temperature(config.beta)}"
+    name, negatives, margin = contrast
+    kind = "" if name == LossName.energy else f"{name.value}-{negatives.value}-"
+    title = f"{recipe}-{kind}{_temperature(config.beta)}"
     with _one_thread():
         result = train(
             model,
             data,
             config,
+            loss=_loss(name, negatives, margin, data, seed),
             checkpoint=folder / f"{title}.pt",
             curves=folder / f"{title}.csv",
             resume=resume,
         )
     return _Trained(title, untrained, model, data, result, RECIPES[recipe].held_out(seed))
+
+
+def _loss(
+    name: LossName, negatives: NegativesName, margin: float, data: Dataset, seed: int
+) -> Loss:
+    """The loss of that name; its samples are drawn from the seed, boxes are about the data."""
+    import torch
+
+    from lebm_kernels.losses import HingeLoss, LogLoss, energy_loss
+    from lebm_kernels.negatives import GaussianNoise, MostOffending, Negatives, UniformBox
+
+    if name == LossName.energy:
+        return energy_loss
+    generator = torch.Generator().manual_seed(seed)
+    low, high = (tuple(corner.tolist()) for corner in data.y.aminmax(dim=0))
+    box = UniformBox(low, high, generator)
+    source: Negatives = box
+    if negatives == NegativesName.noise:
+        source = GaussianNoise(_AWAY, generator)
+    elif negatives == NegativesName.offending:
+        source = MostOffending(_AWAY, box)
+    return HingeLoss(source, margin) if name == LossName.hinge else LogLoss(source)
 
 
 def _section(run: _Trained) -> float | None:

@@ -1,7 +1,7 @@
 """Contrastive samples: points y_hat whose free energy a contrastive loss pushes up.
 
 What draws them is a callable of the signature :class:`Negatives`. Each takes a generator of its
-own; without one it draws from PyTorch's global generator, whose state a training checkpoint holds.
+own, or draws from PyTorch's global one; a training checkpoint holds the state of either.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lebm_kernels.losses import Loss, energy_loss
 from lebm_kernels.models import LatentModel
 from lebm_kernels.schedules import SCHEDULES, Annealing
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 # Keeps the order of the batches apart from data that were drawn from the same seed.
 _SHUFFLING = 0x5F3759DF
@@ -214,7 +214,7 @@ def train(
         checkpoint: file to keep the run's state in. Its folder is made; the file is replaced in
             one step, so that an interruption leaves the previous state whole.
         checkpoint_every: epochs between two writes; the last epoch is always written.
-        resume: go on from ``checkpoint``, which must be of the same config and data. With the
+        resume: go on from ``checkpoint``, which must be of the same config, data and loss. With the
             constant schedule ``epochs`` may differ, to train on.
         progress: show a progress bar; ``None`` shows it where standard error is a terminal.
         on_epoch: called after each epoch, and its checkpoint if one was due, with the number of
@@ -401,6 +401,8 @@ class _Run:
             "config": asdict(self.config),
             "data": _fingerprint(self.data),
             "validation": None if self.validation is None else _fingerprint(self.validation),
+            "loss": _description(self.loss),
+            "loss_generators": [g.get_state() for g in _generators(self.loss)],
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -450,6 +452,13 @@ class _Run:
             raise ValueError(
                 f"validation must be that of checkpoint {path} to resume, got other data"
             )
+        if state["loss"] != _description(self.loss):
+            raise ValueError(
+                f"loss must be that of checkpoint {path}, {state['loss']}, to resume, "
+                f"got {_description(self.loss)}"
+            )
+        for generator, drawn in zip(_generators(self.loss), state["loss_generators"], strict=True):
+            generator.set_state(drawn)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
@@ -507,6 +516,28 @@ def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer] | None:
     found = getattr(torch.optim, name, None)
     is_optimizer = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
     return found if is_optimizer and found is not torch.optim.Optimizer else None
+
+
+def _description(loss: object) -> str:
+    """What tells one loss from another: its name and the fields it was made with."""
+    if isinstance(loss, torch.Generator):
+        return "Generator"
+    if is_dataclass(loss) and not isinstance(loss, type):
+        parts = (f"{f.name}={_description(getattr(loss, f.name))}" for f in fields(loss))
+        return f"{type(loss).__qualname__}({', '.join(parts)})"
+    if callable(loss):
+        return str(getattr(loss, "__qualname__", type(loss).__qualname__))
+    return repr(loss)
+
+
+def _generators(loss: object) -> list[torch.Generator]:
+    """The generators that a loss draws from by its fields, each once, in their order."""
+    if isinstance(loss, torch.Generator):
+        return [loss]
+    if not is_dataclass(loss) or isinstance(loss, type):
+        return []
+    found = [g for f in fields(loss) for g in _generators(getattr(loss, f.name))]
+    return list({id(g): g for g in found}.values())
 
 
 def _fingerprint(data: Dataset) -> str:

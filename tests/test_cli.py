@@ -82,6 +82,50 @@ def test_train_takes_its_options(tmp_path, monkeypatch):
     assert seen["checkpoint"] == tmp_path / "ellipse-beta-2.pt"
 
 
+@pytest.mark.parametrize("loss", ["hinge", "log"])
+@pytest.mark.parametrize("negatives", ["box", "noise", "offending"])
+def test_train_takes_a_contrastive_loss(tmp_path, monkeypatch, loss, negatives):
+    from lebm_kernels import losses, training
+    from lebm_kernels import negatives as samples
+
+    class Stop(Exception):
+        pass
+
+    def record(model, data, config, *, loss, checkpoint, **options):
+        raise Stop(loss, data, checkpoint.name)
+
+    monkeypatch.setattr(training, "train", record)
+    options = ["--loss", loss, "--negatives", negatives, "--margin", 2.5]
+    result = lebm("train", "ellipse", *options, "--output", tmp_path)
+    assert isinstance(result.exception, Stop)
+    found, data, name = result.exception.args
+    assert name == f"ellipse-{loss}-{negatives}-cold.pt"
+    assert isinstance(found, losses.HingeLoss if loss == "hinge" else losses.LogLoss)
+    assert loss == "log" or found.margin == 2.5
+    kinds = {
+        "box": samples.UniformBox,
+        "noise": samples.GaussianNoise,
+        "offending": samples.MostOffending,
+    }
+    assert isinstance(found.negatives, kinds[negatives])
+    if negatives == "box":
+        assert torch.equal(torch.tensor(found.negatives.low), data.y.amin(0))
+        assert torch.equal(torch.tensor(found.negatives.high), data.y.amax(0))
+
+
+def test_a_contrastive_run_resumes_and_a_wrong_margin_is_named(tmp_path):
+    options = ["train", "ellipse", "--loss", "hinge", "--epochs", 2, "--output", tmp_path]
+    for more in ([], ["--resume"]):
+        assert lebm(*options, *more).exit_code == 0
+    for more, option in (
+        (["--margin", "nan"], "--margin"),
+        (["--margin", 2, "--resume"], "--loss"),
+    ):
+        result = lebm(*options, *more)
+        assert result.exit_code == 2
+        assert option in result.stderr
+
+
 def test_several_models_are_trained_into_one_table(tmp_path):
     result = lebm("train", "horn", "neural-horn", "--epochs", 1, "--output", tmp_path)
     assert result.exit_code == 0, result.output

@@ -20,8 +20,9 @@ from lebm_kernels.decoders import circle
 from lebm_kernels.demonstrations import collapsing
 from lebm_kernels.grids import periodic_grid
 from lebm_kernels.likelihood import density_loss
-from lebm_kernels.losses import energy_loss
+from lebm_kernels.losses import HingeLoss, LogLoss, energy_loss
 from lebm_kernels.models import DecoderModel, Ellipse, Horn, LatentModel, neural_horn
+from lebm_kernels.negatives import GaussianNoise, MostOffending
 from lebm_kernels.recipes import RECIPES
 from lebm_kernels.schedules import Annealing
 from lebm_kernels.training import TrainConfig, free_energies, mean_free_energy, train
@@ -367,3 +368,32 @@ def test_patience_needs_validation_data_and_they_a_finite_loss() -> None:
     bad = Dataset(torch.full((1, 2), math.nan))
     with pytest.raises(FloatingPointError, match="validation loss is nan in epoch 1"):
         train(model, data, TrainConfig(epochs=2), validation=bad)
+
+
+def test_a_resumed_run_goes_on_with_the_draws_of_its_loss(tmp_path: Path) -> None:
+    def contrastive() -> HingeLoss:
+        start = GaussianNoise(0.5, generator=_generator(3))
+        return HingeLoss(MostOffending(0.1, start, max_steps=2))
+
+    def run(epochs: int, **options: Any) -> Tensor:
+        config = TrainConfig(epochs=epochs, schedule="constant", batch_size=10)
+        model, data = Ellipse(generator=_generator(0)), ellipse_data(generator=_generator(1))
+        train(model, data, config, loss=contrastive(), progress=False, **options)
+        return model.scale().detach()
+
+    straight = run(4)
+    run(2, checkpoint=tmp_path / "run.pt")
+    assert torch.equal(run(4, checkpoint=tmp_path / "run.pt", resume=True), straight)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [energy_loss, LogLoss(GaussianNoise(0.5)), HingeLoss(GaussianNoise(0.5), margin=2.0)],
+)
+def test_a_run_is_not_resumed_with_another_loss(tmp_path: Path, other) -> None:
+    model, data = _horn()
+    options: dict[str, Any] = {"checkpoint": tmp_path / "run.pt", "progress": False}
+    loss = HingeLoss(GaussianNoise(0.5))
+    train(model, data, TrainConfig(epochs=1), loss=loss, **options)
+    with pytest.raises(ValueError, match=r"^loss must be that of checkpoint .*HingeLoss"):
+        train(model, data, TrainConfig(epochs=1), loss=other, resume=True, **options)

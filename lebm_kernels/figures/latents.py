@@ -59,7 +59,7 @@ def energy_curves_figure(model: LatentModel, data: Dataset) -> Figure:
         least = (float(best.z[i]), float(best.energy[i]))
         label = rf"${Z_CHECK}$ of least energy: $F_\infty(y) = E(y, {Z_CHECK})$"
         axes.plot(*least, "X", color=MANIFOLD, ms=7, mec="white", mew=0.5, label=label)
-        axes.set_title(rf"$Y[{i}]$: $F_\infty$ = {least[1]:.2g}", fontsize="medium")
+        axes.set_title(rf"$Y[{i}]$: $F_\infty$ = {least[1]:.2f}", fontsize="medium")
         axes.set_xticks(*angle_ticks())
         axes.grid(alpha=0.3)
     for axes in panels[len(data) :]:
