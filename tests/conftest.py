@@ -171,14 +171,14 @@ def assert_gradients_accurate(
     arguments: dict[str, Tensor],
     grad: Tensor,
     of: Iterable[str] | None = None,
-    underflow: float = 0.0,
+    beneath: dict[str, float] | None = None,
 ) -> None:
     """The promise on the gradients of sum(grad F) by name: ``of`` those arguments, or of all.
 
     ``|d - d64| <= 2 (error of the same-dtype reference) + 16 eps magnitude``. The reference's
     error is its largest in the tensor, and not less than what E, wrong by eps/2, makes of p: it
-    may be small by luck. A gradient in half precision is rounded to that once more. ``underflow``
-    is what counts as nothing, where the problem has shares of the posterior that the dtype has not.
+    may be small by luck. A gradient in half precision is rounded to that once more. ``beneath``
+    has errors that count as none, where a problem's shares are smaller than the dtype's numbers.
     """
     truth = exact(**arguments, grad=grad)
     by_reference = _by_reference(arguments, grad)
@@ -189,7 +189,8 @@ def assert_gradients_accurate(
         wanted = truth.gradients[name]
         slip = np.abs(to_array(by_reference[name]) - wanted).max(initial=0)
         bound = 2 * np.maximum(slip, eps / 2 * truth.gradient_noises[name])
-        bound = bound + 16 * eps * truth.gradient_magnitudes[name] + underflow
+        bound = bound + 16 * eps * truth.gradient_magnitudes[name]
+        bound = bound + (beneath or {}).get(name, 0.0)
         if found.dtype in (torch.float16, torch.bfloat16):
             half = torch.finfo(found.dtype)
             bound = bound + half.eps * np.abs(wanted) + half.smallest_normal
