@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-triton bench gpu-check lint format setup clean distclean say-run say-test say-bench FORCE
+.PHONY: help run test test-triton fuzz bench gpu-check lint format setup clean distclean say-run say-test say-bench FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -34,6 +34,13 @@ test: say-test setup ## set up, run all the tests
 test-triton: setup ## run tests of the Triton backend in Triton's interpreter; FILES says which
 	@! $(BIN)/python -c 'import triton' 2>/dev/null || TRITON_INTERPRET=1 \
 	  $(BIN)/python -m pytest -q -n auto -p no:benchmark -p no:cacheprovider -k '[triton' $(FILES)
+
+# The seed is printed, for a run to be repeated: make fuzz CASES=20000 SEED=...
+CASES ?= 20000
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+fuzz: setup ## put CASES random problems to the CPU backends (20000: about 10 minutes); SEED repeats a run
+	@seed=$(SEED); echo "make fuzz: CASES=$(CASES) SEED=$$seed"; LEBM_KERNELS_FUZZ_CASES=$(CASES) \
+	  $(BIN)/python -m pytest -q -p no:benchmark --hypothesis-seed=$$seed tests/test_fuzz.py
 
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py

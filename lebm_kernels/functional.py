@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lebm_kernels import derivatives, direct, ops, reference
 from lebm_kernels.backends import choose
+from lebm_kernels.backends.hindrances import is_out_of_memory, too_many_pairs
 from lebm_kernels.reference import Posterior
 
 _Arguments = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+_Result = TypeVar("_Result")
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -61,7 +65,9 @@ def free_energy(
         TypeError: an argument is no tensor, or of the wrong dtype.
         ValueError: a shape, device or value does not fit; the message names the argument.
             ``docs/bad_input.md`` has every case, and what bad numbers give.
-        RuntimeError: the named backend cannot run here; the message says why.
+        RuntimeError: the named backend cannot run here; the message says why, and what would help.
+        torch.OutOfMemoryError: (a RuntimeError) the arrays that the backend holds do not fit; the
+            message says how large they are, and what is smaller.
 
     Example:
         >>> y = torch.tensor([[3.0, 0.0]])
@@ -76,7 +82,7 @@ def free_energy(
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
     name = _options(arguments[0], tol, backend)
     if name == "reference":
-        return reference.free_energy(*_widened(arguments))
+        return _by_reference(reference.free_energy, arguments)
     y, decoded, beta, scale, log_weight, latent_energy = arguments
     tracked = torch.is_grad_enabled()
     slopes = [
@@ -118,7 +124,7 @@ def posterior(
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
     name = _options(arguments[0], tol, backend)
     if name == "reference":
-        return reference.posterior(*_widened(arguments))
+        return _by_reference(reference.posterior, arguments)
     return Posterior(*derivatives.posterior(*arguments, tol, name)[:5])
 
 
@@ -168,7 +174,7 @@ def sample_latent(
     _check_draws(num_samples, generator, arguments[0].device)
     with torch.no_grad():
         if name == "reference":
-            return reference.sample_latent(*_widened(arguments), num_samples, generator)
+            return _by_reference(reference.sample_latent, arguments, num_samples, generator)
         index: Tensor = torch.ops.lebm_kernels.sample_latent(*arguments, num_samples, generator)
         return index
 
@@ -435,6 +441,20 @@ def _widened(arguments: _Arguments) -> _Arguments:
         None if log_weight is None else log_weight.to(dtype),
         None if latent_energy is None else latent_energy.to(dtype),
     )
+
+
+def _by_reference(function: Callable[..., _Result], arguments: _Arguments, *rest: Any) -> _Result:
+    """That function of :mod:`lebm_kernels.reference`, whose arrays may not fit in memory."""
+    if torch.compiler.is_compiling():
+        return function(*_widened(arguments), *rest)
+    try:
+        return function(*_widened(arguments), *rest)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        shape = ops.value_shape(*arguments)
+        why = too_many_pairs(arguments[0], arguments[1], shape)
+        raise torch.OutOfMemoryError(why) from error
 
 
 def _options(y: Tensor, tol: float | None, backend: str | None) -> str:

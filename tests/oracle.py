@@ -40,8 +40,8 @@ def remembered(function: Callable[..., _Result]) -> Callable[..., _Result]:
 
     def key(x: Any) -> Any:
         if isinstance(x, Tensor):
-            data = x.detach().contiguous().view(torch.uint8) if x.dim() else x.detach()
-            return (x.dtype, tuple(x.shape), bytes(data.numpy()) if x.dim() else float(x))
+            data = x.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
+            return (x.dtype, tuple(x.shape), bytes(data.view(torch.uint8).numpy()))
         if isinstance(x, dict):
             return tuple((name, key(value)) for name, value in x.items())
         return x
@@ -196,6 +196,27 @@ def _pairs(
     return _Pairs(
         b, difference, energy, bulk, log_w, w, p, tau, above, index, least, gap, mean_excess
     )
+
+
+def every_pair(arguments: dict[str, Tensor]) -> _Pairs:
+    """What the results are made of, of these arguments by name."""
+    named = {name: arguments.get(name) for name in ("scale", "log_weight", "latent_energy")}
+    with np.errstate(all="ignore"):
+        return _pairs(arguments["y"], arguments["decoded"], arguments["beta"], **named)
+
+
+def undecided(pairs: _Pairs, eps: float) -> npt.NDArray[np.bool_]:
+    """Queries, ``[..., M]``, whose posterior is another one where energies are off by a rounding.
+
+    There beta times a rounding of an energy is not small, for a latent that, but for it, has a
+    share or would have one. No accuracy of p, nor of a gradient, is then to be had in the dtype.
+    """
+    with np.errstate(all="ignore"):
+        at_least = np.take_along_axis(pairs.bulk, pairs.index[..., None], -1)
+        rounding = 4 * eps * (pairs.bulk + at_least)
+        excess = pairs.energy - pairs.least
+        near = (excess > 0) & (pairs.w > 0) & (excess < rounding + 40 / pairs.beta)
+        return (near & (pairs.beta * rounding > 0.25)).any(-1)
 
 
 def _log_weights(log_weight: Tensor | None, num_latents: int) -> Array:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.hindrances import explained
 from lebm_kernels.reference import power_series
 
 # Dimensions summed at once: a sum of partial sums rounds less than one long sum.
@@ -231,6 +232,7 @@ def shares(
     return p, tau, _present(excess) - state[:, :, None, 2].to(excess.dtype)
 
 
+@explained("chunked")
 def rows(problem: Problem, want: RowWants) -> Rows:
     """See :mod:`lebm_kernels.backends.contract`."""
     problem = normalised(problem)
@@ -296,6 +298,7 @@ def _slopes(normaliser: Normaliser, state: Tensor, out: Rows, where: tuple[slice
         out.slope_beta[where] = torch.where(beta == torch.inf, 0.0, -relative).to(beta.dtype)
 
 
+@explained("chunked")
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
     """See :mod:`lebm_kernels.backends.contract`."""
     problem = normalised(problem)

@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.hindrances import all_too_old, explained, require_gpu
 
 _PACKAGE = Path(__file__).parent.parent
 _LIBRARY = _PACKAGE / "_native.abi3.so"
 _BUILD_REPORT = _PACKAGE / "_native_build.txt"
 _CUDA_REPORT = _PACKAGE / "_cuda_build.txt"
+_HOW = "; `pip install .` builds it where PyTorch >= 2.10 and a C++17 compiler are"
+_HOW_CUDA = "; `pip install .` builds it where nvcc and a CUDA build of PyTorch are"
 
 
 def _load() -> str | None:
     """Load the library; the reason if it cannot be."""
     if not _LIBRARY.exists():
         if _BUILD_REPORT.exists():
-            return _BUILD_REPORT.read_text().partition("\n")[0]
-        return "the extension was not built (reinstall the package where a C++ compiler is)"
+            return f"{_BUILD_REPORT.read_text().partition(chr(10))[0]}{_HOW}"
+        return f"the extension was not built{_HOW}"
     try:
         torch.ops.load_library(str(_LIBRARY))
     except OSError as error:
@@ -36,8 +39,8 @@ def _without_cuda() -> str | None:
     if torch._C._dispatch_has_kernel_for_dispatch_key("lebm_kernels_native::rows", "CUDA"):
         return None
     if _CUDA_REPORT.exists():
-        return _CUDA_REPORT.read_text().partition("\n")[0]
-    return "built without CUDA"
+        return f"{_CUDA_REPORT.read_text().partition(chr(10))[0]}{_HOW_CUDA}"
+    return f"built without CUDA{_HOW_CUDA}"
 
 
 # Once, at import: torch.compile traces the choice of a backend, and cannot trace these.
@@ -58,7 +61,9 @@ def unavailable(device: str) -> str | None:
         return _FAILURE
     if device != "cuda":
         return f"the extension has no kernels for {device}"
-    return _CUDA_FAILURE or (None if torch.cuda.is_available() else "no CUDA device is visible")
+    if _CUDA_FAILURE is not None:
+        return _CUDA_FAILURE
+    return all_too_old() if torch.cuda.is_available() else "no CUDA device is visible"
 
 
 def describe() -> str:
@@ -100,8 +105,10 @@ def force_instruction_set(name: str | None) -> None:
     torch.ops.lebm_kernels_native.force_instruction_set(name or "")
 
 
+@explained("native")
 def rows(problem: Problem, want: RowWants) -> Rows:
-    """See :mod:`lebm_kernels.backends.contract`."""
+    """See :mod:`lebm_kernels.backends.contract`; RuntimeError where the GPU is too old."""
+    require_gpu("native", problem.y.device)
     outputs = call_rows(*problem, *want)
     free_energy, state, *optional = outputs
     return Rows(
@@ -109,6 +116,7 @@ def rows(problem: Problem, want: RowWants) -> Rows:
     )
 
 
+@explained("native")
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
     """See :mod:`lebm_kernels.backends.contract`."""
     outputs = call_columns(grad, state, *problem, *want)

@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.hindrances import all_too_old, explained, require_gpu
 
 # Once, at import: torch.compile traces the choice of a backend, and cannot trace this.
-_FAILURE = None if importlib.util.find_spec("triton") else "Triton is not installed"
+_FAILURE = (
+    None
+    if importlib.util.find_spec("triton")
+    else "Triton is not installed; `pip install triton` brings it"
+)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 _LOCK = threading.Lock()
@@ -33,26 +38,7 @@ def unavailable(device: str) -> str | None:
         return f"it has no kernels for {device}"
     if not torch.cuda.is_available():
         return "no GPU is visible"
-    # torch.compile cannot trace the count; what runs judges the device that it runs on.
-    if torch.compiler.is_compiling():
-        return None
-    why = [_too_old(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
-    return None if None in why else why[0]
-
-
-def _too_old(device: torch.device) -> str | None:
-    """Why it cannot run on that very GPU, or None."""
-    properties = torch.cuda.get_device_properties(device)
-    if properties.major < 8:
-        return f"{properties.name} is older than the sm_80 that Triton compiles for"
-    return None
-
-
-def _require(device: torch.device) -> None:
-    """Of several GPUs, one may be too old."""
-    reason = _too_old(device) if device.type == "cuda" else None
-    if reason is not None:
-        raise RuntimeError(f"backend 'triton' cannot run on {device}: {reason}")
+    return all_too_old()
 
 
 def describe() -> str:
@@ -71,18 +57,20 @@ def _running() -> Iterator[None]:
         yield
 
 
+@explained("triton")
 def rows(problem: Problem, want: RowWants) -> Rows:
     """See :mod:`lebm_kernels.backends.contract`; RuntimeError where the GPU is too old."""
-    _require(problem.y.device)
+    require_gpu("triton", problem.y.device)
     from lebm_kernels.triton_kernels import launch
 
     with _running():
         return launch.rows(problem, want)
 
 
+@explained("triton")
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
     """See :mod:`lebm_kernels.backends.contract`; RuntimeError where the GPU is too old."""
-    _require(problem.y.device)
+    require_gpu("triton", problem.y.device)
     from lebm_kernels.triton_kernels import launch
 
     with _running():

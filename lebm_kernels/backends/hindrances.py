@@ -1,0 +1,132 @@
+"""What keeps a backend from running, and the words that tell the way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.backends.contract import Problem
+
+_Inputs = ParamSpec("_Inputs")
+_Result = TypeVar("_Result")
+
+# Of PyTorch on CPU (two versions of it), of CUDA, of the extension.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "allocating memory failed",
+)
+_NO_IMAGE = "no kernel image"
+
+
+def too_old(device: torch.device) -> str | None:
+    """Why a GPU has no kernels of this package, or None: they need compute capability 8.0."""
+    properties = torch.cuda.get_device_properties(device)
+    if properties.major < 8:
+        return (
+            f"{properties.name} (sm_{properties.major}{properties.minor}) is older than the sm_80 "
+            "that the kernels need; backend='chunked' runs on it"
+        )
+    return None
+
+
+def all_too_old() -> str | None:
+    """Why none of the visible GPUs has kernels of this package, or None where one has."""
+    # torch.compile cannot trace the count; what runs judges the device that it runs on.
+    if torch.compiler.is_compiling():
+        return None
+    why = [too_old(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+    return None if None in why else why[0]
+
+
+def require_gpu(name: str, device: torch.device) -> None:
+    """Of several GPUs, one may be too old.
+
+    Raises:
+        RuntimeError: that very GPU is.
+    """
+    reason = too_old(device) if device.type == "cuda" else None
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} cannot run on {device}: {reason}")
+
+
+def explained(
+    name: str,
+) -> Callable[[Callable[_Inputs, _Result]], Callable[_Inputs, _Result]]:
+    """A backend's rows() or columns(), whose failures tell the way out.
+
+    Raises:
+        torch.OutOfMemoryError: memory ran out; a RuntimeError like what PyTorch raises for it.
+        RuntimeError: the extension has no kernels for this GPU.
+    """
+
+    def explaining(function: Callable[_Inputs, _Result]) -> Callable[_Inputs, _Result]:
+        @wraps(function)
+        def run(*args: _Inputs.args, **options: _Inputs.kwargs) -> _Result:
+            try:
+                return function(*args, **options)
+            except (RuntimeError, MemoryError) as error:
+                problem: Problem = args[0]  # type: ignore[assignment]
+                if is_out_of_memory(error):
+                    raise torch.OutOfMemoryError(_too_large(name, problem)) from error
+                if _NO_IMAGE in str(error):
+                    raise RuntimeError(_no_image(name, problem.y.device)) from error
+                raise
+
+        return run
+
+    return explaining
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out, whoever ran out of it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in _NO_MEMORY)
+
+
+def too_many_pairs(y: Tensor, decoded: Tensor, shape: torch.Size) -> str:
+    """What to do where ``reference`` runs out of memory for an F of that shape."""
+    M, N, D = math.prod(shape), *decoded.shape[-2:]
+    width = torch.finfo(y.dtype).bits // 8 if y.dtype == torch.float64 else 4
+    return (
+        f"backend 'reference' ran out of memory on {y.device}: it holds arrays of queries x "
+        f"latents x dimensions, here {M} x {N} x {D}, {_amount(M * N * D * width)} each; every "
+        "other backend does without (leave backend out, or pass backend='chunked'), or pass fewer "
+        "queries at a time"
+    )
+
+
+def _too_large(name: str, problem: Problem) -> str:
+    (B, M, D), N = problem.y.shape, problem.decoded.shape[1]
+    one = problem.y.element_size()
+    return (
+        f"backend {name!r} ran out of memory on {problem.y.device}: it holds no queries x latents, "
+        f"but rows of {D} numbers for {B} x {M} queries and {B} x {N} latents, "
+        f"{_amount(B * M * D * one)} and {_amount(B * N * D * one)} each time; pass fewer queries "
+        "(slices of y) or fewer batches at a time"
+    )
+
+
+def _no_image(name: str, device: torch.device) -> str:
+    properties = torch.cuda.get_device_properties(device)
+    return (
+        f"backend {name!r} cannot run on {device}: it was built without kernels for "
+        f"{properties.name} (sm_{properties.major}{properties.minor}); build it again there with "
+        "TORCH_CUDA_ARCH_LIST=native, or pass backend='triton' or 'chunked'"
+    )
+
+
+def _amount(size: float) -> str:
+    """A number of bytes, for a person."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
