@@ -167,7 +167,7 @@ class _Gradients(torch.autograd.Function):
         by_grad, *_ = needs = ctx.needs_input_grad
         mask = list(needs[5:11])
         value, *found = free_energy_second(
-            grad, None, state, *direction, None, *arguments, ctx.tol, ctx.backend, mask
+            grad, None, state, *direction, None, None, *arguments, ctx.tol, ctx.backend, mask
         )
         grads = (x if wanted else None for x, wanted in zip(found, mask, strict=True))
         return (value if by_grad else None, *4 * (None,), *grads, *8 * (None,))
@@ -177,7 +177,7 @@ class _Gradients(torch.autograd.Function):
         grad, state, *arguments = ctx.saved_tensors
         direction, mask = tangents[4:10], list(ctx.needs)
         _, *found = free_energy_second(
-            grad, grad_dot, state, *direction, None, *arguments, ctx.tol, ctx.backend, mask
+            grad, grad_dot, state, *direction, None, None, *arguments, ctx.tol, ctx.backend, mask
         )
         return tuple(x for x, wanted in zip(found, mask, strict=True) if wanted)
 
@@ -191,7 +191,7 @@ class _Rate(torch.autograd.Function):
     def forward(state: Tensor, *rest: Any) -> Tensor:
         *tensors, tol, backend = rest
         value: Tensor = free_energy_second(
-            None, None, state, *tensors[6:], None, *tensors[:6], tol, backend, [False] * 6
+            None, None, state, *tensors[6:], None, None, *tensors[:6], tol, backend, [False] * 6
         )[0]
         return value
 
@@ -210,7 +210,7 @@ class _Rate(torch.autograd.Function):
         end = (ctx.tol, ctx.backend)
         if any(mask):
             _, *found = free_energy_second(
-                grad, None, state, *direction, None, *arguments, *end, mask
+                grad, None, state, *direction, None, None, *arguments, *end, mask
             )
             grads[:6] = [x if w else None for x, w in zip(found, mask, strict=True)]
         if any(wanted):
@@ -303,10 +303,10 @@ def _refuse(ctx: Any, *_: Any) -> Any:
 
 def _save_posterior(ctx: Any, inputs: Any, output: Any) -> None:
     *arguments, ctx.tol, ctx.backend = inputs
-    *_, index, slope_beta, state = output
-    ctx.mark_non_differentiable(index, slope_beta, state)
+    *_, index, state = output
+    ctx.mark_non_differentiable(index, state)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*arguments, slope_beta, state)
+    ctx.save_for_backward(*arguments, state)
 
 
 def _differentiate_posterior(
@@ -320,33 +320,39 @@ def _differentiate_posterior(
     """The gradients of ``posterior``'s arguments.
 
     <E> = F + beta dF/dbeta and KL = -beta^2 dF/dbeta are F and its rate along beta; the mean's
-    cotangent is a direction too.
+    cotangent is a direction too. By beta itself, that would cancel when cold: <E> falls by Var(E),
+    and KL rises by beta Var(E).
     """
     given = (by_value, by_mean, by_energy, by_entropy)
     if all(x is None for x in given):
         return (None,) * 8
-    *arguments, slope, state = ctx.saved_tensors
+    *arguments, state = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:6])
-    beta = arguments[2].to(slope.dtype)
+    beta = arguments[2].to(ops.accumulation_dtype(arguments[0].dtype))
     cold = beta.square() == torch.inf
     finite = torch.where(cold, 0.0, beta)
-    weight, beta_dot, by_beta = by_value, None, None
+    weight, beta_dot, spread = by_value, None, None
     if by_energy is not None:
         weight = by_energy if weight is None else weight + by_energy
-        beta_dot, by_beta = by_energy * finite, by_energy * slope
+        beta_dot, spread = by_energy * finite, torch.where(cold, 0.0, by_energy)
     if by_entropy is not None:
-        more_dot, more = -by_entropy * finite.square(), -2 * by_entropy * finite * slope
-        beta_dot = more_dot if beta_dot is None else beta_dot + more_dot
-        by_beta = more if by_beta is None else by_beta + more
-    end = (*arguments, ctx.tol, ctx.backend, needs)
-    direction = (None, None, beta_dot, None, None, None, by_mean)
-    _, *found = free_energy_second(None, weight, state, *direction, *end)
-    grads: list[Any] = [x if n else None for x, n in zip(found, needs, strict=True)]
-    if needs[2] and by_beta is not None:
-        grads[2] = grads[2] + by_beta.sum_to_size(arguments[2].shape).to(arguments[2].dtype)
+        falling = -by_entropy * finite
+        beta_dot = falling * finite if beta_dot is None else beta_dot + falling * finite
+        spread = falling if spread is None else spread + falling
+    end = (*arguments, ctx.tol, ctx.backend)
+    grads: list[Any] = [None] * 6
+    mask = [n and i != 2 for i, n in enumerate(needs)]
+    if any(mask):
+        along_beta = (None, None, beta_dot, None, None, None, by_mean, None)
+        _, *found = free_energy_second(None, weight, state, *along_beta, *end, mask)
+        grads = [x if n else None for x, n in zip(found, mask, strict=True)]
+    if needs[2]:
+        along_energy = (*6 * (None,), by_mean, spread)
+        mask = [False, False, True, False, False, False]
+        grads[2] = free_energy_second(None, by_value, state, *along_energy, *end, mask)[3]
     if needs[4] and by_entropy is not None:
         weight = torch.where(cold, by_entropy, 0.0)
-        grads[4] = grads[4] + _by_coldest_entropy(weight, state, *arguments, ctx.tol, ctx.backend)
+        grads[4] = grads[4] + _by_coldest_entropy(weight, state, *end)
     return (*grads, None, None)
 
 
@@ -454,10 +460,10 @@ def _free_energy_backward_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
 
 
 def _free_energy_second_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    tensors, dims, mask = list(args[:16]), list(in_dims[:16]), args[-1]
+    tensors, dims, mask = list(args[:17]), list(in_dims[:17]), args[-1]
     shapes: list[Any] = [None] * 6
     for i, wanted in enumerate(mask):
-        at = 10 + i
+        at = 11 + i
         # A rate of its own for every sample, a gradient of its own, and an F (by y, at the least).
         if tensors[at] is not None and (wanted or i == 0 or dims[3 + i] is not None):
             if dims[at] is None:
@@ -465,9 +471,9 @@ def _free_energy_second_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
                 dims[at] = 0
             if wanted:
                 shapes[i] = tensors[at].movedim(dims[at], 0).shape
-    ranks = (1, 1, 2, *_RANKS, 2, *_RANKS)
+    ranks = (1, 1, 2, *_RANKS, 2, 1, *_RANKS)
     lined_up = _line_up(tuple(tensors), tuple(dims), ranks)
-    value, *outputs = free_energy_second(*lined_up, *args[16:])
+    value, *outputs = free_energy_second(*lined_up, *args[17:])
     outputs = [
         x if shape is None else x.reshape(shape) for x, shape in zip(outputs, shapes, strict=True)
     ]

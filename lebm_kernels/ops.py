@@ -37,9 +37,7 @@ _ARGUMENTS = (
 library.define(
     f"free_energy({_ARGUMENTS}, bool[3] slopes) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-library.define(
-    f"posterior({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+library.define(f"posterior({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
 library.define(
     f"free_energy_backward(Tensor grad, Tensor state, {_ARGUMENTS}, bool[3] output_mask)"
     " -> (Tensor, Tensor, Tensor)"
@@ -52,7 +50,7 @@ library.define(
 library.define(
     "free_energy_second(Tensor? grad, Tensor? grad_dot, Tensor state, "
     "Tensor? y_dot, Tensor? decoded_dot, Tensor? beta_dot, Tensor? scale_dot, "
-    "Tensor? log_weight_dot, Tensor? latent_energy_dot, Tensor? mean_dot, "
+    "Tensor? log_weight_dot, Tensor? latent_energy_dot, Tensor? mean_dot, Tensor? energy_dot, "
     f"{_ARGUMENTS}, bool[6] output_mask)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
@@ -223,7 +221,6 @@ def _posterior(
         energy.reshape(shape),
         entropy.reshape(shape),
         rows.index.reshape(shape),
-        slope.reshape(shape),
         rows.state.reshape((*shape, 3)),
     )
 
@@ -246,7 +243,6 @@ def _posterior_fake(
         torch.empty_like(value),
         torch.empty_like(value),
         value.new_empty(shape, dtype=torch.int64),
-        torch.empty_like(value),
         value.new_empty((*shape, 3), dtype=torch.float64),
     )
 
@@ -350,6 +346,7 @@ def _free_energy_second(
     log_weight_dot: Tensor | None,
     latent_energy_dot: Tensor | None,
     mean_dot: Tensor | None,
+    energy_dot: Tensor | None,
     y: Tensor,
     decoded: Tensor,
     beta: Tensor,
@@ -383,6 +380,7 @@ def _free_energy_second(
             log_weight=per_latent(log_weight_dot, num_latents),
             latent_energy=per_latent(latent_energy_dot, num_latents),
             mean=per_query(mean_dot, num_dims),
+            energy=per_query(energy_dot),
         ),
         SecondWants(*(w and x is not None for w, x in zip(output_mask, arguments, strict=True))),
     )
@@ -409,6 +407,7 @@ def _free_energy_second_fake(
     log_weight_dot: Tensor | None,
     latent_energy_dot: Tensor | None,
     mean_dot: Tensor | None,
+    energy_dot: Tensor | None,
     y: Tensor,
     decoded: Tensor,
     beta: Tensor,

@@ -1,10 +1,11 @@
 r"""Second derivatives of the free energy in plain PyTorch tiles, for every backend.
 
-A direction changes every argument at a rate, written with a dot; ``mean_dot`` c is a latent
-energy c[b] . g[n] that grows at the rate 1. With u = E - F, d = y - s g and x = -beta u = log(p/w):
+A direction changes every argument at a rate, written with a dot; ``mean_dot`` c is a latent energy
+c[b] . g[n] that grows at the rate 1, ``energy_dot`` e one of e[b] u[b,n]. With u = E - F,
+d = y - s g and x = -beta u = log(p/w):
 
     d_dot   = y_dot - s_dot g - s g_dot
-    E_dot   = 2 d . d_dot + r_dot + c . g
+    E_dot   = 2 d . d_dot + r_dot + c . g + e u
     p_dot   = p (A - <A>_p),     A = l_dot - beta_dot u - beta E_dot
     k_j[n]  = w u^j psi_j(x),    psi_j(x) = x^-j int_0^x t^(j-1) e^t dt = sum_k x^k / (k! (k + j))
 
@@ -41,7 +42,8 @@ from lebm_kernels.backends.contract import Problem
 class Direction(NamedTuple):
     """At what rate each argument of a :class:`Problem` changes, in its shape; None: it does not.
 
-    ``mean`` is c, ``[B, M, D]``.
+    ``mean`` is c, ``[B, M, D]``; ``energy`` is e, ``[B, M]``, for the gradient by beta alone: what
+    the others would gain through u is left out of them.
     """
 
     y: Tensor | None = None
@@ -51,6 +53,7 @@ class Direction(NamedTuple):
     log_weight: Tensor | None = None
     latent_energy: Tensor | None = None
     mean: Tensor | None = None
+    energy: Tensor | None = None
 
 
 class SecondWants(NamedTuple):
@@ -89,7 +92,7 @@ def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _narrowed(direction: Direction, grid: slice, query: slice, latent: slice) -> Direction:
-    by_latent = (False, True, False, False, True, True, False)
+    by_latent = (False, True, False, False, True, True, False, False)
     return Direction(
         *(
             None if x is None else x[grid, latent if n else query]
@@ -145,6 +148,8 @@ class _Tile:
                 total = _total((total, 2 * self.difference(d) * change))
             if dots.mean is not None:
                 total = _total((total, dots.mean[:, :, None, d] * self.tile.decoded[:, None, :, d]))
+        if dots.energy is not None:
+            total = _total((total, dots.energy[:, :, None] * self.u))
         # What no query reaches has no share of anything: inf * 0 would be a NaN.
         return None if total is None else torch.where(unreached, 0.0, total)
 
