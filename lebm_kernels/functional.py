@@ -41,7 +41,9 @@ def free_energy(
     The minimum over the latents at ``beta = inf`` (zero temperature, "cold"), their weighted mean
     at ``beta = 0`` ("hot"), the marginal in between; continuous and non-increasing in beta.
     Differentiable in every tensor argument. Memory is O((M + N) D), forward and backward, on every
-    backend but ``reference``. Leading dimensions broadcast as in :func:`torch.cdist`.
+    backend but ``reference``. Leading dimensions broadcast as in :func:`torch.cdist`. Under
+    autocast, float16, bfloat16 and float32 may be mixed: all are computed in float32, and each
+    gradient comes back in its tensor's dtype.
 
     Args:
         y: queries, ``[..., M, D]``, float16, bfloat16, float32 or float64. The halves are
