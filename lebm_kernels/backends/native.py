@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
 
 _PACKAGE = Path(__file__).parent.parent
-_LIBRARY = _PACKAGE / "_native.abi3.so"
+# Another build, such as one with sanitizers, may take the place of the package's own.
+_NAMED = os.environ.get("LEBM_KERNELS_LIBRARY")
+_LIBRARY = Path(_NAMED or _PACKAGE / "_native.abi3.so")
 _BUILD_REPORT = _PACKAGE / "_native_build.txt"
 _CUDA_REPORT = _PACKAGE / "_cuda_build.txt"
 
@@ -19,6 +22,8 @@ _CUDA_REPORT = _PACKAGE / "_cuda_build.txt"
 def _load() -> str | None:
     """Load the library; the reason if it cannot be."""
     if not _LIBRARY.exists():
+        if _NAMED:  # a slip there must not change the backend
+            raise FileNotFoundError(f"LEBM_KERNELS_LIBRARY names no file: {_NAMED}")
         if _BUILD_REPORT.exists():
             return _BUILD_REPORT.read_text().partition("\n")[0]
         return "the extension was not built (reinstall the package where a C++ compiler is)"
