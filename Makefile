@@ -8,14 +8,15 @@ LIBRARY := lebm_kernels/_native.abi3.so
 COMPILER := $(if $(shell command -v $(or $(CXX),c++)),1,0)
 KERNELS := $(wildcard $(foreach kind,cpp h inl cu cuh,csrc/*.$(kind) csrc/*/*.$(kind)))
 EMULATOR := $(wildcard $(foreach kind,cpp h,tests/simt/*.$(kind)) tests/simt/*/*.cpp tests/simt/*/*.cuh)
-SOURCES := $(KERNELS) $(EMULATOR) $(wildcard bench/*.cpp)
+SOURCES := $(KERNELS) $(EMULATOR) $(wildcard bench/*.cpp tests/sanitizers/*.cpp)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-triton fuzz bench gpu-check lint format setup clean distclean say-run say-test say-bench FORCE
+.PHONY: help run test test-triton fuzz sanitize wheel coverage bench gpu-check lint format setup \
+  clean distclean say-run say-test say-bench FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -41,6 +42,20 @@ SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 fuzz: setup ## put CASES random problems to the CPU backends (20000: about 10 minutes); SEED repeats a run
 	@seed=$(SEED); echo "make fuzz: CASES=$(CASES) SEED=$$seed"; LEBM_KERNELS_FUZZ_CASES=$(CASES) \
 	  $(BIN)/python -m pytest -q -p no:benchmark --hypothesis-seed=$$seed tests/test_fuzz.py
+
+# The whole extension takes g++ many minutes to compile with sanitizers. FLAGS=-DLEBM_BASELINE_ALONE
+# leaves the other instruction sets out; OPERATORS= leaves out all but the driver of the kernels.
+OPERATORS := --operators
+sanitize: setup ## run the CPU kernels under ASan, UBSan and TSan, and plant faults to be found
+	@$(BIN)/python tests/sanitizers $(OPERATORS) $(if $(FLAGS),--flags='$(FLAGS)')
+
+wheel: setup ## build the source distribution and the wheel into dist/
+	@LEBM_KERNELS_NATIVE=1 $(BIN)/python -c "from setuptools import build_meta as b; \
+	  print(b.build_sdist('dist')); print(b.build_wheel('dist'))"
+
+coverage: setup ## run the tests and print which lines of the package they reach; FILES says which
+	@$(BIN)/python -m pytest -q -p no:benchmark --cov=lebm_kernels --cov-report=term-missing:skip-covered \
+	  $(FILES)
 
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py

@@ -17,6 +17,7 @@ Environment variables:
         the GPU of this machine (default: all from sm_80 on).
     CUDA_HOME: where CUDA is (default: where the nvcc on the PATH is).
     CXX: the C++ compiler (default: the first of c++, g++, clang++ on the PATH).
+    CXXFLAGS, LDFLAGS: further flags for compiling C++ and for linking; the last one counts.
     MAX_JOBS: how many files are compiled at once (default: one a core).
 
 When the extension is left out, ``lebm_kernels/_native_build.txt`` is installed in its place: the
@@ -78,6 +79,11 @@ LINK_FLAGS = ["-shared"]
 if sys.platform == "linux":
     # A missing symbol shows here, and not on the day the library is loaded.
     LINK_FLAGS.append("-Wl,--no-undefined")
+
+
+def flags_of(variable: str) -> list[str]:
+    """The flags in an environment variable, as a shell would take them apart."""
+    return shlex.split(os.environ.get(variable, ""))
 
 
 class Unavailable(Exception):
@@ -224,7 +230,7 @@ class Toolchain:
             command = [str(self.nvcc), *CUDA_FLAGS, *architecture_flags()]
             command += ["-ccbin", shutil.which(self.compiler[0]) or self.compiler[0]]
         else:
-            command = [*self.compiler, *COMPILE_FLAGS]
+            command = [*self.compiler, *COMPILE_FLAGS, *flags_of("CXXFLAGS")]
         command += [f"-I{ROOT / 'csrc'}", "-isystem", str(self.torch.include)]
         command += ["-MMD", "-MF", str(output.with_suffix(".d")), "-c", str(source)]
         Step(output, [*command, "-o", str(output)], [source], self.torch).run()
@@ -242,7 +248,7 @@ class Toolchain:
             command += [f"-Xlinker={flag[4:]}" for flag in LINK_FLAGS if flag.startswith("-Wl,")]
             libraries += ["-ltorch_cuda"]
         else:
-            command = [*self.compiler, *LINK_FLAGS]
+            command = [*self.compiler, *LINK_FLAGS, *flags_of("LDFLAGS")]
         command += [*map(str, compiled), *libraries, "-o", str(library)]
         Step(library, command, compiled, self.torch).run()
 

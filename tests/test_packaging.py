@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from importlib import metadata
@@ -248,3 +249,31 @@ def test_wheel_without_a_compiler_carries_the_reason(tree: Path, build: Build) -
     with zipfile.ZipFile(wheel) as archive:
         assert LIBRARY.as_posix() not in archive.namelist()
         assert "/nonexistent/c++" in archive.read(REASON.as_posix()).decode()
+
+
+def test_source_distribution_holds_all_sources(tree: Path, build: Build) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", "results", "*.so")
+    shutil.rmtree(tree / "csrc")
+    for name in ("csrc", "tests", "bench", "docs", ".ci"):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+    single = ("MANIFEST.in", "Makefile", "constraints.txt", "CHANGELOG.md", "CONTRIBUTING.md")
+    for name in single:
+        shutil.copy(ROOT / name, tree)
+    folders = ("csrc", "tests", "bench", "docs", ".ci", "lebm_kernels")
+    files = {path for name in folders for path in (tree / name).rglob("*") if path.is_file()}
+    wanted = {path.relative_to(tree).as_posix() for path in files} | {"setup.py", *single}
+    done = build("sdist", "--dist-dir", "dist")
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tree / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {member.name.partition("/")[2] for member in opened if member.isfile()}
+    assert wanted <= names, wanted - names
+
+
+def test_a_library_that_is_named_and_missing_is_an_error(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.so")
+    environment = os.environ | {"LEBM_KERNELS_LIBRARY": missing}
+    command = [sys.executable, "-c", "import lebm_kernels"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"LEBM_KERNELS_LIBRARY names no file: {missing}" in done.stderr

@@ -1,5 +1,5 @@
 // The kernels for x86-64 processors with AVX-512.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LEBM_BASELINE_ALONE)
 #include <immintrin.h>
 
 #include "region.h"

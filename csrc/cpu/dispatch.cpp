@@ -10,7 +10,7 @@ namespace lebm {
 namespace baseline {
 extern const Kernels kernels;
 }
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LEBM_BASELINE_ALONE)
 namespace avx2 {
 extern const Kernels kernels;
 }
@@ -22,7 +22,7 @@ extern const Kernels kernels;
 const std::vector<const Kernels*>& available_kernels() {
   static const std::vector<const Kernels*> available = [] {
     std::vector<const Kernels*> found;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LEBM_BASELINE_ALONE)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))

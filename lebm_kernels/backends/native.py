@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, 
 from lebm_kernels.backends.hindrances import all_too_old, explained, require_gpu
 
 _PACKAGE = Path(__file__).parent.parent
-_LIBRARY = _PACKAGE / "_native.abi3.so"
+# Another build, such as one with sanitizers, may take the place of the package's own.
+_NAMED = os.environ.get("LEBM_KERNELS_LIBRARY")
+_LIBRARY = Path(_NAMED or _PACKAGE / "_native.abi3.so")
 _BUILD_REPORT = _PACKAGE / "_native_build.txt"
 _CUDA_REPORT = _PACKAGE / "_cuda_build.txt"
 _HOW = "; `pip install .` builds it where PyTorch >= 2.10 and a C++17 compiler are"
@@ -22,6 +25,8 @@ _HOW_CUDA = "; `pip install .` builds it where nvcc and a CUDA build of PyTorch 
 def _load() -> str | None:
     """Load the library; the reason if it cannot be."""
     if not _LIBRARY.exists():
+        if _NAMED:  # a slip there must not change the backend
+            raise FileNotFoundError(f"LEBM_KERNELS_LIBRARY names no file: {_NAMED}")
         if _BUILD_REPORT.exists():
             return f"{_BUILD_REPORT.read_text().partition(chr(10))[0]}{_HOW}"
         return f"the extension was not built{_HOW}"

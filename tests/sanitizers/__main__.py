@@ -1,0 +1,166 @@
+"""The C++ extension under the sanitizers: ``python tests/sanitizers``, as ``make sanitize`` does.
+
+1. The driver beside this file, once with ThreadSanitizer and once with AddressSanitizer,
+   UndefinedBehaviorSanitizer and the search for leaks: nothing may be found. Every fault of
+   ``FAULTS``, planted in a copy of ``csrc/``, must be.
+2. With ``--operators``: the whole extension, built with the second set and loaded into Python, runs
+   the tests of the operators; leaks are not looked for, as Python keeps what it likes.
+
+ThreadSanitizer has no part in the second: PyTorch's pool is OpenMP's, whose barriers it does not
+know, so it would call every access after one a race.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CXX = os.environ.get("CXX", "g++")
+
+SANITIZERS = {
+    "thread": ["-fsanitize=thread"],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+}
+COMMON = ["-g1", "-fno-omit-frame-pointer"]
+# -O0: what inlining makes of the kernels takes the sanitizers' passes minutes.
+DRIVER = ["-std=c++17", "-O0", "-ffp-contract=off", "-DLEBM_BASELINE_ALONE", "-Wall", "-Wextra"]
+
+OPERATOR_TESTS = ("accuracy", "closed_forms", "gradients", "nan", "ops", "posterior", "shapes")
+
+
+class Fault(NamedTuple):
+    """A fault to plant in a file of csrc/, and the word by which it is reported."""
+
+    sanitizer: str
+    file: str
+    text: str
+    instead: str
+    report: str
+
+
+FAULTS = (
+    Fault("thread", "cpu/order.cpp", "t.halves[2 * i] =", "t.halves[0] =", "data race"),
+    Fault(
+        "address",
+        "cpu/order.cpp",
+        "int64_t i = 1; i < piece.count; ++i",
+        "int64_t i = 1; i < piece.count + 4; ++i",  # past the padding to a cache line
+        "heap-buffer-overflow",
+    ),
+    Fault(
+        "address",
+        "cpu/dispatch.cpp",
+        "::operator delete(memory_, std::align_val_t(64));",
+        "(void)memory_;",
+        "detected memory leaks",
+    ),
+    Fault(
+        "address",
+        "cpu/order.cpp",
+        "blocks / 2 * block;",
+        "blocks / 2 * block + ((block << 62) & 0);",
+        "shift",
+    ),
+)
+
+
+def compiled(sanitizer: str, source: Path, output: Path) -> Path:
+    """The object file of a source of the driver."""
+    flags = [*DRIVER, *COMMON, *SANITIZERS[sanitizer], f"-I{ROOT / 'csrc'}"]
+    subprocess.run([CXX, *flags, "-c", str(source), "-o", str(output)], check=True)
+    return output
+
+
+def driven(sanitizer: str, objects: list[Path], program: Path) -> subprocess.CompletedProcess[str]:
+    """Links the driver and runs it."""
+    link = [CXX, *SANITIZERS[sanitizer], *map(str, objects), "-o", str(program)]
+    subprocess.run([*link, "-pthread"], check=True)
+    return subprocess.run([str(program)], capture_output=True, text=True, errors="replace")
+
+
+def check_driver(sanitizer: str, folder: Path) -> list[str]:
+    """What is wrong: reports of the sources as they are, and planted faults that were missed."""
+    folder = folder / sanitizer
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    sources = {"driver": HERE / "driver.cpp"}
+    sources |= {name: ROOT / "csrc" / name for name in ("cpu/order.cpp", "cpu/dispatch.cpp")}
+    objects = {
+        name: compiled(sanitizer, source, folder / f"{source.stem}.o")
+        for name, source in sources.items()
+    }
+    wrong = []
+    done = driven(sanitizer, list(objects.values()), folder / "right")
+    if done.returncode != 0 or done.stderr:
+        wrong.append(f"{sanitizer}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
+    for number, fault in enumerate(f for f in FAULTS if f.sanitizer == sanitizer):
+        copy = folder / f"csrc-{number}"
+        shutil.copytree(ROOT / "csrc", copy)
+        text = (copy / fault.file).read_text()
+        if text.count(fault.text) != 1:
+            raise SystemExit(f"{fault.file} has {fault.text!r} {text.count(fault.text)} times")
+        (copy / fault.file).write_text(text.replace(fault.text, fault.instead))
+        wrong_object = compiled(sanitizer, copy / fault.file, folder / f"wrong-{number}.o")
+        parts = objects | {fault.file: wrong_object}
+        done = driven(sanitizer, list(parts.values()), folder / f"wrong-{number}")
+        found = done.returncode != 0 and fault.report in done.stderr
+        print(f"{sanitizer}: {fault.instead!r} is {'found' if found else 'MISSED'}", flush=True)
+        if not found:
+            wrong.append(f"{sanitizer}: {fault.instead!r} in {fault.file} is not found")
+    print(f"{sanitizer}: the driver is {'wrong' if wrong else 'right'}", flush=True)
+    return wrong
+
+
+def library_of(name: str) -> str:
+    """The path of one of the compiler's own libraries."""
+    command = [CXX, f"-print-file-name={name}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def check_operators(folder: Path, flags: list[str]) -> list[str]:
+    """The operators' tests on the whole extension, built with sanitizers."""
+    sanitizers = SANITIZERS["address"]
+    build = os.environ | {
+        "CXXFLAGS": " ".join(["-O1", *COMMON, *sanitizers, *flags]),
+        "LDFLAGS": " ".join(sanitizers),
+        "LEBM_KERNELS_NATIVE": "1",
+        "LEBM_KERNELS_CUDA": "0",
+    }
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder)]
+    command += ["--build-temp", str(folder / "objects")]
+    subprocess.run(command, cwd=ROOT, env=build, check=True)
+    # libstdc++ as well: the sanitizer looks for what throws exceptions when the process starts.
+    preloaded = " ".join(map(library_of, ("libasan.so", "libubsan.so", "libstdc++.so.6")))
+    environment = os.environ | {
+        "LEBM_KERNELS_LIBRARY": str(folder / "lebm_kernels" / "_native.abi3.so"),
+        "LD_PRELOAD": preloaded,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-p", "no:cacheprovider"]
+    command += ["-k", "native", *(f"tests/test_{name}.py" for name in OPERATOR_TESTS)]
+    done = subprocess.run(command, cwd=ROOT, env=environment)
+    return [f"operators: exit status {done.returncode}"] if done.returncode else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--operators", action="store_true", help="the whole extension as well")
+    parser.add_argument("--flags", default="", help="further flags for it: -DLEBM_BASELINE_ALONE")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "sanitizers")
+    chosen = parser.parse_args()
+    wrong = [line for name in SANITIZERS for line in check_driver(name, chosen.folder)]
+    if chosen.operators:
+        wrong += check_operators(chosen.folder / "extension", chosen.flags.split())
+    raise SystemExit("\n".join(wrong) or None)
+
+
+if __name__ == "__main__":
+    main()
