@@ -39,7 +39,7 @@ test-triton: setup ## run tests of the Triton backend in Triton's interpreter; F
 # The seed is printed, for a run to be repeated: make fuzz CASES=20000 SEED=...
 CASES ?= 20000
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
-fuzz: setup ## put CASES random problems to the CPU backends (20000: about 10 minutes); SEED repeats a run
+fuzz: setup ## put CASES random problems to the CPU backends (20000: 15 minutes or more); SEED repeats a run
 	@seed=$(SEED); echo "make fuzz: CASES=$(CASES) SEED=$$seed"; LEBM_KERNELS_FUZZ_CASES=$(CASES) \
 	  $(BIN)/python -m pytest -q -p no:benchmark --hypothesis-seed=$$seed tests/test_fuzz.py
 
