@@ -34,7 +34,13 @@ from lebm_kernels.benchmarking import (
 )
 from lebm_kernels.cases import Case
 from lebm_kernels.environment import describe
-from lebm_kernels.providers import NotAvailableError, Step, default_backend, stepper
+from lebm_kernels.providers import (
+    NotAvailableError,
+    Step,
+    default_backend,
+    needed_bytes,
+    stepper,
+)
 from peak import ExponentialLoop, Product, fastest_loop
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
@@ -156,18 +162,6 @@ class Row:
         if figure is not None and not math.isnan(figure):
             self.figure = figure
             self.reached = figure >= aim if at_least else figure <= aim
-
-
-def needed_bytes(name: str, case: Case) -> int:
-    """About what a peer holds at its height: so many matrices of queries x latents."""
-    forward, backward = {
-        "eager, expansion (mm)": (4, 6),
-        "eager, differences": (2 * case.D + 2, 3 * case.D + 4),
-        "eager, cdist": (4, 6),
-        COMPILED_EXPANSION: (2, 4),
-        UNROLLED: (1, 3),
-    }.get(name, (0, 0))
-    return case.M * case.N * case.dtype.itemsize * (backward if case.backward else forward)
 
 
 @lru_cache(maxsize=1)
