@@ -34,6 +34,7 @@ from lebm_kernels.benchmarking import (
 )
 from lebm_kernels.cases import Case
 from lebm_kernels.environment import describe
+from lebm_kernels.limits import PRODUCT_DIM, Product
 from lebm_kernels.providers import (
     NotAvailableError,
     Step,
@@ -41,7 +42,7 @@ from lebm_kernels.providers import (
     needed_bytes,
     stepper,
 )
-from peak import ExponentialLoop, Product, fastest_loop
+from peak import ExponentialLoop, fastest_loop
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
 UNROLLED = "torch.compile, unrolled"
@@ -181,7 +182,7 @@ def limit(case: Case) -> ExponentialLoop | Product | None:
     """
     if case.M * case.N < FEW_PAIRS:
         return None
-    return Product(case) if case.D >= 32 else _loop(torch.get_num_threads())
+    return Product(case) if case.D >= PRODUCT_DIM else _loop(torch.get_num_threads())
 
 
 def _best(comparison: Comparison) -> Timing | None:

@@ -7,9 +7,12 @@ gradient arriving at F, ``[M]``, and returns ``(F, *gradients)``, the gradients 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -255,16 +258,23 @@ def _prepare_flash_sinkhorn(case: Case) -> Step:
     return step
 
 
+def _geomloss_softmin() -> Any:
+    """``softmin_tensorized`` where this version of GeomLoss keeps it."""
+    if importlib.util.find_spec("geomloss") is None:
+        raise NotAvailableError("geomloss is not installed")
+    for name in ("geomloss.sinkhorn_samples", "geomloss._legacy.sinkhorn_samples"):
+        try:
+            return importlib.import_module(name).softmin_tensorized
+        except ImportError:
+            continue
+    raise NotAvailableError("this version of geomloss has no softmin_tensorized")
+
+
 def _prepare_geomloss(case: Case) -> Step:
     """F as the half-step of GeomLoss's Sinkhorn loops that holds the matrix of costs."""
-    softmin: Any
-    try:
-        try:
-            from geomloss.sinkhorn_samples import softmin_tensorized as softmin
-        except ImportError:  # where versions from 0.3 on keep it
-            from geomloss._legacy.sinkhorn_samples import softmin_tensorized as softmin
-    except ImportError as error:
-        raise NotAvailableError("geomloss is not installed") from error
+    with suppress(NotAvailableError):  # GeomLoss imports KeOps, which reads its flags but once
+        _keops()
+    softmin = _geomloss_softmin()
     _finite_beta(case, "GeomLoss's half-step")
 
     def compute(
@@ -397,7 +407,7 @@ def _prepare_jax(case: Case) -> Step:
     def step(cotangent: Tensor) -> tuple[Tensor, ...]:
         value, gradients = run(leaves, arrays, jax.dlpack.from_dlpack(cotangent))
         found = (value, *(gradients[name] for name in case.backward))
-        return tuple(torch.from_dlpack(x) for x in jax.block_until_ready(found))
+        return tuple(torch.utils.dlpack.from_dlpack(x) for x in jax.block_until_ready(found))
 
     _build(step, case)
     return step
