@@ -28,10 +28,12 @@ from typer.core import TyperGroup
 
 # PyTorch takes seconds to import: the commands do it, so that --help and a mistyped option don't.
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
     from lebm_kernels.benchmarking import Comparison
     from lebm_kernels.datasets import Dataset
+    from lebm_kernels.gradient_checks import GradientCheck, Subject
     from lebm_kernels.models import LatentModel
     from lebm_kernels.sweeps import Point
     from lebm_kernels.training import TrainResult
@@ -364,7 +366,7 @@ def bench(
                 latents=latents or [4096],
                 dims=dims or [2],
                 betas=beta or [1.0],
-                dtypes=[getattr(torch, d.value) for d in dtype or [Precision.float32]],
+                dtypes=[_torch_dtype(precision) for precision in dtype or [Precision.float32]],
                 directions=directions,
                 threads=threads or [torch.get_num_threads()],
                 device=device,
@@ -412,6 +414,107 @@ def bench(
         f"PyTorch {facts['PyTorch']}; lebm bench took {time.perf_counter() - start:.0f} s",
         highlight=False,
     )
+
+
+@app.command()
+def gradcheck(
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Only this one; repeatable.", show_default="all")
+    ] = None,
+    cases: Annotated[int, typer.Option(help="Random ones, beside the nasty ones.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the cases.")] = 0,
+    picture: Annotated[
+        bool, typer.Option("--picture", help="Draw the error of F from beta = 0 to infinity.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder for the picture.")
+    ] = Path("out"),
+) -> None:
+    """Check F and its gradients on every backend, instruction set and dtype; 1 if one is wrong.
+
+    float64 against finite differences, the other dtypes against float64 by the README's promise.
+    """
+    import lebm_kernels
+    from lebm_kernels.gradient_checks import (
+        check_subject,
+        nasty_cases,
+        random_cases,
+        standard_cases,
+        subjects,
+    )
+
+    known = [row.name for row in lebm_kernels.backends()]
+    for name in backend or ():
+        if name not in known:
+            reason = f"must be among {', '.join(known)}, got {name!r}"
+            raise typer.BadParameter(reason, param_hint="'--backend'")
+    if cases < 0:
+        raise typer.BadParameter(f"must be at least 0, got {cases}", param_hint="'--cases'")
+    folder = _folder(output) if picture else None
+    problems = [*standard_cases(seed), *random_cases(seed, cases), *nasty_cases(seed)]
+    tasks = [(subject, precision) for subject in subjects(backend) for precision in Precision]
+    checks = []
+    with _progress() as progress, _one_thread():
+        for subject, precision in progress.track(tasks, description="checking"):
+            checks.append(check_subject(subject, problems, _torch_dtype(precision)))
+    _print_wide(_gradient_table(checks))
+    failed = [check for group in checks for check in group if not check.ok]
+    for check in failed:
+        what = f"{check.subject}, {check.dtype}, {check.argument}: {check.message}"
+        console.print(f"  {escape(what)}", highlight=False)
+    if folder is not None:
+        _draw_accuracy(folder, [group[0].subject for group in checks], seed)
+    count = sum(len(group) for group in checks)
+    console.print(f"FAILED {len(failed)} of {count}" if failed else f"passed {count}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _torch_dtype(precision: Precision) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, precision.value)
+    return dtype
+
+
+def _gradient_table(checks: Sequence[Sequence[GradientCheck]]) -> Table:
+    """One line a backend and dtype: its worst argument, and where that is."""
+    import torch
+
+    table = Table(title="F and its gradients", box=box.SIMPLE_HEAD)
+    for title in ("backend", "dtype", "against"):
+        table.add_column(title, no_wrap=True)
+    for title in ("checks", "largest error", "of"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("in")
+    table.add_column("verdict")
+    for group in checks:
+        worst = max(group, key=lambda check: check.error)
+        failures = sum(not check.ok for check in group)
+        double = group[0].dtype == torch.float64
+        table.add_row(
+            str(worst.subject),
+            str(worst.dtype).removeprefix("torch."),
+            "differences" if double else "float64",
+            str(sum(check.cases for check in group)),
+            f"{worst.error:.1%} of allowed",
+            worst.argument,
+            escape(worst.place),
+            f"[red]FAILED {failures}[/red]" if failures else "[green]ok[/green]",
+        )
+    return table
+
+
+def _draw_accuracy(folder: Path, checked: Sequence[Subject], seed: int) -> None:
+    from lebm_kernels.figures.benchmarks import accuracy_figure
+    from lebm_kernels.gradient_checks import BETAS, accuracy
+
+    with _one_thread(), console.status("accuracy"):
+        errors = {str(subject): accuracy(subject, seed) for subject in dict.fromkeys(checked)}
+        errors["eager, expansion (mm)"] = accuracy(None, seed)
+    figure = accuracy_figure(BETAS, errors)
+    for suffix in ("png", "svg"):
+        _save(figure, folder / f"accuracy.{suffix}")
 
 
 def _print_wide(table: Table) -> None:

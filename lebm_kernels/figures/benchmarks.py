@@ -5,7 +5,8 @@ Each takes the records of a run and returns None where they hold no two points a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from lebm_kernels.sweeps import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+#: No error at all has no place on a logarithmic axis.
+_LEAST_ERROR = 0.01
 
 #: The fields that say which case on how many threads it is.
 _CASE = ("M", "N", "D", "beta", "dtype", "layout", "device", "threads")
@@ -42,6 +46,29 @@ def temperature_figure(records: Sequence[Record]) -> Figure | None:
 def threads_figure(records: Sequence[Record]) -> Figure | None:
     """Pairs a second against the number of threads."""
     return _figure(records, "threads", "threads", "pairs_per_second", "pairs / s")
+
+
+def accuracy_figure(betas: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Figure:
+    """The error of F by beta, hot to cold, a line for each name; 0 and infinity at the ends."""
+    figure = new_figure(8.0, 5.0)
+    axes = figure.subplots()
+    places = range(len(betas))
+    for number, (name, line) in enumerate(errors.items()):
+        axes.plot(places, [max(x, _LEAST_ERROR) for x in line], label=name, **line_style(number))
+    axes.axhline(16, color="0.4", linewidth=1)
+    axes.annotate("promised", (0, 16), (2, 3), textcoords="offset points", color="0.3")
+    axes.set_yscale("log")
+    names = ["∞" if b == math.inf else f"{b:.0e}" if b else "0" for b in betas]
+    shown = [i for i in places if i in (0, len(betas) - 1) or i % 3 == 1]
+    axes.set_xticks(shown, [names[i] for i in shown])
+    axes.set(
+        title="largest error of F in float32: near, far and offset data",
+        xlabel=r"inverse temperature $\beta$",
+        ylabel="ulp of the promise's scale",
+    )
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
 #: By the name of the file that a figure is saved as.
