@@ -2,7 +2,8 @@
 
 One pair of the loop is two FMAs for the exponent, one exponential and one addition, all in
 registers; the special function units, 16 exponentials a clock and multiprocessor, bound it. Where D
-is large it is the matrix product of the same shape that bounds F, see :class:`peak.Product`.
+is large it is the matrix product of the same shape that bounds F, see
+:class:`lebm_kernels.limits.Product`.
 """
 
 from __future__ import annotations

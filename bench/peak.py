@@ -30,6 +30,7 @@ from rich.table import Table
 from lebm_kernels.benchmarking import Timing, format_pairs
 from lebm_kernels.cases import Case
 from lebm_kernels.environment import describe
+from lebm_kernels.limits import Product
 from lebm_kernels.providers import NotAvailableError
 
 SOURCE = Path(__file__).with_name("peak.cpp")
@@ -144,24 +145,6 @@ class ExponentialLoop:
             self._repeats,
             self.sums[thread].data_ptr(),
         )
-
-
-class Product:
-    """Calling it computes ``y @ decoded.T`` of a case, its ``pairs`` numbers, into memory it has.
-
-    Attributes:
-        pairs: that one call visits.
-    """
-
-    def __init__(self, case: Case) -> None:
-        inputs = case.inputs()
-        self._y, self._decoded = inputs["y"].detach(), inputs["decoded"].detach()
-        self._out = self._y.new_empty(case.M, case.N)
-        self.pairs = case.M * case.N
-
-    def __call__(self) -> None:
-        """Compute the product."""
-        torch.mm(self._y, self._decoded.mT, out=self._out)
 
 
 def measure(works: Mapping[str, ExponentialLoop | Product], rounds: int) -> list[Timing]:

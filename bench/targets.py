@@ -34,8 +34,15 @@ from lebm_kernels.benchmarking import (
 )
 from lebm_kernels.cases import Case
 from lebm_kernels.environment import describe
-from lebm_kernels.providers import NotAvailableError, Step, default_backend, stepper
-from peak import ExponentialLoop, Product, fastest_loop
+from lebm_kernels.limits import PRODUCT_DIM, Product
+from lebm_kernels.providers import (
+    NotAvailableError,
+    Step,
+    default_backend,
+    needed_bytes,
+    stepper,
+)
+from peak import ExponentialLoop, fastest_loop
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
 UNROLLED = "torch.compile, unrolled"
@@ -158,18 +165,6 @@ class Row:
             self.reached = figure >= aim if at_least else figure <= aim
 
 
-def needed_bytes(name: str, case: Case) -> int:
-    """About what a peer holds at its height: so many matrices of queries x latents."""
-    forward, backward = {
-        "eager, expansion (mm)": (4, 6),
-        "eager, differences": (2 * case.D + 2, 3 * case.D + 4),
-        "eager, cdist": (4, 6),
-        COMPILED_EXPANSION: (2, 4),
-        UNROLLED: (1, 3),
-    }.get(name, (0, 0))
-    return case.M * case.N * case.dtype.itemsize * (backward if case.backward else forward)
-
-
 @lru_cache(maxsize=1)
 def _loop(threads: int) -> ExponentialLoop:
     return fastest_loop(threads)
@@ -187,7 +182,7 @@ def limit(case: Case) -> ExponentialLoop | Product | None:
     """
     if case.M * case.N < FEW_PAIRS:
         return None
-    return Product(case) if case.D >= 32 else _loop(torch.get_num_threads())
+    return Product(case) if case.D >= PRODUCT_DIM else _loop(torch.get_num_threads())
 
 
 def _best(comparison: Comparison) -> Timing | None:

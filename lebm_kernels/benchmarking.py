@@ -17,20 +17,35 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import lebm_kernels
 from lebm_kernels.cases import TOLERANCE, Case
-from lebm_kernels.providers import SLICE_PAIRS, NotAvailableError, Step, one_line, providers
+from lebm_kernels.memory import available_bytes, peak_bytes
+from lebm_kernels.providers import (
+    SLICE_PAIRS,
+    NotAvailableError,
+    Step,
+    needed_bytes,
+    one_line,
+    providers,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 #: A timing shorter than this is repeated within one round until it is as long.
 _SHORTEST_SECONDS = 0.01
+
+#: The share of the free memory that a provider may be expected to need: the rest of the machine,
+#: and what an estimate leaves out, need some as well.
+_SHARE_OF_MEMORY = 0.5
+
+#: The beginnings of what PyTorch says, in an error of no class of its own, where a host is full.
+_HOST_IS_FULL = ("not enough memory", "can't allocate memory")
 
 
 @dataclass
@@ -43,12 +58,15 @@ class Timing:
         error: largest error against float64, relative to the largest value, over F and the
             gradients; None where the provider could not run.
         failure: why it was not timed; empty where it was.
+        peak_bytes: that a step takes at its height beyond its inputs and outputs; None where it
+            was not measured.
     """
 
     name: str
     seconds: list[float] = field(default_factory=list)
     error: float | None = None
     failure: str = ""
+    peak_bytes: int | None = None
 
     @property
     def median(self) -> float:
@@ -72,11 +90,19 @@ class Comparison:
         case: what was computed.
         timings: of the providers.
         beside: of whatever else ran in the same rounds.
+        limit: pairs a second that the machine could do at best; None where it is not known.
     """
 
     case: Case
     timings: tuple[Timing, ...]
     beside: tuple[Timing, ...] = ()
+    limit: float | None = None
+
+    def share(self, timing: Timing) -> float | None:
+        """This provider's share of the machine's limit; None where that is not known."""
+        if self.limit is None or not timing.seconds:
+            return None
+        return self.pairs_per_second(timing) / self.limit
 
     def ratio(self, timing: Timing) -> float:
         """How many times longer this provider takes than the first."""
@@ -145,6 +171,20 @@ def _call(work: Callable[[], object], cotangent: Tensor) -> tuple[Tensor, ...]:
     return ()
 
 
+def _too_large(name: str, case: Case) -> str:
+    """Why this provider is not asked; empty where it fits in memory by its estimate."""
+    needed, free = needed_bytes(name, case), available_bytes(case.device)
+    if free is None or needed <= _SHARE_OF_MEMORY * free:
+        return ""
+    return f"out of memory: not asked, needs about {needed / 2**30:.3g} of {free / 2**30:.3g} GiB"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in _HOST_IS_FULL)
+
+
 def compare(
     case: Case,
     names: Sequence[str] | None = None,
@@ -152,13 +192,15 @@ def compare(
     rounds: int = 5,
     budget: float = math.inf,
     patience: float = math.inf,
+    memory: bool = False,
     beside: Mapping[str, Callable[[], object]] | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Check the providers against float64, then time them in interleaved rounds.
 
     Each round times each provider once, beginning one further than the round before. A provider
-    that cannot run, or whose error exceeds :data:`TOLERANCE`, is reported and not timed.
+    that cannot run, that would not fit in memory, or whose error exceeds :data:`TOLERANCE`, is
+    reported and not timed.
 
     Args:
         case: what to compute.
@@ -167,6 +209,7 @@ def compare(
         budget: seconds after which no further round begins; the first always completes.
         patience: seconds; a provider that took longer in the check is not run again, and what it
             took there is its time.
+        memory: whether to measure the peak of each provider's memory, in one more step.
         beside: other work to time in the same rounds, by name; it is not checked.
         notify: told, in a line, what happens next.
 
@@ -193,6 +236,9 @@ def compare(
 
     for timing in timings:
         notify(f"checking {timing.name}")
+        timing.failure = _too_large(timing.name, case)
+        if timing.failure:
+            continue
         try:
             step = known[timing.name](case)
             start = time.perf_counter()
@@ -200,10 +246,13 @@ def compare(
             once = time.perf_counter() - start
             if once < _SHORTEST_SECONDS:  # the check has warmed it up, and was part of the time
                 once = _time(step, cotangent, 1)
+            if memory and once <= patience:
+                timing.peak_bytes = peak_bytes(partial(step, cotangent), case.device)
         except NotAvailableError as error:
             timing.failure = f"not available: {error}"
         except Exception as error:  # whatever stops one provider must not stop the others
-            timing.failure = f"failed: {one_line(error)}"
+            kind = "out of memory" if _is_out_of_memory(error) else "failed"
+            timing.failure = f"{kind}: {one_line(error)}"
         else:
             if not timing.error <= TOLERANCE[case.dtype]:
                 timing.failure = f"wrong: relative error {timing.error:.1e}"
@@ -255,7 +304,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     first = comparisons[0].case
     table = Table(title=str(first), box=box.SIMPLE_HEAD, caption_justify="left")
     table.add_column("", min_width=max(len(t.name) for t in comparisons[0].timings) + 2)
-    for title in ("median", "spread", "pairs", "ratio", "error"):
+    extra = [column for column in _EXTRA if any(column.shown(c) for c in comparisons)]
+    for title in ("median", "spread", "pairs", "ratio", "error", *(c.title for c in extra)):
         table.add_column(title, justify="right", no_wrap=True)
     missing: dict[str, None] = {}
     for comparison in comparisons:
@@ -268,9 +318,37 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             if timing.failure:
                 missing[f"{timing.name}: {timing.failure}"] = None
             else:
-                table.add_row(f"  {escape(timing.name)}", *_cells(comparison, timing))
+                cells = [*_cells(comparison, timing), *(c.cell(comparison, timing) for c in extra)]
+                table.add_row(f"  {escape(timing.name)}", *cells)
     table.caption = escape("\n".join(missing))
     return table
+
+
+class _Extra(NamedTuple):
+    """A column that is shown where it was measured."""
+
+    title: str
+    shown: Callable[[Comparison], bool]
+    cell: Callable[[Comparison, Timing], str]
+
+
+def _has_peak(comparison: Comparison) -> bool:
+    return any(timing.peak_bytes is not None for timing in comparison.timings)
+
+
+def _peak_cell(comparison: Comparison, timing: Timing) -> str:
+    return "-" if timing.peak_bytes is None else f"{timing.peak_bytes / 2**20:.3g} MiB"
+
+
+def _share_cell(comparison: Comparison, timing: Timing) -> str:
+    share = comparison.share(timing)
+    return "-" if share is None else f"{share:.0%}"
+
+
+_EXTRA = (
+    _Extra("memory", _has_peak, _peak_cell),
+    _Extra("of limit", lambda comparison: comparison.limit is not None, _share_cell),
+)
 
 
 def _cells(comparison: Comparison, timing: Timing) -> list[str]:

@@ -21,24 +21,31 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Table
 from typer.core import TyperGroup
 
 # PyTorch takes seconds to import: the commands do it, so that --help and a mistyped option don't.
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
     from lebm_kernels.benchmarking import Comparison
     from lebm_kernels.datasets import Dataset
+    from lebm_kernels.gradient_checks import GradientCheck, Subject
     from lebm_kernels.losses import Loss
     from lebm_kernels.models import LatentModel
+    from lebm_kernels.sweeps import Point
     from lebm_kernels.training import TrainResult
 
 _FINE_GRID = 1536
 
 #: A decoder of conditions decodes the grid for each observation: so many fit everywhere.
 _AT_ONCE = 256
+
+#: Columns of a table that goes to a file or a pipe.
+_PIPE_WIDTH = 140
 
 console = Console()
 
@@ -135,6 +142,12 @@ _OPTIONS = {
     "iterations": "--iterations",
     "checkpoint": "--resume",
     "data": "--resume",
+    "M": "--queries",
+    "N": "--latents",
+    "D": "--dims",
+    "backward": "--gradients",
+    "threads": "--threads",
+    "provider": "--provider",
 }
 
 
@@ -289,6 +302,267 @@ def demo(
     console.print(f"lebm demo took {time.perf_counter() - start:.0f} s", highlight=False)
     if not passed:
         raise typer.Exit(1)
+
+
+class Direction(str, Enum):
+    """What a step of a benchmark does, as the command line spells it."""
+
+    forward = "forward"
+    backward = "backward"
+    both = "both"
+
+
+class Precision(str, Enum):
+    """A dtype, as the command line spells it."""
+
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+#: Seconds that a sweep may take, quick or not, and the rounds of a case.
+_BENCH_BUDGET = {True: 45.0, False: 780.0}
+_BENCH_ROUNDS = {True: 3, False: 7}
+
+
+@app.command()
+def bench(
+    queries: Annotated[list[int] | None, typer.Option(help="M; repeat for several.")] = None,
+    latents: Annotated[list[int] | None, typer.Option(help="N; repeat for several.")] = None,
+    dims: Annotated[list[int] | None, typer.Option(help="D; repeat for several.")] = None,
+    beta: Annotated[list[float] | None, typer.Option(help="In [0, inf]; repeatable.")] = None,
+    dtype: Annotated[list[Precision] | None, typer.Option(help="Of the inputs.")] = None,
+    direction: Annotated[Direction, typer.Option(help="Of the sizes given.")] = Direction.both,
+    gradients: Annotated[
+        list[str] | None, typer.Option(help="Arguments to differentiate.", show_default="y decoded")
+    ] = None,
+    provider: Annotated[
+        list[str] | None, typer.Option(help="Only this one; the first is compared with.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="Of PyTorch.", show_default="PyTorch's choice")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[int | None, typer.Option(help="Of a case, at most.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds in all.", show_default="45 quick, else 780")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under a minute.")] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder for JSON, CSV and pictures.")
+    ] = Path("out/bench"),
+) -> None:
+    """Check our backends and their peers against float64, then time them and measure memory.
+
+    Without sizes, a sweep along latents, dimensions, temperatures and threads.
+    """
+    import torch
+
+    from lebm_kernels.benchmarking import comparison_table
+    from lebm_kernels.environment import describe
+    from lebm_kernels.figures.benchmarks import FIGURES
+    from lebm_kernels.sweeps import (
+        BOTH,
+        chosen_sweep,
+        default_sweep,
+        measure,
+        records,
+        steps,
+        write_csv,
+        write_json,
+    )
+
+    start = time.perf_counter()
+    folder = _folder(output)
+    rounds = _BENCH_ROUNDS[quick] if rounds is None else rounds
+    budget = _BENCH_BUDGET[quick] if budget is None else budget
+    if rounds < 1:
+        raise typer.BadParameter(f"must be at least 1, got {rounds}", param_hint="'--rounds'")
+    if not budget > 0:
+        raise typer.BadParameter(f"must be above 0, got {budget:g}", param_hint="'--budget'")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        reason = "PyTorch sees no GPU" if device == "cuda" else f"no cpu or cuda: {device!r}"
+        raise typer.BadParameter(reason, param_hint="'--device'")
+    wanted = tuple(gradients or BOTH)
+    directions: list[tuple[str, ...]] = [] if direction == Direction.backward else [()]
+    if direction != Direction.forward:
+        directions.append(wanted)
+    with _errors_by_option():
+        if any((queries, latents, dims, beta, dtype, gradients, threads)):
+            points = chosen_sweep(
+                queries=queries or [1024],
+                latents=latents or [4096],
+                dims=dims or [2],
+                betas=beta or [1.0],
+                dtypes=[_torch_dtype(precision) for precision in dtype or [Precision.float32]],
+                directions=directions,
+                threads=threads or [torch.get_num_threads()],
+                device=device,
+                names=provider or (),
+            )
+        else:
+            points = default_sweep(device, quick=quick, names=provider or ())
+    rows, comparisons, left_out = [], [], []
+    facts = describe()
+    with _progress() as progress:
+        task = progress.add_task("", total=steps(points, rounds))
+        ends = {id(p): steps(points[: i + 1], rounds) for i, p in enumerate(points)}
+
+        def notify(point: Point, text: str) -> None:
+            title = f"{point.case}, {point.case.direction}: {text}"
+            progress.update(task, advance=1, description=escape(title))
+
+        def done(point: Point) -> None:
+            progress.update(task, completed=ends[id(point)])
+
+        for point, comparison in measure(
+            points, rounds=rounds, budget=budget, notify=notify, done=done
+        ):
+            if comparison is None:
+                left_out.append(point)
+                continue
+            comparisons.append(comparison)
+            rows += records(point, comparison)
+            # After each: a run of minutes may be cut short.
+            write_json(folder / "bench.json", facts, rows)
+            write_csv(folder / "bench.csv", rows)
+    _print_wide(comparison_table(comparisons))
+    for point in left_out:
+        title = escape(f"{point.case}, {point.case.direction}")
+        console.print(f"not begun, the budget was spent: {title}", highlight=False)
+    for name in ("bench.json", "bench.csv"):
+        console.print(f"wrote {folder / name}", highlight=False, soft_wrap=True)
+    for name, draw in FIGURES.items():
+        figure = draw(rows)
+        if figure is not None:
+            for suffix in ("png", "svg"):
+                _save(figure, folder / f"bench-{name}.{suffix}")
+    console.print(
+        f"{facts['processor']}, {facts['instruction set in use']}, {facts['threads']} threads, "
+        f"PyTorch {facts['PyTorch']}; lebm bench took {time.perf_counter() - start:.0f} s",
+        highlight=False,
+    )
+
+
+@app.command()
+def gradcheck(
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Only this one; repeatable.", show_default="all")
+    ] = None,
+    cases: Annotated[int, typer.Option(help="Random ones, beside the nasty ones.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the cases.")] = 0,
+    picture: Annotated[
+        bool, typer.Option("--picture", help="Draw the error of F from beta = 0 to infinity.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder for the picture.")
+    ] = Path("out"),
+) -> None:
+    """Check F and its gradients on every backend, instruction set and dtype; 1 if one is wrong.
+
+    float64 against finite differences, the other dtypes against float64 by the README's promise.
+    """
+    import lebm_kernels
+    from lebm_kernels.gradient_checks import (
+        check_subject,
+        nasty_cases,
+        random_cases,
+        standard_cases,
+        subjects,
+    )
+
+    known = [row.name for row in lebm_kernels.backends()]
+    for name in backend or ():
+        if name not in known:
+            reason = f"must be among {', '.join(known)}, got {name!r}"
+            raise typer.BadParameter(reason, param_hint="'--backend'")
+    if cases < 0:
+        raise typer.BadParameter(f"must be at least 0, got {cases}", param_hint="'--cases'")
+    folder = _folder(output) if picture else None
+    problems = [*standard_cases(seed), *random_cases(seed, cases), *nasty_cases(seed)]
+    tasks = [(subject, precision) for subject in subjects(backend) for precision in Precision]
+    checks = []
+    with _progress() as progress, _one_thread():
+        for subject, precision in progress.track(tasks, description="checking"):
+            checks.append(check_subject(subject, problems, _torch_dtype(precision)))
+    _print_wide(_gradient_table(checks))
+    failed = [check for group in checks for check in group if not check.ok]
+    for check in failed:
+        what = f"{check.subject}, {check.dtype}, {check.argument}: {check.message}"
+        console.print(f"  {escape(what)}", highlight=False)
+    if folder is not None:
+        _draw_accuracy(folder, [group[0].subject for group in checks], seed)
+    count = sum(len(group) for group in checks)
+    console.print(f"FAILED {len(failed)} of {count}" if failed else f"passed {count}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _torch_dtype(precision: Precision) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, precision.value)
+    return dtype
+
+
+def _gradient_table(checks: Sequence[Sequence[GradientCheck]]) -> Table:
+    """One line a backend and dtype: its worst argument, and where that is."""
+    import torch
+
+    table = Table(title="F and its gradients", box=box.SIMPLE_HEAD)
+    for title in ("backend", "dtype", "against"):
+        table.add_column(title, no_wrap=True)
+    for title in ("checks", "largest error", "of"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("in")
+    table.add_column("verdict")
+    for group in checks:
+        worst = max(group, key=lambda check: check.error)
+        failures = sum(not check.ok for check in group)
+        double = group[0].dtype == torch.float64
+        table.add_row(
+            str(worst.subject),
+            str(worst.dtype).removeprefix("torch."),
+            "differences" if double else "float64",
+            str(sum(check.cases for check in group)),
+            f"{worst.error:.1%} of allowed",
+            worst.argument,
+            escape(worst.place),
+            f"[red]FAILED {failures}[/red]" if failures else "[green]ok[/green]",
+        )
+    return table
+
+
+def _draw_accuracy(folder: Path, checked: Sequence[Subject], seed: int) -> None:
+    from lebm_kernels.figures.benchmarks import accuracy_figure
+    from lebm_kernels.gradient_checks import BETAS, accuracy
+
+    with _one_thread(), console.status("accuracy"):
+        errors = {str(subject): accuracy(subject, seed) for subject in dict.fromkeys(checked)}
+        errors["eager, expansion (mm)"] = accuracy(None, seed)
+    figure = accuracy_figure(BETAS, errors)
+    for suffix in ("png", "svg"):
+        _save(figure, folder / f"accuracy.{suffix}")
+
+
+def _print_wide(table: Table) -> None:
+    """In a file or a pipe a table is as wide as it needs to be."""
+    if console.is_terminal:
+        console.print(table)
+    else:
+        Console(width=_PIPE_WIDTH).print(table)
+
+
+def _progress() -> Progress:
+    """A bar with what happens and the time left."""
+    return Progress(
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+    )
 
 
 @app.command()

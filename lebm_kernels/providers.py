@@ -7,9 +7,12 @@ gradient arriving at F, ``[M]``, and returns ``(F, *gradients)``, the gradients 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -255,6 +258,179 @@ def _prepare_flash_sinkhorn(case: Case) -> Step:
     return step
 
 
+def _geomloss_softmin() -> Any:
+    """``softmin_tensorized`` where this version of GeomLoss keeps it."""
+    if importlib.util.find_spec("geomloss") is None:
+        raise NotAvailableError("geomloss is not installed")
+    for name in ("geomloss.sinkhorn_samples", "geomloss._legacy.sinkhorn_samples"):
+        try:
+            return importlib.import_module(name).softmin_tensorized
+        except ImportError:
+            continue
+    raise NotAvailableError("this version of geomloss has no softmin_tensorized")
+
+
+def _prepare_geomloss(case: Case) -> Step:
+    """F as the half-step of GeomLoss's Sinkhorn loops that holds the matrix of costs."""
+    with suppress(NotAvailableError):  # GeomLoss imports KeOps, which reads its flags but once
+        _keops()
+    softmin = _geomloss_softmin()
+    _finite_beta(case, "GeomLoss's half-step")
+
+    def compute(
+        y: Tensor,
+        decoded: Tensor,
+        beta: float | Tensor,
+        scale: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        latent_energy: Tensor | None = None,
+    ) -> Tensor:
+        energy = _expanded_energy(y, decoded if scale is None else scale * decoded)
+        if latent_energy is not None:
+            energy = energy + latent_energy
+        if log_weight is None:
+            log_w = y.new_full((case.N,), -math.log(case.N))
+        else:
+            log_w = torch.log_softmax(log_weight, 0)
+        return softmin(1 / beta, energy[None], log_w[None]).squeeze(0)
+
+    return stepper(case, compute)
+
+
+def _finite_beta(case: Case, what: str) -> None:
+    if case.beta in (0, math.inf):
+        raise NotAvailableError(f"{what} has no beta = {case.beta:g}")
+
+
+def _prepare_attention(case: Case) -> Step:
+    """F from the log-sum-exp that scaled_dot_product_attention's kernels keep for their backward.
+
+    With the query (y, 1) and the key (2 g, -|g|^2), beta the scale: |y|^2 left out, as F has it.
+    The keys as values give the posterior mean, hence the gradient of y; no other is to be had.
+    """
+    _finite_beta(case, "attention")
+    if set(case.backward) - {"y"}:
+        raise NotAvailableError("attention's log-sum-exp has a forward and the gradient of y alone")
+    inputs = case.inputs()
+    y, decoded = inputs["y"].detach(), inputs["decoded"]
+    # The kernels of GPUs want rows of 16 bytes.
+    padding = -(case.D + 1) % 8
+
+    def attend() -> tuple[Tensor, Tensor]:
+        query = torch.cat((y, y.new_ones(case.M, 1), y.new_zeros(case.M, padding)), 1)
+        square = decoded.square().sum(1, keepdim=True)
+        key = torch.cat((2 * decoded, -square, y.new_zeros(case.N, padding)), 1)
+        query, key = query[None, None], key[None, None]
+        if case.device == "cpu":
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, key, scale=case.beta
+            )[:2]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, key, None, True, scale=case.beta
+        )[:2]
+
+    def step(cotangent: Tensor) -> tuple[Tensor, ...]:
+        mean, log_sum = attend()
+        square = y.square().sum(1)
+        value = square - (log_sum[0, 0, : case.M].to(y.dtype) - math.log(case.N)) / case.beta
+        if not case.backward:
+            return (value,)
+        return value, cotangent[:, None] * (2 * y - mean[0, 0, :, : case.D])
+
+    return step
+
+
+#: How closely scikit-learn's tree is asked to sum a density; the check allows a thousand times it.
+_TREE_TOLERANCE = 1e-6
+
+
+def _prepare_kernel_density(case: Case) -> Step:
+    """F as the log-density of scikit-learn's KernelDensity, its tree built anew: g may change."""
+    try:
+        from sklearn.neighbors import KernelDensity
+    except ImportError as error:
+        raise NotAvailableError("scikit-learn is not installed") from error
+    if case.device != "cpu" or case.backward:
+        raise NotAvailableError("KernelDensity has a forward on CPUs alone")
+    if case.dtype not in (torch.float32, torch.float64):
+        raise NotAvailableError(f"KernelDensity has no {str(case.dtype).removeprefix('torch.')}")
+    _finite_beta(case, "KernelDensity")
+    inputs = case.inputs()
+    y, decoded = inputs["y"].numpy(), inputs["decoded"].numpy()
+    density = KernelDensity(bandwidth=(2 * case.beta) ** -0.5, rtol=_TREE_TOLERANCE)
+    norm = case.D / 2 * math.log(math.pi / case.beta)
+
+    def step(cotangent: Tensor) -> tuple[Tensor, ...]:
+        score = torch.as_tensor(density.fit(decoded).score_samples(y))
+        return ((-(score + norm) / case.beta).to(cotangent.dtype),)
+
+    return step
+
+
+def _prepare_jax(case: Case) -> Step:
+    """F and its gradients by one function that JAX compiles: differences, unrolled to D = 8."""
+    try:
+        import jax
+    except ImportError as error:
+        raise NotAvailableError("jax is not installed") from error
+    if case.device != "cpu" and jax.default_backend() == "cpu":
+        raise NotAvailableError("jax sees no GPU")
+    _finite_beta(case, "the function written for JAX")
+    # Without it, float64 would become float32 unasked.
+    jax.config.update("jax_enable_x64", True)
+    jnp: Any = jax.numpy
+    inputs = case.inputs()
+    inputs["beta"] = torch.as_tensor(inputs["beta"], dtype=case.dtype, device=case.device)
+    arrays = {name: jax.dlpack.from_dlpack(x.detach()) for name, x in inputs.items()}
+
+    def free_energy(arguments: dict[str, Any]) -> Any:
+        y, decoded, beta = (arguments[name] for name in ("y", "decoded", "beta"))
+        if "scale" in arguments:
+            decoded = arguments["scale"] * decoded
+        if case.D <= 8:
+            energy = sum((y[:, d, None] - decoded[:, d]) ** 2 for d in range(case.D))
+        else:
+            energy = ((y[:, None] - decoded) ** 2).sum(-1)
+        if "latent_energy" in arguments:
+            energy = energy + arguments["latent_energy"]
+        log_w = arguments.get("log_weight", jnp.zeros(case.N, y.dtype))
+        log_sum = jax.scipy.special.logsumexp(log_w - beta * energy, axis=1)
+        return (jax.scipy.special.logsumexp(log_w) - log_sum) / beta
+
+    @jax.jit
+    def run(wanted: dict[str, Any], rest: dict[str, Any], cotangent: Any) -> Any:
+        value, pull = jax.vjp(lambda leaves: free_energy({**rest, **leaves}), wanted)
+        return value, pull(cotangent)[0] if wanted else {}
+
+    leaves = {name: arrays.pop(name) for name in case.backward}
+
+    def step(cotangent: Tensor) -> tuple[Tensor, ...]:
+        value, gradients = run(leaves, arrays, jax.dlpack.from_dlpack(cotangent))
+        found = (value, *(gradients[name] for name in case.backward))
+        return tuple(torch.utils.dlpack.from_dlpack(x) for x in jax.block_until_ready(found))
+
+    _build(step, case)
+    return step
+
+
+# What they hold -------------------------------------------------------------------------------
+
+
+def needed_bytes(name: str, case: Case) -> int:
+    """About what a peer holds at its height: so many matrices of queries x latents."""
+    wide = (2 * case.D + 2, 3 * case.D + 4)
+    forward, backward = {
+        "eager, expansion (mm)": (4, 6),
+        "eager, differences": wide,
+        "eager, cdist": (4, 6),
+        "torch.compile, expansion (mm)": (2, 4),
+        "torch.compile, unrolled": (1, 3),
+        "GeomLoss": (4, 6),
+        "JAX": (1, 3) if case.D <= 8 else (2, 4),
+    }.get(name, (0, 0))
+    return case.M * case.N * case.dtype.itemsize * (backward if case.backward else forward)
+
+
 def providers(device: str = "cpu") -> dict[str, Prepare]:
     """Every provider by name: the device's default backend, our others, then the peers."""
     names = [row.name for row in lebm_kernels.backends() if row.name != "reference"]
@@ -269,5 +445,9 @@ def providers(device: str = "cpu") -> dict[str, Prepare]:
         "torch.compile, expansion (mm)": partial(_prepare_compiled, energy_form=_expanded_energy),
         "torch.compile, unrolled": partial(_prepare_compiled, energy_form=_unrolled_energy),
         "KeOps": _prepare_keops,
+        "GeomLoss": _prepare_geomloss,
+        "JAX": _prepare_jax,
+        "attention's log-sum-exp": _prepare_attention,
+        "KernelDensity": _prepare_kernel_density,
         "FlashSinkhorn": _prepare_flash_sinkhorn,
     }

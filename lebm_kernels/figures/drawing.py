@@ -19,6 +19,12 @@ DATA = "#0072B2"
 MANIFOLD = "#D55E00"
 COLOR_MAP = "cividis"
 
+#: For lines that are many: the whole palette, and beside it marks and dashes, so that no two of
+#: :func:`line_style`'s are alike in grey.
+_PALETTE = (DATA, MANIFOLD, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKS = "osD^vPX<>*hd"
+_DASHES = ("-", "--", ":", "-.")
+
 # Letters with a combining caron: mathtext sets its own \check beside the letter.
 Y_CHECK = "y\u030c"
 Z_CHECK = "z\u030c"
@@ -32,6 +38,17 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """How to draw the line of that number, told apart from the others by colour, mark and dash."""
+    return {
+        "color": _PALETTE[number % len(_PALETTE)],
+        "marker": _MARKS[number % len(_MARKS)],
+        "linestyle": _DASHES[number % len(_DASHES)],
+        "markersize": 5,
+        "linewidth": 1.4,
+    }
 
 
 @torch.no_grad()
