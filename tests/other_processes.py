@@ -73,7 +73,11 @@ def number_of_others(method: str) -> int:
 def workers(method: str) -> bool:
     """Whether a DataLoader's workers give what this process does; they have one thread each."""
     options: Any = {"batch_size": 2, "collate_fn": collate}
-    context = {"num_workers": number_of_others(method), "multiprocessing_context": method, "timeout": 100}
+    context = {
+        "num_workers": number_of_others(method),
+        "multiprocessing_context": method,
+        "timeout": 100,
+    }
     found = list(DataLoader(Scores(), **options, **context))
     torch.set_num_threads(1)
     wanted = list(DataLoader(Scores(), **options))
