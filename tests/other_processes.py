@@ -65,10 +65,19 @@ def collate(items: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return batch, free_energy(y, grid, 3.0), draws
 
 
+def number_of_others(method: str) -> int:
+    """Two, but one where each has to import PyTorch again."""
+    return 2 if method == "fork" else 1
+
+
 def workers(method: str) -> bool:
     """Whether a DataLoader's workers give what this process does; they have one thread each."""
     options: Any = {"batch_size": 2, "collate_fn": collate}
-    context = {"num_workers": 2, "multiprocessing_context": method, "timeout": 100}
+    context = {
+        "num_workers": number_of_others(method),
+        "multiprocessing_context": method,
+        "timeout": 100,
+    }
     found = list(DataLoader(Scores(), **options, **context))
     torch.set_num_threads(1)
     wanted = list(DataLoader(Scores(), **options))
@@ -83,7 +92,7 @@ def main(method: str) -> None:
     """Compute here, so that the pool of threads exists, and then in other processes."""
     wanted = [with_threads(number) for number in range(len(SIZES))]
     context = multiprocessing.get_context(method)
-    with context.Pool(2) as pool:
+    with context.Pool(number_of_others(method)) as pool:
         # A forked child has the number already.
         function = results if method == "fork" else with_threads
         found = pool.map_async(function, [0, 1, 0, 1], chunksize=1).get(100)
