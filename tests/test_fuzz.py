@@ -45,7 +45,7 @@ def finfo(x: Tensor) -> torch.finfo:
 
 
 @ON_EACH
-@examples(share(0.4), 60)
+@examples(share(0.4), 25)
 @given(case=cases(), seed=SEEDS)
 def test_values_and_gradients_keep_the_promise(parameter: Parameter, case: Case, seed: int) -> None:
     arguments = case.arguments
@@ -68,7 +68,7 @@ def test_values_and_gradients_keep_the_promise(parameter: Parameter, case: Case,
 
 
 @ON_EACH
-@examples(share(0.2), 40)
+@examples(share(0.2), 15)
 @given(case=cases())
 def test_the_posterior_is_the_exact_one(parameter: Parameter, case: Case) -> None:
     arguments = case.arguments
@@ -104,7 +104,7 @@ def test_the_posterior_is_the_exact_one(parameter: Parameter, case: Case) -> Non
 
 
 @ON_EACH
-@examples(share(0.05), 20)
+@examples(share(0.05), 10)
 @given(case=cases(), tol=st.sampled_from((0.0, 1e-9, 1e-3, 0.1, 0.9)))
 def test_a_tolerance_raises_f_by_no_more_than_it_may(
     parameter: Parameter, case: Case, tol: float
@@ -140,7 +140,7 @@ def with_latents(arguments: Arguments, change: Any) -> Arguments:
 
 
 @ON_EACH
-@examples(share(0.2), 40)
+@examples(share(0.2), 15)
 @given(case=cases(dyadic=True), seed=SEEDS)
 def test_the_laws(parameter: Parameter, case: Case, seed: int) -> None:
     arguments = case.arguments
@@ -215,7 +215,7 @@ def check_merging(arguments: Arguments, found: Tensor, value: Any) -> None:
 
 
 @ON_EACH
-@examples(share(0.1), 30)
+@examples(share(0.1), 15)
 @given(case=cases(dyadic=True), cut=st.integers(0, 300))
 def test_queries_in_two_calls_have_the_same_bits(
     parameter: Parameter, case: Case, cut: int
