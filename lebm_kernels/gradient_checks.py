@@ -22,6 +22,9 @@ from lebm_kernels.backends import native
 #: What a dtype other than float64 is checked for beside the gradients.
 VALUE = "F"
 
+#: The second derivatives, all arguments' at once, mixed ones included.
+SECOND = "second derivatives"
+
 #: What gradcheck allows, and the step of its differences.
 _ABSOLUTE, _RELATIVE, _STEP = 1e-5, 1e-3, 1e-6
 
@@ -31,6 +34,9 @@ _TOO_HOT = 1e-5
 #: Smaller than this, a probability in float32 counts as none: kernels end their exponentials at
 #: 2^-125, above the smallest normal number.
 _UNDERFLOW = 2.0**-124
+
+#: The case whose gradient jumps: a minimum of equals.
+_ONCE = "ties, beta inf"
 
 Arguments = dict[str, Tensor]
 
@@ -61,7 +67,8 @@ class GradientCheck:
 
     Attributes:
         backend: its name.
-        argument: the argument of :func:`lebm_kernels.free_energy` differentiated, or :data:`VALUE`.
+        argument: the argument of :func:`lebm_kernels.free_energy` differentiated, :data:`VALUE`
+            or :data:`SECOND`.
         ok: whether each case passed.
         message: where and how it failed first; empty where it passed.
         subject: the backend with its instruction set.
@@ -269,6 +276,38 @@ def _check_by_differences(
             verdict.fail(title, " ".join(str(error).split()) or type(error).__name__)
 
 
+def _check_twice(
+    function: Callable[..., Tensor], title: str, arguments: Arguments, verdict: _Verdict
+) -> None:
+    """Gradgradcheck in a random direction through all the arguments."""
+    leaves = {
+        name: value.clone().requires_grad_()
+        for name, value in arguments.items()
+        if _differentiable(name, value)
+    }
+
+    def of(*values: Tensor) -> Tensor:
+        return function(**{**arguments, **dict(zip(leaves, values, strict=True))})
+
+    verdict.cases += 1
+    try:
+        grad = _weights(of(*leaves.values()).shape).to(arguments["y"].device).requires_grad_()
+        # The direction is drawn from the global generator: a seed must repeat it.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            torch.autograd.gradgradcheck(
+                of,
+                tuple(leaves.values()),
+                grad,
+                eps=_STEP,
+                atol=_ABSOLUTE,
+                rtol=_RELATIVE,
+                fast_mode=True,
+            )
+    except Exception as error:  # a verdict, whatever went wrong
+        verdict.fail(title, " ".join(str(error).split()) or type(error).__name__)
+
+
 def _check_by_precision(
     function: Callable[..., Tensor],
     title: str,
@@ -395,15 +434,28 @@ class Sizes:
 
 
 def check_subject(
-    subject: Subject, cases: Sequence[tuple[str, Arguments]], dtype: torch.dtype
+    subject: Subject,
+    cases: Sequence[tuple[str, Arguments]],
+    dtype: torch.dtype,
+    *,
+    twice: bool = False,
 ) -> list[GradientCheck]:
-    """The verdict on each argument over these cases, whose arguments are in float64."""
+    """The verdict on each argument over these cases, whose arguments are in float64.
+
+    Args:
+        subject: what is checked.
+        cases: titles and arguments.
+        dtype: that the arguments are rounded to.
+        twice: whether to check second derivatives as well, in float64.
+    """
     verdicts: dict[str, _Verdict] = {}
     with _selected(subject) as function:
         for title, arguments in cases:
             if dtype == torch.float64:
                 own = {name: value.to(subject.device) for name, value in arguments.items()}
                 _check_by_differences(function, title, own, verdicts)
+                if twice and not title.startswith(_ONCE):
+                    _check_twice(function, title, own, verdicts.setdefault(SECOND, _Verdict()))
             else:
                 own = {name: value.to(dtype) for name, value in arguments.items()}
                 _check_by_precision(function, title, own, subject.device, verdicts)

@@ -16,6 +16,7 @@ from lebm_kernels.backends import native
 from lebm_kernels.cases import ARGUMENTS
 from lebm_kernels.gradient_checks import (
     BETAS,
+    SECOND,
     VALUE,
     Sizes,
     Subject,
@@ -122,6 +123,44 @@ def test_every_nasty_case_passes_in_every_dtype(dtype):
         if subject.backend != "triton" and subject.device == "cpu":
             bad = [check for check in check_subject(subject, cases, dtype) if not check.ok]
             assert bad == []
+
+
+def second_derivatives(monkeypatch, cases):
+    """Their verdict, without the first ones' differences, which take longer."""
+    monkeypatch.setattr(gradient_checks, "_check_by_differences", lambda *a: None)
+    (check,) = check_subject(REFERENCE, cases, torch.float64, twice=True)
+    assert check.argument == SECOND
+    return check
+
+
+def test_second_derivatives_agree_with_differences_of_the_first(monkeypatch):
+    cases = [*list(standard_cases(0))[1:2], *nasty_cases(0)]
+    check = second_derivatives(monkeypatch, cases)
+    assert check.ok, check.message
+    assert check.cases == len(cases) - 1  # a tied minimum has none
+
+
+def test_a_planted_wrong_second_derivative_is_found(monkeypatch):
+    class Wrong(torch.autograd.Function):
+        """The square, whose second derivative is 2.02 instead of 2."""
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return grad * (2.02 * x - 0.02 * x.detach())
+
+    right = lebm_kernels.free_energy
+
+    def wrong(y, decoded, *others, **more):
+        return right(y, decoded, *others, **more) + Wrong.apply(y).sum(-1)
+
+    monkeypatch.setattr(lebm_kernels, "free_energy", wrong)
+    assert not second_derivatives(monkeypatch, list(standard_cases(0))[1:2]).ok
 
 
 def test_finite_differences_agree_on_nasty_cases():
