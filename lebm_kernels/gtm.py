@@ -117,6 +117,9 @@ def fit(
         raise ValueError("model must be a mapping: an RBFDecoder with a learned beta")
     if model.regulariser is not None:
         raise ValueError("model must have no regulariser to be fitted by EM")
+    D = model.decoder.weight.shape[1]
+    if y.dim() != 2 or y.shape[1] != D or len(y) == 0:
+        raise ValueError(f"y must have shape [M, {D}] with M >= 1, got {list(y.shape)}")
     y = y.to(model.z)
     features = model.decoder.features(model.grid.points).double()
     history: list[float] = []
@@ -215,6 +218,9 @@ def _step(
     # The rest is small, and in double: the system is nearly singular where bumps overlap.
     grad_decoded, grad_beta, share = (g.double() for g in gradients)
     b = float(beta)
+    density = 0.5 * D * math.log(b / math.pi) - b * float(total.detach()) / M
+    if not math.isfinite(density):
+        return density  # the caller refuses it, and the model stays as it was
     energy = float(total.detach()) + b * float(grad_beta)
 
     penalty = torch.full_like(features[0], decay / (2.0 * b))
@@ -228,7 +234,7 @@ def _step(
     with torch.no_grad():
         weight.add_(step)
         model.log_beta.fill_(math.log(0.5 * M * D / energy))
-    return 0.5 * D * math.log(b / math.pi) - b * float(total.detach()) / M
+    return density
 
 
 def _solve(system: Tensor, right: Tensor) -> Tensor:
