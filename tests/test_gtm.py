@@ -199,3 +199,19 @@ def test_restoring_says_what_is_wrong() -> None:
         restore(model, y, torch.ones(4, dtype=torch.bool))
     with pytest.raises(ValueError, match="learned beta"):
         restore(DecoderModel(model.decoder, grid=model.grid), y)
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "words"),
+    [
+        (torch.empty(0, 5, dtype=DOUBLE), ValueError, r"y must have shape \[M, 5\] with M >= 1"),
+        (torch.ones(4, 3, dtype=DOUBLE), ValueError, r"y must have shape \[M, 5\]"),
+        (torch.full((4, 5), math.nan, dtype=DOUBLE), FloatingPointError, "log-density is nan"),
+    ],
+)
+def test_what_cannot_be_fitted_leaves_the_model_alone(y, error, words) -> None:
+    model = topographic_mapping(_sheet(), latents=5, bumps=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(error, match=words):
+        fit(model, y, iterations=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
