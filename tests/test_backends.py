@@ -133,7 +133,7 @@ def test_triton_judges_each_gpu_by_itself(monkeypatch: pytest.MonkeyPatch) -> No
     majors = [7, 9]
 
     def properties(device: Any) -> SimpleNamespace:
-        return SimpleNamespace(name="card", major=majors[torch.device(device).index])
+        return SimpleNamespace(name="card", major=majors[torch.device(device).index], minor=0)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(majors))
