@@ -232,6 +232,63 @@ def test_compile(name: str) -> None:
     torch.testing.assert_close(compiled(**there), loss(**there))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("D", [2, 6])
+@gpu_backend
+def test_second_derivatives(name: str, D: int) -> None:
+    """Of every pair of arguments, on the card; and forward mode beside them."""
+    there = {key: x.requires_grad_() for key, x in moved(problem(5, 33, D, torch.float64)).items()}
+    keys = list(there)
+
+    def value(*given: Tensor, backend: str = name) -> Tensor:
+        return free_energy(**dict(zip(keys, given, strict=True)), backend=backend)
+
+    given = tuple(there.values())
+    torch.autograd.gradgradcheck(value, given, fast_mode=True)
+    tangents = tuple(torch.randn_like(x) for x in given)
+    plain = tuple(x.detach() for x in given)
+    _, found = torch.func.jvp(value, plain, tangents)
+    _, wanted = torch.func.jvp(partial(value, backend="reference"), plain, tangents)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@gpu_backend
+def test_memory_of_second_derivatives(name: str) -> None:
+    M = N = 20_000
+    y = torch.randn(M, 2, device="cuda", requires_grad=True)
+    decoded = torch.randn(N, 2, device="cuda", requires_grad=True)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    value = free_energy(y, decoded, 2.0, backend=name)
+    (grad,) = torch.autograd.grad(value.sum(), y, create_graph=True)
+    grad.square().sum().backward()
+    # The matrix alone would be 1600 MB.
+    assert torch.cuda.max_memory_allocated() - before < 800 * 2**20
+
+
+@gpu_backend
+def test_an_infinite_energy_has_no_part_in_the_posterior(name: str) -> None:
+    arguments = problem(67, 301, 2)
+    del arguments["beta"]
+    arguments["latent_energy"][7] = math.inf
+    for beta in (1.0, math.inf):
+        value = free_energy(**moved(arguments), beta=beta, backend=name).cpu()
+        kept = {
+            key: torch.cat((x[:7], x[8:])) if len(x) == 301 else x for key, x in arguments.items()
+        }
+        del kept["log_weight"]
+        normal = arguments["log_weight"].logsumexp(0)
+        weights = torch.cat((arguments["log_weight"][:7], arguments["log_weight"][8:]))
+        wanted = free_energy(
+            **{key: x.double() for key, x in kept.items()},
+            beta=beta,
+            log_weight=weights.double(),
+            backend="reference",
+        )
+        lost = normal.double() - weights.double().logsumexp(0)
+        torch.testing.assert_close(value.double(), wanted + lost / beta, rtol=1e-5, atol=1e-5)
+
+
 def test_the_models_train_on_a_gpu() -> None:
     data = ellipse_data(generator=torch.Generator().manual_seed(0))
     model = Ellipse(generator=torch.Generator().manual_seed(0)).cuda()
