@@ -8,7 +8,7 @@ LIBRARY := lebm_kernels/_native.abi3.so
 COMPILER := $(if $(shell command -v $(or $(CXX),c++)),1,0)
 KERNELS := $(wildcard $(foreach kind,cpp h inl cu cuh,csrc/*.$(kind) csrc/*/*.$(kind)))
 EMULATOR := $(wildcard $(foreach kind,cpp h,tests/simt/*.$(kind)) tests/simt/*/*.cpp tests/simt/*/*.cuh)
-SOURCES := $(KERNELS) $(EMULATOR) $(wildcard bench/*.cpp tests/sanitizers/*.cpp)
+SOURCES := $(KERNELS) $(EMULATOR) $(wildcard lebm_kernels/*.cpp tests/sanitizers/*.cpp)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

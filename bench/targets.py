@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from lebm_kernels.benchmarking import (
 )
 from lebm_kernels.cases import Case
 from lebm_kernels.environment import describe
-from lebm_kernels.limits import PRODUCT_DIM, Product
+from lebm_kernels.limits import bound
 from lebm_kernels.providers import (
     NotAvailableError,
     Step,
@@ -42,7 +42,6 @@ from lebm_kernels.providers import (
     needed_bytes,
     stepper,
 )
-from peak import ExponentialLoop, fastest_loop
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
 UNROLLED = "torch.compile, unrolled"
@@ -165,26 +164,6 @@ class Row:
             self.reached = figure >= aim if at_least else figure <= aim
 
 
-@lru_cache(maxsize=1)
-def _loop(threads: int) -> ExponentialLoop:
-    return fastest_loop(threads)
-
-
-def limit(case: Case) -> ExponentialLoop | Product | None:
-    """What bounds this case on this machine; None where it is over before it began.
-
-    The product counts from D = 32 on; below, it is memory that bounds it, and the loop counts,
-    which has the work of two dimensions. More dimensions and gradients take more work than either:
-    no such case can reach its limit. A case that leaves pairs out can pass it.
-
-    Raises:
-        NotAvailableError: the loop cannot be compiled.
-    """
-    if case.M * case.N < FEW_PAIRS:
-        return None
-    return Product(case) if case.D >= PRODUCT_DIM else _loop(torch.get_num_threads())
-
-
 def _best(comparison: Comparison) -> Timing | None:
     """The peer with the shortest median."""
     timed = [timing for timing in comparison.timings[1:] if timing.seconds]
@@ -216,13 +195,14 @@ def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> 
         else:
             names.append(name)
     beside: dict[str, Callable[[], object]] = {}
-    bound = None
+    least = None
     try:
-        bound = limit(case)
+        # A case of few pairs is over before any limit counts.
+        least = bound(case) if case.M * case.N >= FEW_PAIRS else None
     except NotAvailableError as error:
         row.notes.append(f"no limit: {error}")
-    if bound is not None:
-        beside["limit"] = bound
+    if least is not None:
+        beside["limit"] = least
     if target.unpruned_ratio is not None:
         beside["unpruned"] = partial(unpruned_step(case, ours), case.cotangent())
     comparison = compare(
@@ -238,7 +218,7 @@ def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> 
         row.timings[timing.name] = timing.seconds
         if timing.failure:
             row.notes.append(f"{timing.name}: {timing.failure}")
-    return _fill(row, target, comparison, None if bound is None else bound.pairs)
+    return _fill(row, target, comparison, None if least is None else least.pairs)
 
 
 def _fill(row: Row, target: Target, comparison: Comparison, bound_pairs: int | None) -> Row:

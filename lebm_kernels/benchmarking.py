@@ -207,8 +207,7 @@ def compare(
         names: of :func:`providers`, the one to compare with first; None: all of them.
         rounds: how many.
         budget: seconds after which no further round begins; the first always completes.
-        patience: seconds; a provider that took longer in the check is not run again, and what it
-            took there is its time.
+        patience: seconds; a provider that takes longer, once it has been checked, runs that once.
         memory: whether to measure the peak of each provider's memory, in one more step.
         beside: other work to time in the same rounds, by name; it is not checked.
         notify: told, in a line, what happens next.
@@ -241,11 +240,9 @@ def compare(
             continue
         try:
             step = known[timing.name](case)
-            start = time.perf_counter()
             timing.error = truth.error(step)
-            once = time.perf_counter() - start
-            if once < _SHORTEST_SECONDS:  # the check has warmed it up, and was part of the time
-                once = _time(step, cotangent, 1)
+            # The first time may have compiled, and the check was part of it.
+            once = _time(step, cotangent, 1)
             if memory and once <= patience:
                 timing.peak_bytes = peak_bytes(partial(step, cotangent), case.device)
         except NotAvailableError as error:

@@ -1,6 +1,7 @@
-"""What bounds a case on this machine, where it is known without compiling anything.
+"""What bounds a case on this machine.
 
-The loop of exponentials that bounds a CPU at small D is in ``bench/peak.py``: it needs a compiler.
+A product or a loop of exponentials is work that runs beside what it bounds, in the same rounds; a
+GPU's exponentials are counted by its clock.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import torch
 
 from lebm_kernels.cases import Case
 from lebm_kernels.memory import available_bytes
+from lebm_kernels.peak import ExponentialLoop, fastest_loop
 
 #: From so many dimensions on, it is the matrix product that bounds F.
 PRODUCT_DIM = 32
@@ -35,14 +37,24 @@ class Product:
         torch.mm(self._y, self._decoded.mT, out=self._out)
 
 
-def product(case: Case) -> Product | None:
-    """The product that bounds this case; None where another thing does, or it would not fit."""
-    if case.D < PRODUCT_DIM:
+def bound(case: Case) -> ExponentialLoop | Product | None:
+    """The work that bounds this case; None where none is known, or it would not fit.
+
+    The product counts from D = 32 on; below, it is memory that bounds it, and on a CPU the loop of
+    exponentials counts, on PyTorch's threads, which has the work of two dimensions in float32.
+    More dimensions and gradients take more work than either: no such case can reach its limit. A
+    case that leaves pairs out can pass it.
+
+    Raises:
+        NotAvailableError: the loop cannot be compiled.
+    """
+    if case.D >= PRODUCT_DIM:
+        free = available_bytes(case.device)
+        fits = free is None or case.M * case.N * case.dtype.itemsize <= free / 4
+        return Product(case) if fits else None
+    if case.device != "cpu" or case.dtype == torch.float64:
         return None
-    free = available_bytes(case.device)
-    if free is not None and case.M * case.N * case.dtype.itemsize > free / 4:
-        return None
-    return Product(case)
+    return fastest_loop(torch.get_num_threads())
 
 
 def exponentials_per_second(device: str) -> float | None:

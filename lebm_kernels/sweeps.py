@@ -21,9 +21,9 @@ import torch
 
 from lebm_kernels.benchmarking import Comparison, compare
 from lebm_kernels.cases import Case
-from lebm_kernels.limits import exponentials_per_second
-from lebm_kernels.limits import product as product_limit
-from lebm_kernels.providers import default_backend, providers
+from lebm_kernels.limits import Product, bound, exponentials_per_second
+from lebm_kernels.peak import ExponentialLoop
+from lebm_kernels.providers import NotAvailableError, default_backend, providers
 
 #: A provider that takes longer than this many seconds in the check runs once.
 _PATIENCE = 2.0
@@ -126,7 +126,7 @@ def default_sweep(device: str, *, quick: bool, names: Sequence[str] = ()) -> lis
     matrices = (*_EAGER, *(() if quick else ("torch.compile, expansion (mm)", *_LIBRARIES)))
     few = (ours, "chunked", _EAGER[0], *(() if quick else ("torch.compile, unrolled", "KeOps")))
     curve = replace(base, layout="curve")
-    sizes = (256, 1024, 4096) if quick else tuple(larger * n for n in (256, 1024, 4096, 16384))
+    sizes = (256, 1024, 4096) if quick else tuple(larger * 4**k for k in range(4, 10))
     dims = (2, 16, 64) if quick else (1, 2, 4, 8, 16, 64)
     betas = (1.0, 1e2, 1e4) if quick else (1e-2, 1.0, 1e2, 1e3, 1e4, 1e6)
     points = []
@@ -223,8 +223,8 @@ def measure(
             yield point, None
             continue
         case = point.case
-        bound = product_limit(case)
         with thread_count(point.threads):
+            least = _bound(case)
             comparison = compare(
                 case,
                 point.names,
@@ -232,15 +232,23 @@ def measure(
                 budget=max(left, 0) / (len(points) - number) / 2,
                 patience=min(_PATIENCE, max(left, 0.1) / (len(points) - number) / 2),
                 memory=True,
-                beside={} if bound is None else {"limit": bound},
+                beside={} if least is None else {"limit": least},
                 notify=lambda text, point=point: notify(point, text),  # type: ignore[misc]
             )
-        if bound is not None:
-            limit: float | None = bound.pairs / comparison.beside[0].median
+        if least is not None:
+            limit: float | None = least.pairs / comparison.beside[0].median
         else:
             limit = exponentials_per_second(case.device)
         done(point)
         yield point, replace(comparison, limit=limit)
+
+
+def _bound(case: Case) -> ExponentialLoop | Product | None:
+    """What bounds the case; None as well where there is no compiler for it."""
+    try:
+        return bound(case)
+    except NotAvailableError:
+        return None
 
 
 @contextmanager

@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 
 import lebm_kernels
-import peak
+import peak as peak_script
 import targets
+from lebm_kernels import limits, peak
 from lebm_kernels.benchmarking import Comparison, Timing
 from lebm_kernels.cases import Case
 from lebm_kernels.providers import NotAvailableError, default_backend, providers
@@ -52,7 +53,7 @@ def test_the_loop_adds_exponentials_on_every_thread(variant):
 
 def test_the_product_is_one():
     case = Case(5, 7, 3)
-    product = peak.Product(case)
+    product = limits.Product(case)
     product()
     inputs = case.inputs()
     assert product.pairs == 35
@@ -85,9 +86,9 @@ def test_works_are_timed_in_turn_after_a_warm_up():
 
 def test_the_limits_are_printed(capsys, monkeypatch):
     for name in ("ExponentialLoop", "Product"):
-        monkeypatch.setattr(peak, name, lambda *arguments: FakeLimit())
+        monkeypatch.setattr(peak_script, name, lambda *arguments: FakeLimit())
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    assert peak.main(["--rounds", "2", "--m", "3", "--n", "4", "--d", "5"]) == 0
+    assert peak_script.main(["--rounds", "2", "--m", "3", "--n", "4", "--d", "5"]) == 0
     printed = capsys.readouterr().out
     assert "exponential loop, 4 x 4" in printed
     assert "product, 3 x 5 x 4" in printed
@@ -123,7 +124,7 @@ def test_a_compiler_that_fails_says_why(monkeypatch):
 )
 def test_peak_names_a_bad_argument(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
-        peak.main(arguments)
+        peak_script.main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -132,18 +133,24 @@ def test_peak_names_a_bad_argument(capsys, arguments, message):
     ("case", "kind"),
     [
         (Case(2048, 2048, 2), "loop"),
-        (Case(2048, 2048, 64), peak.Product),
+        (Case(2048, 2048, 64), limits.Product),
         (Case(2048, 2048, 8), "loop"),
-        (Case(24, 48, 2), type(None)),
+        (Case(2048, 2048, 2, dtype=torch.float64), type(None)),
         (Case(2048, 2048, 2, backward=("y",)), "loop"),
         (Case(2048, 2048, 2, layout="curve"), "loop"),
     ],
     ids=str,
 )
 def test_which_limit_bounds_which_case(monkeypatch, case, kind):
-    monkeypatch.setattr(targets, "_loop", lambda threads: "loop")
-    bound = targets.limit(case)
+    monkeypatch.setattr(limits, "fastest_loop", lambda threads: "loop")
+    bound = limits.bound(case)
     assert bound == kind if isinstance(kind, str) else isinstance(bound, kind)
+
+
+def test_a_product_that_does_not_fit_is_no_limit(monkeypatch):
+    monkeypatch.setattr(limits, "available_bytes", lambda device: 4 * 4 * 100)
+    assert isinstance(limits.bound(Case(10, 10, 64)), limits.Product)
+    assert limits.bound(Case(10, 11, 64)) is None
 
 
 # The targets -----------------------------------------------------------------------------------

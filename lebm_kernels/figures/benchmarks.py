@@ -116,7 +116,7 @@ def _figure(
     for axes, (backward, rows) in zip(all_axes, panels.items(), strict=True):
         for name, number in numbers.items():
             own = sorted((r for r in rows if r.provider == name), key=lambda r: getattr(r, axis))
-            if own:
+            if len(own) > 1:  # one point is no line along the axis
                 x = [getattr(row, axis) for row in own]
                 y = [getattr(row, value) * factor for row in own]
                 (drawn[name],) = axes.plot(x, y, label=name, **line_style(number))
@@ -133,7 +133,11 @@ def _figure(
     first = next(iter(panels.values()))[0]
     figure.suptitle(_what(first, axis))
     figure.legend(
-        list(drawn.values()), list(drawn), loc="outside lower center", ncols=3, frameon=False
+        list(drawn.values()),
+        list(drawn),
+        loc="outside lower center",
+        ncols=1 + len(panels),
+        frameon=False,
     )
     return figure
 
