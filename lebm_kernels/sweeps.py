@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -24,6 +23,7 @@ from lebm_kernels.cases import Case
 from lebm_kernels.limits import Product, bound, exponentials_per_second
 from lebm_kernels.peak import ExponentialLoop
 from lebm_kernels.providers import NotAvailableError, default_backend, providers
+from lebm_kernels.threads import thread_count
 
 #: A provider that takes longer than this many seconds in the check runs once.
 _PATIENCE = 2.0
@@ -249,17 +249,6 @@ def _bound(case: Case) -> ExponentialLoop | Product | None:
         return bound(case)
     except NotAvailableError:
         return None
-
-
-@contextmanager
-def thread_count(threads: int) -> Iterator[None]:
-    """So many threads of PyTorch inside, as many as before outside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # Records -------------------------------------------------------------------------------------

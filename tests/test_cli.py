@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 import lebm_kernels
 from lebm_kernels import benchmarking, cli, gradient_checks, providers
+from lebm_kernels.cli.errors import errors_by_option
+from lebm_kernels.threads import thread_count
 
 runner = CliRunner()
 
@@ -198,7 +200,7 @@ def test_figures_draws_all_from_one_run_with_the_seed(tmp_path, monkeypatch):
 
     from lebm_kernels import practicum
 
-    assert [drawn.value for drawn in cli.Drawn] == list(practicum.FIGURES)
+    assert [drawn.value for drawn in cli.figures.Drawn] == list(practicum.FIGURES)
     runs = []
 
     def draw(run):
@@ -227,7 +229,7 @@ def test_small_work_leaves_the_threads_as_they_were():
     threads = torch.get_num_threads()
     inside = []
 
-    @cli._one_thread()
+    @thread_count(1)
     def fail():
         inside.append(torch.get_num_threads())
         raise KeyError
@@ -313,9 +315,9 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
 
 
 def test_an_error_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_train", lambda *args, **kwargs: [][0])
+    monkeypatch.setattr(cli.train, "train_recipe", lambda *args, **kwargs: [][0])
     assert isinstance(lebm("train", "ellipse", "--output", tmp_path).exception, IndexError)
-    with pytest.raises(ValueError, match="something else"), cli._errors_by_option():
+    with pytest.raises(ValueError, match="something else"), errors_by_option():
         raise ValueError("something else went wrong")
 
 
@@ -339,7 +341,7 @@ def test_demo_trains_draws_times_and_checks(tmp_path):
 def test_a_failed_gradcheck_fails_the_demo(tmp_path, monkeypatch, capsys):
     failed = gradient_checks.GradientCheck("chunked", "y", ok=False, message="warm: off by 1")
     monkeypatch.setattr(gradient_checks, "check_gradients", lambda: [failed])
-    monkeypatch.setattr(cli, "_demo_timings", lambda quick: [])
+    monkeypatch.setattr(cli.demo, "_timings", lambda quick: [])
     monkeypatch.setattr(benchmarking, "comparison_table", lambda comparisons: "")
     result = lebm("demo", "--quick", "--output", tmp_path)
     assert result.exit_code == 1
@@ -356,5 +358,5 @@ def test_the_module_runs_as_a_program():
 
 
 def test_temperatures_in_file_names():
-    assert cli._temperature(math.inf) == "cold"
-    assert cli._temperature(0.5) == "beta-0.5"
+    assert cli.train.temperature(math.inf) == "cold"
+    assert cli.train.temperature(0.5) == "beta-0.5"

@@ -119,19 +119,26 @@ def test_version_is_the_same_everywhere() -> None:
     assert headings[0] == lebm_kernels.__version__
 
 
-def test_import_brings_in_nothing_that_only_the_command_line_needs() -> None:
+def test_what_is_heavy_is_imported_where_it_is_used() -> None:
     # PyTorch itself may import some of them.
     code = (
-        "import sys, torch; before = set(sys.modules); import lebm_kernels; "
-        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+        "import sys, torch; before = set(sys.modules)\n"
+        "for name in ('lebm_kernels', 'lebm_kernels.cli'):\n"
+        "    __import__(name)\n"
+        "    print(*set(sys.modules) - before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    imported = set(done.stdout.split())
-    assert "lebm_kernels" in imported
-    unwanted = {"click", "matplotlib", "rich", "scipy", "sklearn", "tqdm", "triton", "typer"}
-    assert not imported & unwanted
+    package, command_line = (set(line.split()) for line in done.stdout.splitlines())
+    unwanted = {"matplotlib", "scipy", "sklearn", "tqdm", "triton"}
+    assert "lebm_kernels" in package
+    assert not {name.partition(".")[0] for name in package} & {*unwanted, "click", "rich", "typer"}
+    # --help and a mistyped option wait for no model, figure or benchmark either.
+    assert "lebm_kernels.cli.bench" in command_line
+    assert not {name.partition(".")[0] for name in command_line} & unwanted
+    ours = ("models", "training", "figures", "practicum", "benchmarking", "gradient_checks")
+    assert not command_line & {f"lebm_kernels.{name}" for name in ours}
 
 
 def test_example_of_the_readme_runs() -> None:
@@ -238,7 +245,7 @@ def test_wheel_serves_every_python_and_holds_what_is_needed(tree: Path, build: B
         names = set(archive.namelist())
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "lebm = lebm_kernels.cli:main" in archive.read(entry_points).decode()
-    assert {LIBRARY.as_posix(), "lebm_kernels/py.typed", "lebm_kernels/cli.py"} <= names
+    assert {LIBRARY.as_posix(), "lebm_kernels/py.typed", "lebm_kernels/cli/info.py"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"lebm_kernels"}
 

@@ -1,0 +1,153 @@
+"""``lebm bench``."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+from rich.markup import escape
+
+from lebm_kernels.cli.errors import errors_by_option
+from lebm_kernels.cli.shared import (
+    Precision,
+    console,
+    print_wide,
+    progress_bar,
+    save,
+    writable,
+    wrote,
+)
+
+if TYPE_CHECKING:
+    from lebm_kernels.sweeps import Point
+
+#: Seconds that a sweep may take, quick or not, and the rounds of a case.
+_BUDGET = {True: 45.0, False: 780.0}
+_ROUNDS = {True: 3, False: 7}
+
+
+class Direction(str, Enum):
+    """What a step of a benchmark does, as the command line spells it."""
+
+    forward = "forward"
+    backward = "backward"
+    both = "both"
+
+
+def bench(
+    queries: Annotated[list[int] | None, typer.Option(help="M; repeat for several.")] = None,
+    latents: Annotated[list[int] | None, typer.Option(help="N; repeat for several.")] = None,
+    dims: Annotated[list[int] | None, typer.Option(help="D; repeat for several.")] = None,
+    beta: Annotated[list[float] | None, typer.Option(help="In [0, inf]; repeatable.")] = None,
+    dtype: Annotated[list[Precision] | None, typer.Option(help="Of the inputs.")] = None,
+    direction: Annotated[Direction, typer.Option(help="Of the sizes given.")] = Direction.both,
+    gradients: Annotated[
+        list[str] | None, typer.Option(help="Arguments to differentiate.", show_default="y decoded")
+    ] = None,
+    provider: Annotated[
+        list[str] | None, typer.Option(help="Only this one; the first is compared with.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="Of PyTorch.", show_default="PyTorch's choice")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[int | None, typer.Option(help="Of a case, at most.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds in all.", show_default="45 quick, else 780")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under a minute.")] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder for JSON, CSV and pictures.")
+    ] = Path("out/bench"),
+) -> None:
+    """Check our backends and their peers against float64, then time them and measure memory.
+
+    Without sizes, a sweep along latents, dimensions, temperatures and threads.
+    """
+    from lebm_kernels.benchmarking import comparison_table
+    from lebm_kernels.environment import describe
+    from lebm_kernels.figures.benchmarks import FIGURES
+    from lebm_kernels.sweeps import (
+        BOTH,
+        chosen_sweep,
+        default_sweep,
+        measure,
+        records,
+        steps,
+        write_csv,
+        write_json,
+    )
+
+    start = time.perf_counter()
+    folder = writable(output)
+    rounds = _ROUNDS[quick] if rounds is None else rounds
+    budget = _BUDGET[quick] if budget is None else budget
+    if rounds < 1:
+        raise typer.BadParameter(f"must be at least 1, got {rounds}", param_hint="'--rounds'")
+    if not budget > 0:
+        raise typer.BadParameter(f"must be above 0, got {budget:g}", param_hint="'--budget'")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        reason = "PyTorch sees no GPU" if device == "cuda" else f"no cpu or cuda: {device!r}"
+        raise typer.BadParameter(reason, param_hint="'--device'")
+    wanted = tuple(gradients or BOTH)
+    directions: list[tuple[str, ...]] = [] if direction == Direction.backward else [()]
+    if direction != Direction.forward:
+        directions.append(wanted)
+    with errors_by_option():
+        if any((queries, latents, dims, beta, dtype, gradients, threads)):
+            points = chosen_sweep(
+                queries=queries or [1024],
+                latents=latents or [4096],
+                dims=dims or [2],
+                betas=beta or [1.0],
+                dtypes=[precision.dtype for precision in dtype or [Precision.float32]],
+                directions=directions,
+                threads=threads or [torch.get_num_threads()],
+                device=device,
+                names=provider or (),
+            )
+        else:
+            points = default_sweep(device, quick=quick, names=provider or ())
+    rows, comparisons, left_out = [], [], []
+    facts = describe()
+    with progress_bar() as progress:
+        task = progress.add_task("", total=steps(points, rounds))
+        ends = {id(p): steps(points[: i + 1], rounds) for i, p in enumerate(points)}
+
+        def notify(point: Point, text: str) -> None:
+            title = f"{point.case}, {point.case.direction}: {text}"
+            progress.update(task, advance=1, description=escape(title))
+
+        def done(point: Point) -> None:
+            progress.update(task, completed=ends[id(point)])
+
+        for point, comparison in measure(
+            points, rounds=rounds, budget=budget, notify=notify, done=done
+        ):
+            if comparison is None:
+                left_out.append(point)
+                continue
+            comparisons.append(comparison)
+            rows += records(point, comparison)
+            # After each: a run of minutes may be cut short.
+            write_json(folder / "bench.json", facts, rows)
+            write_csv(folder / "bench.csv", rows)
+    print_wide(comparison_table(comparisons))
+    for point in left_out:
+        title = escape(f"{point.case}, {point.case.direction}")
+        console.print(f"not begun, the budget was spent: {title}", highlight=False)
+    for name in ("bench.json", "bench.csv"):
+        wrote(folder / name)
+    for name, draw in FIGURES.items():
+        figure = draw(rows)
+        if figure is not None:
+            save(figure, folder / f"bench-{name}", "png", "svg")
+    console.print(
+        f"{facts['processor']}, {facts['instruction set in use']}, {facts['threads']} threads, "
+        f"PyTorch {facts['PyTorch']}; lebm bench took {time.perf_counter() - start:.0f} s",
+        highlight=False,
+    )

@@ -1,0 +1,107 @@
+"""``lebm demo``."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.status import Status
+
+from lebm_kernels.cli.shared import console, save, writable
+from lebm_kernels.cli.train import Recipe, manifold, section, train_recipe, training_table
+from lebm_kernels.threads import thread_count
+
+if TYPE_CHECKING:
+    from lebm_kernels.benchmarking import Comparison
+
+#: What the demonstration trains: the figure's models.
+_DEMO = (Recipe.ellipse, Recipe.horn)
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("out"),
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: see it run.")] = False,
+) -> None:
+    """Train both models cold and warm, draw them, time the operation, check its gradients."""
+    from lebm_kernels.figures import cold_and_warm_figure
+    from lebm_kernels.practicum import WARM_BETA
+
+    start = time.perf_counter()
+    folder = writable(output)
+    changes: dict[str, Any] = {"epochs": 2} if quick else {}
+    runs = []
+    for recipe in _DEMO:
+        cold, warm = (
+            train_recipe(recipe.value, folder, beta=beta, **changes)
+            for beta in (math.inf, WARM_BETA)
+        )
+        runs += [cold, warm]
+        for run in (cold, warm):
+            save(manifold(run), folder / f"{run.title}-manifold")
+        maps = cold_and_warm_figure(
+            cold.trained, warm.trained, beta=WARM_BETA, x=section(cold), data=cold.data
+        )
+        save(maps, folder / f"{recipe.value}-cold-and-warm")
+    console.print(training_table(runs))
+
+    from lebm_kernels.benchmarking import comparison_table
+
+    console.print(comparison_table(_timings(quick)))
+    passed = _print_gradient_verdict()
+    console.print(f"lebm demo took {time.perf_counter() - start:.0f} s", highlight=False)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _timings(quick: bool) -> list[Comparison]:
+    """The operation on a large grid, forward and forward + backward, against its peers."""
+    from lebm_kernels.benchmarking import compare
+    from lebm_kernels.cases import Case
+    from lebm_kernels.providers import default_backend
+
+    ours = default_backend()
+    peers = ["eager, expansion (mm)", "eager, cdist"]
+    if not quick:  # compiling takes longer than all the rest of a quick run
+        peers.append("torch.compile, unrolled")
+    M, N = (64, 256) if quick else (4096, 16384)
+    comparisons = []
+    with console.status("timing") as status:
+        # The reference, made for truth alone, would take minutes for all the queries.
+        for names, queries in (([ours, *peers], M), ([ours, "reference"], M // 32)):
+            for backward in ((), ("y", "decoded")):
+                case = Case(queries, N, 2, backward=backward)
+                comparisons.append(
+                    compare(
+                        case,
+                        names,
+                        rounds=5,
+                        budget=8.0,
+                        notify=partial(_tell, status, case.direction),
+                    )
+                )
+    return comparisons
+
+
+def _tell(status: Status, what: str, text: str) -> None:
+    status.update(f"{what}: {text}")
+
+
+def _print_gradient_verdict() -> bool:
+    """Run gradcheck; print one line, and one more for each failure."""
+    from lebm_kernels.gradient_checks import check_gradients
+
+    with console.status("gradcheck in float64"), thread_count(1):
+        checks = check_gradients()
+    failed = [check for check in checks if not check.ok]
+    backends = ", ".join(dict.fromkeys(check.backend for check in checks))
+    arguments = ", ".join(dict.fromkeys(check.argument for check in checks))
+    verdict = f"FAILED {len(failed)} of {len(checks)}" if failed else "passed"
+    console.print(f"gradcheck {verdict}: {backends}; {arguments}", highlight=False)
+    for check in failed:
+        console.print(f"  {check.backend}, {check.argument}: {escape(check.message)}")
+    return not failed

@@ -1,0 +1,51 @@
+"""``lebm figures``."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lebm_kernels.cli.errors import errors_by_option
+from lebm_kernels.cli.shared import console, save, writable
+from lebm_kernels.threads import thread_count
+
+
+class Drawn(str, Enum):
+    """The practicum's figures, as the command line spells them."""
+
+    energies = "energies"
+    restored = "restored"
+    gradient = "gradient"
+    surface = "surface"
+    section = "section"
+    likelihood = "likelihood"
+    sections = "sections"
+    pulls = "pulls"
+    horn_data = "horn-data"
+    horn = "horn"
+
+
+def figures(
+    names: Annotated[
+        list[Drawn] | None, typer.Argument(help="Which figures.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the data, the start and the order.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder for the figures.")
+    ] = Path("out/practicum"),
+) -> None:
+    """Draw the practicum's figures from models trained on the spot, in PNG and in SVG."""
+    from lebm_kernels.practicum import FIGURES, Practicum
+
+    start = time.perf_counter()
+    folder = writable(output)
+    run = Practicum(seed)
+    for name in names or Drawn:
+        with errors_by_option(), thread_count(1), console.status(f"drawing {name.value}"):
+            figure = FIGURES[name.value](run)
+        save(figure, folder / name.value, "png", "svg")
+    console.print(f"lebm figures took {time.perf_counter() - start:.0f} s", highlight=False)

@@ -1,0 +1,110 @@
+"""``lebm gradcheck``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+import lebm_kernels
+from lebm_kernels.cli.shared import Precision, console, print_wide, progress_bar, save, writable
+from lebm_kernels.threads import thread_count
+
+if TYPE_CHECKING:
+    from lebm_kernels.gradient_checks import GradientCheck, Subject
+
+
+def gradcheck(
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Only this one; repeatable.", show_default="all")
+    ] = None,
+    cases: Annotated[int, typer.Option(help="Random ones, beside the nasty ones.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the cases.")] = 0,
+    picture: Annotated[
+        bool, typer.Option("--picture", help="Draw the error of F from beta = 0 to infinity.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder for the picture.")
+    ] = Path("out"),
+) -> None:
+    """Check F and its gradients on every backend, instruction set and dtype; 1 if one is wrong.
+
+    float64 against finite differences, to second order; the other dtypes against float64 by the
+    README's promise.
+    """
+    from lebm_kernels.gradient_checks import (
+        check_subject,
+        nasty_cases,
+        random_cases,
+        standard_cases,
+        subjects,
+    )
+
+    known = [row.name for row in lebm_kernels.backends()]
+    for name in backend or ():
+        if name not in known:
+            reason = f"must be among {', '.join(known)}, got {name!r}"
+            raise typer.BadParameter(reason, param_hint="'--backend'")
+    if cases < 0:
+        raise typer.BadParameter(f"must be at least 0, got {cases}", param_hint="'--cases'")
+    folder = writable(output) if picture else None
+    problems = [*standard_cases(seed), *random_cases(seed, cases), *nasty_cases(seed)]
+    tasks = [(subject, precision) for subject in subjects(backend) for precision in Precision]
+    checks = []
+    with progress_bar() as progress, thread_count(1):
+        for subject, precision in progress.track(tasks, description="checking"):
+            checks.append(check_subject(subject, problems, precision.dtype, twice=True))
+    print_wide(_gradient_table(checks))
+    failed = [check for group in checks for check in group if not check.ok]
+    for check in failed:
+        what = f"{check.subject}, {check.dtype}, {check.argument}: {check.message}"
+        console.print(f"  {escape(what)}", highlight=False)
+    if folder is not None:
+        _draw_accuracy(folder, [group[0].subject for group in checks], seed)
+    count = sum(len(group) for group in checks)
+    console.print(f"FAILED {len(failed)} of {count}" if failed else f"passed {count}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _gradient_table(checks: Sequence[Sequence[GradientCheck]]) -> Table:
+    """One line a backend and dtype: its worst argument, and where that is."""
+    table = Table(title="F and its gradients", box=box.SIMPLE_HEAD)
+    for title in ("backend", "dtype", "against"):
+        table.add_column(title, no_wrap=True)
+    for title in ("checks", "largest error", "of"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("in")
+    table.add_column("verdict")
+    for group in checks:
+        worst = max(group, key=lambda check: check.error)
+        failures = sum(not check.ok for check in group)
+        double = group[0].dtype == torch.float64
+        table.add_row(
+            str(worst.subject),
+            str(worst.dtype).removeprefix("torch."),
+            "differences" if double else "float64",
+            str(sum(check.cases for check in group)),
+            f"{worst.error:.1%} of allowed",
+            worst.argument,
+            escape(worst.place),
+            f"[red]FAILED {failures}[/red]" if failures else "[green]ok[/green]",
+        )
+    return table
+
+
+def _draw_accuracy(folder: Path, checked: Sequence[Subject], seed: int) -> None:
+    from lebm_kernels.figures.benchmarks import accuracy_figure
+    from lebm_kernels.gradient_checks import BETAS, accuracy
+
+    with thread_count(1), console.status("accuracy"):
+        errors = {str(subject): accuracy(subject, seed) for subject in dict.fromkeys(checked)}
+        errors["eager, expansion (mm)"] = accuracy(None, seed)
+    figure = accuracy_figure(BETAS, errors)
+    save(figure, folder / "accuracy", "png", "svg")

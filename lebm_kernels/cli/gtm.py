@@ -1,0 +1,92 @@
+"""``lebm gtm``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich import box
+from rich.table import Table
+
+from lebm_kernels.cli.errors import errors_by_option
+from lebm_kernels.cli.shared import console, save, writable
+from lebm_kernels.threads import thread_count
+
+#: Of the digits that a mapping restores, whose pixels lie in [0, 1].
+_NOISE = 0.2
+
+
+def gtm(
+    latents: Annotated[int, typer.Option(help="Latents a side of the square grid.")] = 20,
+    bumps: Annotated[int, typer.Option(help="Radial basis functions a side.")] = 10,
+    width: Annotated[float, typer.Option(help="Of a bump, in distances of neighbours.")] = 1.0,
+    decay: Annotated[float, typer.Option(help="Precision of the weights' prior.")] = 0.1,
+    iterations: Annotated[int, typer.Option(help="Of expectation-maximisation.")] = 60,
+    backend: Annotated[
+        str | None, typer.Option(help="A name of `lebm info`.", show_default="the fastest here")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split in training and held-out data.")] = 0,
+    output: Annotated[
+        Path, typer.Option(help="Folder for the map and the restored digits.")
+    ] = Path("out"),
+) -> None:
+    """Fit a Generative Topographic Mapping to digits, beside mixtures of spherical Gaussians."""
+    folder = writable(output)
+    try:
+        from sklearn.mixture import GaussianMixture
+    except ModuleNotFoundError:
+        raise typer.BadParameter(
+            "the digits are scikit-learn's, which is not installed", param_hint="'gtm'"
+        ) from None
+    from lebm_kernels.datasets import digits
+    from lebm_kernels.figures import latent_map_figure, restored_images_figure
+    from lebm_kernels.gtm import fit, mean_log_density, restore, topographic_mapping
+
+    data = digits(seed=seed)
+    table = Table(title="mean log-density of digits, nats", box=box.SIMPLE_HEAD)
+    for title in ("model", "Gaussians", "parameters", "training", "held out", "time"):
+        table.add_column(title, justify="left" if title == "model" else "right", no_wrap=True)
+    with errors_by_option(), thread_count(1):
+        start = time.perf_counter()
+        model = topographic_mapping(data.train.y, latents=latents, bumps=bumps, width=width)
+        fit(model, data.train.y, iterations=iterations, decay=decay, backend=backend)
+        seconds = time.perf_counter() - start
+    parts = (data.train.y, data.test.y)
+    scores = [mean_log_density(model, part) for part in parts]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    rows = [("topographic mapping", len(model.z), count, scores, seconds)]
+    for number in sorted({min(n, len(data.train)) for n in (bumps**2, latents**2)}):
+        start = time.perf_counter()
+        mixture = GaussianMixture(number, covariance_type="spherical", random_state=seed)
+        mixture.fit(data.train.y.double().numpy())
+        seconds = time.perf_counter() - start
+        scores = [mixture.score(part.double().numpy()) for part in parts]
+        count = number * (data.train.y.shape[1] + 2) - 1
+        rows.append(("GaussianMixture", number, count, scores, seconds))
+    for name, gaussians, count, scores, seconds in rows:
+        table.add_row(
+            name,
+            str(gaussians),
+            str(count),
+            *(f"{score:.2f}" for score in scores),
+            f"{seconds:.2f} s",
+        )
+    console.print(table)
+    # The lower half of each, hidden; beside it what knows no digit, the mean of all.
+    hidden = torch.arange(data.test.y.shape[1]) >= data.test.y.shape[1] // 2
+    guesses = {
+        "the posterior mean": restore(model, data.test.y, ~hidden, backend=backend),
+        "the mean of all": data.train.y.mean(0).expand_as(data.test.y),
+    }
+    for name, guess in guesses.items():
+        error = (guess - data.test.y)[:, hidden].square().mean().sqrt()
+        console.print(f"hidden half, by {name}: root mean square error {error:.3f}")
+    save(latent_map_figure(model, data.test, data.test_label), folder / "gtm-digits")
+    firsts = [int((data.test_label == digit).nonzero()[0]) for digit in data.test_label.unique()]
+    figure = restored_images_figure(
+        model, data.test.y[firsts], noise=_NOISE, generator=torch.Generator().manual_seed(seed)
+    )
+    save(figure, folder / "gtm-restored")

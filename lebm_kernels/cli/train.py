@@ -1,0 +1,231 @@
+"""``lebm train``: models trained by name, and what the demonstration has of them too."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import torch
+import typer
+from rich import box
+from rich.table import Table
+
+from lebm_kernels.cli.errors import errors_by_option
+from lebm_kernels.cli.shared import console, save, writable
+from lebm_kernels.threads import thread_count
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lebm_kernels.datasets import Dataset
+    from lebm_kernels.losses import Loss
+    from lebm_kernels.models import LatentModel
+    from lebm_kernels.training import TrainResult
+
+_FINE_GRID = 1536
+
+#: A decoder of conditions decodes the grid for each observation: so many fit everywhere.
+_AT_ONCE = 256
+
+#: The distance from an observation at which a contrastive sample is taken.
+_AWAY = 0.5
+
+
+class Recipe(str, Enum):
+    """What can be trained, as the command line spells it."""
+
+    ellipse = "ellipse"
+    horn = "horn"
+    neural_horn = "neural-horn"
+
+
+class LossName(str, Enum):
+    """What training minimises, as the command line spells it."""
+
+    energy = "energy"
+    hinge = "hinge"
+    log = "log"
+
+
+class NegativesName(str, Enum):
+    """Where a contrastive loss takes its samples."""
+
+    box = "box"
+    noise = "noise"
+    offending = "offending"
+
+
+def train(
+    model: Annotated[list[Recipe], typer.Argument(help="What to train, one or more.")],
+    beta: Annotated[
+        float, typer.Option(help="Inverse temperature in [0, inf]; inf is cold.")
+    ] = math.inf,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data.", show_default="the model's own")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At the first step.", show_default="the model's own")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="A name of `lebm info`.", show_default="the fastest here")
+    ] = None,
+    loss: Annotated[LossName, typer.Option(help="What is minimised.")] = LossName.energy,
+    negatives: Annotated[
+        NegativesName, typer.Option(help="Contrastive samples of a hinge or log loss.")
+    ] = NegativesName.noise,
+    margin: Annotated[float, typer.Option(help="Of the hinge, in squares of y.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the data, the start and the order.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for checkpoint and figures.")] = Path("out"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+) -> None:
+    """Train models on data drawn for them; keep checkpoints and curves, draw what was learned."""
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in (("epochs", epochs), ("learning_rate", learning_rate))
+        if value is not None
+    }
+    folder = writable(output)
+    with errors_by_option():
+        runs = [
+            train_recipe(
+                recipe.value,
+                folder,
+                beta=beta,
+                seed=seed,
+                backend=backend,
+                resume=resume,
+                contrast=(loss, negatives, margin),
+                **changes,
+            )
+            for recipe in model
+        ]
+    console.print(training_table(runs))
+    for run in runs:
+        save(manifold(run), folder / f"{run.title}-manifold")
+        save(_maps(run), folder / f"{run.title}-free-energy")
+
+
+class Run(NamedTuple):
+    """A recipe's model before and after training, and what is drawn and printed of it."""
+
+    title: str
+    untrained: LatentModel
+    trained: LatentModel
+    data: Dataset
+    result: TrainResult
+    held_out: Dataset
+
+
+def train_recipe(
+    recipe: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    contrast: tuple[LossName, NegativesName, float] = (LossName.energy, NegativesName.noise, 1.0),
+    **changes: Any,
+) -> Run:
+    """Train a recipe from its seed, keeping its checkpoint in the folder."""
+    from lebm_kernels.recipes import RECIPES
+    from lebm_kernels.training import train
+
+    model, data, config = RECIPES[recipe].start(seed, **changes)
+    untrained = copy.deepcopy(model)
+    name, negatives, margin = contrast
+    kind = "" if name == LossName.energy else f"{name.value}-{negatives.value}-"
+    title = f"{recipe}-{kind}{temperature(config.beta)}"
+    with thread_count(1):
+        result = train(
+            model,
+            data,
+            config,
+            loss=_loss(name, negatives, margin, data, seed),
+            checkpoint=folder / f"{title}.pt",
+            curves=folder / f"{title}.csv",
+            resume=resume,
+        )
+    return Run(title, untrained, model, data, result, RECIPES[recipe].held_out(seed))
+
+
+def _loss(
+    name: LossName, negatives: NegativesName, margin: float, data: Dataset, seed: int
+) -> Loss:
+    """The loss of that name; its samples are drawn from the seed, boxes are about the data."""
+    from lebm_kernels.losses import HingeLoss, LogLoss, energy_loss
+    from lebm_kernels.negatives import GaussianNoise, MostOffending, Negatives, UniformBox
+
+    if name == LossName.energy:
+        return energy_loss
+    generator = torch.Generator().manual_seed(seed)
+    low, high = (tuple(corner.tolist()) for corner in data.y.aminmax(dim=0))
+    box = UniformBox(low, high, generator)
+    source: Negatives = box
+    if negatives == NegativesName.noise:
+        source = GaussianNoise(_AWAY, generator)
+    elif negatives == NegativesName.offending:
+        source = MostOffending(_AWAY, box)
+    return HingeLoss(source, margin) if name == LossName.hinge else LogLoss(source)
+
+
+def section(run: Run) -> float | None:
+    """The x whose map is drawn: the middle of a conditional model's."""
+    return 0.5 if run.trained.conditional else None
+
+
+def manifold(run: Run) -> Figure:
+    """The decoded latents before and after training, beside the data."""
+    from lebm_kernels.figures import manifold_figure
+
+    figure = manifold_figure(run.untrained, run.trained, run.data)
+    if run.result.config.beta != math.inf:
+        figure.suptitle(f"{figure.get_suptitle()}, trained warm (β = {run.result.config.beta:g})")
+    return figure
+
+
+def _maps(run: Run) -> Figure:
+    from lebm_kernels.figures import free_energy_figure
+
+    return free_energy_figure(run.trained, x=section(run), data=run.data)
+
+
+def training_table(runs: Sequence[Run]) -> Table:
+    """The mean free energy of each run's data, before and after."""
+    from lebm_kernels.grids import periodic_grid
+    from lebm_kernels.training import mean_free_energy
+
+    table = Table(title="mean free energy of the data", box=box.SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True)
+    # The training grid's own coarseness is part of its F: a fine one shows what was learned.
+    titles = ("before", "after", f"on {_FINE_GRID} latents", "held out", "epochs", "time")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for run in runs:
+        result = run.result
+        fine = mean_free_energy(
+            run.trained.on_grid(periodic_grid(_FINE_GRID)),
+            run.data,
+            beta=result.config.beta,
+            slice_size=_AT_ONCE,
+        )
+        held_out = mean_free_energy(
+            run.trained, run.held_out, beta=result.config.beta, slice_size=_AT_ONCE
+        )
+        table.add_row(
+            run.title,
+            f"{result.initial:.4g}",
+            f"{result.final:.4g}",
+            f"{fine:.4g}",
+            f"{held_out:.4g}",
+            str(len(result.history)),
+            f"{result.seconds:.1f} s",
+        )
+    return table
+
+
+def temperature(beta: float) -> str:
+    """``cold`` or ``beta-1``: part of file names."""
+    return "cold" if beta == math.inf else f"beta-{beta:g}"
