@@ -197,14 +197,14 @@ def _temperature(beta: float) -> str:
 
 @app.command()
 def info() -> None:
-    """Print versions, the machine, and which backends can run here."""
+    """Print what a bug report needs: versions, machine, build, and which backends can run here."""
     import lebm_kernels
-    from lebm_kernels.environment import describe
+    from lebm_kernels.diagnosis import report
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    for title, value in describe().items():
+    for title, value in report().items():
         facts.add_row(title, escape(value))
     console.print(facts, highlight=False)
     console.print()
@@ -670,6 +670,7 @@ class Drawn(str, Enum):
     pulls = "pulls"
     horn_data = "horn-data"
     horn = "horn"
+    overview = "overview"
 
 
 @app.command()
