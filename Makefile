@@ -79,7 +79,7 @@ setup: $(VENV)/installed $(VENV)/built ## make .venv with the pinned dependencie
 
 clean: ## remove what was built (not .venv, not out/)
 	rm -rf build dist *.egg-info $(LIBRARY) lebm_kernels/_native_build.txt lebm_kernels/_cuda_build.txt \
-	  $(VENV)/built
+	  lebm_kernels/_native_compilers.txt $(VENV)/built
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 distclean: clean ## remove .venv and out/ as well

@@ -22,7 +22,8 @@ Environment variables:
 
 When the extension is left out, ``lebm_kernels/_native_build.txt`` is installed in its place: the
 reason in its first line, the compiler's last words below. ``_cuda_build.txt`` says the same of the
-CUDA kernels alone.
+CUDA kernels alone. Beside a library stands ``_native_compilers.txt``: what made it, with which
+flags, for ``lebm info`` to tell.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ PACKAGE = "lebm_kernels"
 LIBRARY = "_native.abi3.so"
 REASON = "_native_build.txt"
 CUDA_REASON = "_cuda_build.txt"
+RECORD = "_native_compilers.txt"
 
 OLDEST_TORCH = (2, 10)
 TARGET_VERSION = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
@@ -141,6 +143,16 @@ def find_compiler() -> list[str]:
     raise Unavailable(f"no C++ compiler was found (looked for {', '.join(names)})")
 
 
+def version_of(command: list[str]) -> str:
+    """What a compiler calls itself in the line that has a version; its name if none has."""
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return shlex.join(command)
+    lines = (line.strip() for line in done.stdout.splitlines())
+    return next((line for line in lines if re.search(r"\d\.\d", line)), shlex.join(command))
+
+
 def execute(command: list[str]) -> None:
     """Runs a compiler's command; prints what it says, and keeps the end of it if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
@@ -224,6 +236,19 @@ class Toolchain:
             )
         return self
 
+    def describe(self, cuda: bool) -> str:
+        """What compiles, with which flags and for which PyTorch; one fact a line."""
+        facts = {
+            "compiler": version_of(self.compiler),
+            "flags": shlex.join([*COMPILE_FLAGS, *flags_of("CXXFLAGS")]),
+            "link flags": shlex.join([*LINK_FLAGS, *flags_of("LDFLAGS")]),
+            "PyTorch's headers": ".".join(map(str, self.torch.version)),
+        }
+        if cuda:
+            facts["nvcc"] = version_of([str(self.nvcc)])
+            facts["nvcc's flags"] = shlex.join([*CUDA_FLAGS, *architecture_flags()])
+        return "".join(f"{title}: {fact}\n" for title, fact in facts.items())
+
     def compile(self, source: Path, objects: Path) -> Path:
         output = (objects / source.relative_to(ROOT)).with_suffix(".o")
         if source.suffix == ".cu":
@@ -265,6 +290,7 @@ def build_library(sources: list[Path], objects: Path, cuda: bool) -> Path:
         compiled = list(pool.map(lambda source: tools.compile(source, objects), sources))
     library = objects / LIBRARY
     tools.link(compiled, library, cuda)
+    library.with_name(RECORD).write_text(tools.describe(cuda), encoding="utf-8")
     return library
 
 
@@ -302,7 +328,7 @@ class BuildNative(build_ext):
             # An editable install is served from the sources: what holds for the build holds there.
             if reason.exists():
                 (ROOT / PACKAGE / LIBRARY).unlink(missing_ok=True)
-            for name in (REASON, CUDA_REASON):
+            for name in (REASON, CUDA_REASON, RECORD):
                 (ROOT / PACKAGE / name).unlink(missing_ok=True)
                 if (said := reason.with_name(name)).exists():
                     shutil.copyfile(said, ROOT / PACKAGE / name)
@@ -312,8 +338,10 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
         reason, cuda_reason = target.with_name(REASON), target.with_name(CUDA_REASON)
+        record = target.with_name(RECORD)
         target.parent.mkdir(parents=True, exist_ok=True)
-        cuda_reason.unlink(missing_ok=True)
+        for old in (cuda_reason, record):
+            old.unlink(missing_ok=True)
         try:
             if asked_for("LEBM_KERNELS_NATIVE") == "0":
                 raise Unavailable("left out on purpose when built (LEBM_KERNELS_NATIVE=0)")
@@ -328,7 +356,8 @@ class BuildNative(build_ext):
             reason.unlink(missing_ok=True)
             if without_cuda:
                 cuda_reason.write_text(f"{without_cuda}\n", encoding="utf-8")
-            self.copy_file(str(library), str(target))
+            for made, place in ((library, target), (library.with_name(RECORD), record)):
+                self.copy_file(str(made), str(place))
 
 
 class Wheel(bdist_wheel):

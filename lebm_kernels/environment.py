@@ -12,7 +12,8 @@ import torch
 import lebm_kernels
 
 
-def _version(distribution: str) -> str:
+def version(distribution: str) -> str:
+    """The version of an installed package, or that there is none."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -54,7 +55,7 @@ def describe() -> dict[str, str]:
         "lebm_kernels": lebm_kernels.__version__,
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "PyTorch": str(torch.__version__),
-        "Triton": _version("triton"),
+        "Triton": version("triton"),
         "system": platform.platform(),
         "processor": f"{_processor()}, {os.cpu_count()} logical cores",
         "instruction set in use": in_use,

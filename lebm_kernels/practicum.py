@@ -103,6 +103,10 @@ class Practicum:
         return Trained(recipe, self.seed, **changes)
 
 
+def _overview(run: Practicum) -> Figure:
+    return figures.overview_figure(run.cold.model, run.cold.data)
+
+
 def _energies(run: Practicum) -> Figure:
     return figures.energy_curves_figure(run.cold.untrained, run.cold.data)
 
@@ -162,5 +166,6 @@ FIGURES: dict[str, Callable[[Practicum], Figure]] = {
     "pulls": _pulls,
     "horn-data": _horn_data,
     "horn": _horn,
+    "overview": _overview,
 }
-"""The figures by name, in the practicum's order."""
+"""The figures by name, in the practicum's order, and last the one that sums up the package."""

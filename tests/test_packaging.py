@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import lebm_kernels
 
@@ -25,12 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = Path("lebm_kernels", "_native.abi3.so")
 REASON = Path("lebm_kernels", "_native_build.txt")
 CUDA_REASON = Path("lebm_kernels", "_cuda_build.txt")
+RECORD = Path("lebm_kernels", "_native_compilers.txt")
 
 # Writes the file after -o and notes its name in calls.txt; answers a source with the word BROKEN as
 # a compiler would; names the header that a source includes in the dependency file after -MF.
 FAKE_COMPILER = """#!{python}
 import pathlib, re, sys
 arguments = sys.argv[1:]
+if arguments == ["--version"]:
+    print("Copyright 2026\\n  fakecc (made up) 7.8.9\\nfor 3.2.1")
+    sys.exit()
 output = pathlib.Path(arguments[arguments.index("-o") + 1])
 with open({calls!r}, "a") as calls:
     print(output.name, file=calls)
@@ -55,7 +60,9 @@ def tree(tmp_path: Path) -> Path:
     tree.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", REASON.name, CUDA_REASON.name)
+    ignored = shutil.ignore_patterns(
+        "__pycache__", "*.so", *(path.name for path in (REASON, CUDA_REASON, RECORD))
+    )
     shutil.copytree(ROOT / "lebm_kernels", tree / "lebm_kernels", ignore=ignored)
     kernels = tree / "csrc" / "cpu"
     kernels.mkdir(parents=True)
@@ -155,6 +162,22 @@ def test_builds_the_library_beside_the_sources(tree: Path, build: Build) -> None
     assert not (tree / REASON).exists()
 
 
+def test_the_compiler_and_its_flags_are_written_down(
+    tree: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXXFLAGS", "-march=fake -DNAME='two words'")
+    assert build().returncode == 0
+    lines = (tree / RECORD).read_text().splitlines()
+    facts = dict(line.split(": ", 1) for line in lines)
+    assert facts["compiler"] == "fakecc (made up) 7.8.9"
+    assert facts["flags"].startswith("-std=c++17 ")
+    assert facts["flags"].endswith("-march=fake '-DNAME=two words'")
+    assert facts["PyTorch's headers"].split(".") == torch.__version__.split("+")[0].split(".")
+    # A library that is gone leaves no record behind.
+    assert build(native="0").returncode == 0
+    assert not (tree / RECORD).exists()
+
+
 def test_builds_again_only_what_changed(tree: Path, build: Build) -> None:
     build()
     assert compiled(tree) == {"bindings.o", "rows.o", "_native.abi3.so"}
@@ -245,7 +268,13 @@ def test_wheel_serves_every_python_and_holds_what_is_needed(tree: Path, build: B
         names = set(archive.namelist())
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "lebm = lebm_kernels.cli:main" in archive.read(entry_points).decode()
-    assert {LIBRARY.as_posix(), "lebm_kernels/py.typed", "lebm_kernels/cli/info.py"} <= names
+    assert {
+        LIBRARY.as_posix(),
+        RECORD.as_posix(),
+        "lebm_kernels/py.typed",
+        "lebm_kernels/cli/info.py",
+        "lebm_kernels/peak.cpp",
+    } <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"lebm_kernels"}
 

@@ -63,7 +63,7 @@ def test_each_figure_is_a_picture_with_named_axes(short, name, tmp_path):
     assert len(written) > 5000
     for axes in panels(figure):
         assert axes.get_title()
-        if name != "energies":  # whose inner panels share the labels of the outer
+        if name not in ("energies", "overview"):  # whose inner panels share the outer's labels
             assert axes.get_xlabel()
             assert axes.get_ylabel()
         assert axes.name != "3d" or axes.get_zlabel()
@@ -307,6 +307,42 @@ def test_horn_shows_its_sections_at_51_conditions(short):
     (bar,) = bars(figure)
     assert bar.get_ylabel() == "latent $z$ (rad)"
     np.testing.assert_allclose(bar.get_yticks(), np.arange(5) * np.pi / 2)
+
+
+def test_overview_shows_three_temperatures_and_the_energies_of_all_pairs(run):
+    figure = FIGURES["overview"](run)
+    *maps, matrix, column = panels(figure)
+    points = ellipse(run.cold.model)
+    for axes, beta in zip(maps, [math.inf, 1.0, 0.0], strict=True):
+        assert axes.get_title().startswith(
+            r"$\beta = \infty$" if beta == math.inf else rf"$\beta = {beta:g}$"
+        )
+        filled = next(x for x in axes.collections if x.get_array() is not None)
+        # One scale for all, so that F can be seen to rise; a contour has the height of its level.
+        assert list(filled.levels) == list(maps[0].collections[0].levels)
+        (level,) = filled.levels[5:6]
+        y = filled.get_paths()[5].vertices
+        cost = energy(y, points)
+        if beta == math.inf:
+            value = cost.min(1)
+        elif beta == 0:
+            value = cost.mean(1)
+        else:
+            value = -(logsumexp(-beta * cost, axis=1) - math.log(48)) / beta
+        on_lower = np.abs(value - level) < 0.03
+        on_upper = np.abs(value - filled.levels[6]) < 0.03
+        inside = np.abs(y).max(1) < axes.get_xlim()[1] - 1e-6
+        assert (on_lower | on_upper | ~inside).all()
+        assert on_lower.any()
+    y = run.cold.data.y.double().numpy()
+    y = y[np.argsort(np.arctan2(y[:, 1], y[:, 0]) % (2 * math.pi))]
+    drawn = np.asarray(matrix.images[0].get_array())
+    np.testing.assert_allclose(drawn, energy(y, points), rtol=1e-4, atol=1e-5)
+    least = np.asarray(column.images[0].get_array())[:, 0]
+    np.testing.assert_allclose(least, energy(y, points).min(1), rtol=1e-4, atol=1e-5)
+    assert any("24" in text.get_text() and "48" in text.get_text() for text in matrix.texts)
+    with pytest.raises(ValueError, match="x"):
+        figures.overview_figure(Horn(), run.cold.data)
 
 
 def test_models_are_trained_when_asked_for_and_once(monkeypatch):

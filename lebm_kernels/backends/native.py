@@ -18,6 +18,7 @@ _NAMED = os.environ.get("LEBM_KERNELS_LIBRARY")
 _LIBRARY = Path(_NAMED or _PACKAGE / "_native.abi3.so")
 _BUILD_REPORT = _PACKAGE / "_native_build.txt"
 _CUDA_REPORT = _PACKAGE / "_cuda_build.txt"
+_RECORD = _PACKAGE / "_native_compilers.txt"
 _HOW = "; `pip install .` builds it where PyTorch >= 2.10 and a C++17 compiler are"
 _HOW_CUDA = "; `pip install .` builds it where nvcc and a CUDA build of PyTorch are"
 
@@ -83,6 +84,19 @@ def instruction_sets() -> list[str]:
     if _FAILURE is not None:
         return []
     return torch.ops.lebm_kernels_native.instruction_sets().split(",")[1:]
+
+
+def library() -> Path:
+    """Where the extension is, or would be."""
+    return _LIBRARY
+
+
+def build_record() -> dict[str, str]:
+    """What built the extension, by title; empty where none was built, or another is named."""
+    if _FAILURE is not None or _NAMED or not _RECORD.exists():
+        return {}
+    lines = (line.partition(": ") for line in _RECORD.read_text(encoding="utf-8").splitlines())
+    return {title: fact for title, _, fact in lines}
 
 
 def _require() -> None:

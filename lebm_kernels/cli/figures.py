@@ -27,6 +27,7 @@ class Drawn(str, Enum):
     pulls = "pulls"
     horn_data = "horn-data"
     horn = "horn"
+    overview = "overview"
 
 
 def figures(

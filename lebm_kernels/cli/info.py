@@ -11,13 +11,13 @@ from lebm_kernels.cli.shared import console
 
 
 def info() -> None:
-    """Print versions, the machine, and which backends can run here."""
-    from lebm_kernels.environment import describe
+    """Print what a bug report needs: versions, machine, build, and which backends can run here."""
+    from lebm_kernels.diagnosis import report
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    for title, value in describe().items():
+    for title, value in report().items():
         facts.add_row(title, escape(value))
     console.print(facts, highlight=False)
     console.print()

@@ -23,6 +23,7 @@ from lebm_kernels.figures.maps import (
     free_energy_figure,
     gradient_figure,
 )
+from lebm_kernels.figures.overview import overview_figure
 from lebm_kernels.figures.sections import section_figure, sections_figure, surface_figure
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "latent_map_figure",
     "likelihood_figure",
     "manifold_figure",
+    "overview_figure",
     "pulls_figure",
     "restored_figure",
     "restored_images_figure",

@@ -1,0 +1,115 @@
+"""What the package does, in one picture: F from cold to hot, and the matrix that is never held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.datasets import Dataset
+from lebm_kernels.figures.drawing import (
+    COLOR_MAP,
+    DATA,
+    MANIFOLD,
+    angle_ticks,
+    beta_name,
+    legend_below,
+    manifold_curve,
+    new_figure,
+    plane_axes,
+)
+from lebm_kernels.models import LatentModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MAP_POINTS = 121
+_LEVELS = 13
+
+#: Queries and latents that are at work at one time, in the drawing.
+_TILE = (4, 12)
+
+
+def overview_figure(
+    model: LatentModel, data: Dataset, betas: Sequence[float] = (math.inf, 1.0, 0.0)
+) -> Figure:
+    """Maps of F at some temperatures, and beside them the energies that F is summed from.
+
+    Args:
+        model: unconditional, of observations in the plane, with a latent angle.
+        data: the observations, whose energies are drawn; at least one.
+        betas: inverse temperatures in [0, inf], cold, warm and hot.
+
+    Raises:
+        ValueError: the model is conditional.
+    """
+    from matplotlib.colors import PowerNorm
+
+    figure = new_figure(2.6 * len(betas) + 3.8, 3.6)
+    parts = figure.subfigures(1, 2, squeeze=False, width_ratios=[2.6 * len(betas), 3.8])
+    maps, matrix = parts[0]
+    half = 1.4 * float(manifold_curve(model).abs().max())
+    # One scale for all: F of one point rises from panel to panel.
+    side = torch.linspace(-half, half, _MAP_POINTS)
+    plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
+    values = [_free_energy(model, plane.flatten(0, 1), beta) for beta in betas]
+    high = float(torch.stack(values).max())
+    levels = (high * torch.linspace(0.0, 1.0, _LEVELS).double() ** 2).tolist()
+    norm = PowerNorm(0.5, vmin=0.0, vmax=high)
+    panels = maps.subplots(1, len(betas), sharey=True, squeeze=False)[0]
+    words = {math.inf: "minimum", 0.0: "mean"}
+    for axes, beta, value in zip(panels, betas, values, strict=True):
+        field = value.reshape(plane.shape[:-1])
+        filled = axes.contourf(side, side, field, levels=levels, norm=norm, cmap=COLOR_MAP)
+        axes.contour(filled, colors="white", linewidths=0.4, alpha=0.6)
+        curve = manifold_curve(model)
+        axes.plot(curve[:, 0], curve[:, 1], color=MANIFOLD, lw=1.8, label="decoded latents")
+        axes.plot(*data.y.cpu().unbind(1), "o", ms=4, mfc="white", mec=DATA, label="observations")
+        plane_axes(axes, f"{beta_name(beta)}: {words.get(beta, 'marginal')}")
+        axes.label_outer()
+    bar = maps.colorbar(filled, ax=list(panels), shrink=0.75, label=r"free energy $F_\beta(y)$")
+    bar.set_ticks(levels[::3], labels=[f"{level:.2g}" for level in levels[::3]])
+    legend_below(maps, panels[0])
+    _draw_matrix(matrix, model, data)
+    return figure
+
+
+def _draw_matrix(figure: Any, model: LatentModel, data: Dataset) -> None:
+    """The energies of all pairs, pale, and F beside them."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.patches import Rectangle
+
+    y = data.y.to(model.z)
+    y = y[torch.atan2(y[:, 1], y[:, 0]).remainder(2.0 * math.pi).argsort()]
+    with torch.no_grad():
+        energy = (y[:, None] - model.manifold()).square().sum(-1).cpu().numpy()
+    value = _free_energy(model, y, math.inf).numpy()
+    (M, N), turn = energy.shape, 2.0 * math.pi
+    wide, narrow = figure.subplots(1, 2, sharey=True, width_ratios=[12.0, 1.0])
+    style = {"aspect": "auto", "cmap": COLOR_MAP, "norm": PowerNorm(0.5, 0.0, float(energy.max()))}
+    wide.imshow(energy, extent=(0.0, turn, M, 0.0), alpha=0.45, **style)
+    narrow.imshow(value[:, None], extent=(0.0, 1.0, M, 0.0), **style)
+    rows, columns = _TILE
+    corner = (turn * (N - columns) / (2 * N), float((M - rows) // 2))
+    size = (turn * columns / N, float(rows))
+    wide.add_patch(Rectangle(corner, *size, fill=False, ec=MANIFOLD, lw=2.5))
+    white = {"boxstyle": "round", "fc": "white", "ec": "none", "alpha": 0.85}
+    text = {"ha": "center", "va": "center", "bbox": white}
+    middle = corner[0] + size[0] / 2
+    wide.text(middle, corner[1] - 0.1 * M, "one block at a time", color=MANIFOLD, **text)
+    wide.text(middle, 0.88 * M, rf"{M} $\times$ {N} energies: never held", **text)
+    wide.set(title="energies $E(y, z)$", xlabel="latent $z$ (rad)", ylabel="observation $y$")
+    places, names = angle_ticks()
+    wide.set_xticks(places, labels=names)
+    narrow.set_title(r"$F_\infty$")
+    narrow.set_xticks([])
+    narrow.tick_params(left=False)
+
+
+@torch.no_grad()
+def _free_energy(model: LatentModel, y: Tensor, beta: float) -> Tensor:
+    """F of points ``[M, 2]``, on the CPU."""
+    return model.free_energy(y.to(model.z), beta=beta).cpu()
