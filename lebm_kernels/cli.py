@@ -47,7 +47,7 @@ _AT_ONCE = 256
 #: Columns of a table that goes to a file or a pipe.
 _PIPE_WIDTH = 140
 
-console = Console()
+console: Console = Console()
 
 
 class _OneLineErrors(TyperGroup):
@@ -77,7 +77,7 @@ class _OneLineErrors(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     cls=_OneLineErrors,
     help="Fused free energies of latent-variable energy-based models.",
     add_completion=False,
