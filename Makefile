@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-triton fuzz sanitize wheel coverage bench gpu-check lint format setup \
+.PHONY: help run test test-triton fuzz sanitize wheel wheel-test coverage bench gpu-check lint format setup \
   clean distclean say-run say-test say-bench FORCE
 
 help: ## list the targets
@@ -52,6 +52,11 @@ sanitize: setup ## run the CPU kernels under ASan, UBSan and TSan, and plant fau
 wheel: setup ## build the source distribution and the wheel into dist/
 	@LEBM_KERNELS_NATIVE=1 $(BIN)/python -c "from setuptools import build_meta as b; \
 	  print(b.build_sdist('dist')); print(b.build_wheel('dist'))"
+
+# WITH is an interpreter that has PyTorch, of any version >= 2.10, and what the tests import.
+WITH ?= $(BIN)/python
+wheel-test: wheel ## install that wheel elsewhere and run the operators' tests on it; WITH says in which Python
+	@$(BIN)/python tests/wheel.py "$$(ls -t dist/*.whl | head -n 1)" --python $(WITH)
 
 coverage: setup ## run the tests and print which lines of the package they reach; FILES says which
 	@$(BIN)/python -m pytest -q -p no:benchmark --cov=lebm_kernels --cov-report=term-missing:skip-covered \

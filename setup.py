@@ -361,10 +361,10 @@ class BuildNative(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """Tags the wheel for this platform and any Python 3: the library knows nothing of Python."""
+    """Tags the wheel for this platform and any CPython from 3.10 on."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        return "cp310", "abi3", super().get_tag()[2]
 
 
 PLACES = ("*.cpp", "cpu/*.cpp", "cuda/*.cu")

@@ -42,7 +42,7 @@ class EllipseDecoder(nn.Module):
             radii = torch.randn(2, generator=generator)
         elif radii.shape != (2,):
             raise ValueError(f"radii must have shape [2], got {list(radii.shape)}")
-        self.radii = nn.Parameter(radii.detach().clone())
+        self.radii: nn.Parameter = nn.Parameter(radii.detach().clone())
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode angles ``z[...]`` to points ``[..., 2]``."""
@@ -80,7 +80,7 @@ class HornPredictor(nn.Module):
         _check_count("outputs", outputs, least=1)
         sizes = ((1, 8), (8, 8), (8, outputs))
         bend, hidden, last = (nn.utils.skip_init(nn.Linear, *size) for size in sizes)
-        self.layers = nn.Sequential(bend, nn.ReLU(), hidden, nn.ReLU(), last)
+        self.layers: nn.Sequential = nn.Sequential(bend, nn.ReLU(), hidden, nn.ReLU(), last)
         self._initialise(*domain, generator)
 
     @torch.no_grad()
@@ -146,15 +146,15 @@ class NeuralDecoder(nn.Module):
             _check_count("hidden", units, least=1)
         self.domain = domain
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
-        self.of_latent = nn.utils.skip_init(nn.Linear, latent_dim, hidden[0])
-        self.of_code = (
+        self.of_latent: nn.Linear = nn.utils.skip_init(nn.Linear, latent_dim, hidden[0])
+        self.of_code: nn.Linear | None = (
             nn.utils.skip_init(nn.Linear, code_dim, hidden[0], bias=False) if code_dim else None
         )
         sizes = [*hidden, outputs]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
             layers += [nn.Tanh(), nn.utils.skip_init(nn.Linear, fan_in, fan_out)]
-        self.layers = nn.Sequential(*layers)
+        self.layers: nn.Sequential = nn.Sequential(*layers)
         self._initialise(generator)
 
     @torch.no_grad()
@@ -212,7 +212,7 @@ class RBFDecoder(nn.Module):
         _check_count("outputs", outputs, least=1)
         self.width = width
         self.register_buffer("centres", centres.detach().clone(), persistent=False)
-        self.weight = nn.Parameter(centres.new_zeros(len(centres) + 1, outputs))
+        self.weight: nn.Parameter = nn.Parameter(centres.new_zeros(len(centres) + 1, outputs))
         """W, ``[B + 1, D]``; the last row is the constant's."""
 
     def features(self, z: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from lebm_kernels import derivatives
 from lebm_kernels.backends import native
+from lebm_kernels.backends.hindrances import is_out_of_memory, too_large
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -75,7 +76,12 @@ def _weighted_slopes(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _columns(grad: Tensor, state: Tensor, *rest: Any) -> Any:
     """As ``derivatives.free_energy_columns``."""
     *arguments, tol, _, mask = rest
-    return native.call_columns(grad, state, *arguments, tol, *mask)
+    try:
+        return native.call_columns(grad, state, *arguments, tol, *mask)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise torch.OutOfMemoryError(too_large("native", *arguments[:2])) from error
 
 
 def _unattended() -> bool:
@@ -129,8 +135,13 @@ def free_energy(
     if not y.is_cpu or y.layout is not torch.strided or native.call_rows is None:
         return None
     arguments = (y, decoded, beta, scale, log_weight, latent_energy)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments):
-        value: Tensor = _Direct.apply(*arguments)
-    else:
-        value = native.call_rows(*arguments, None, False, False, False, False, False)[0]
+    try:
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments):
+            value: Tensor = _Direct.apply(*arguments)
+        else:
+            value = native.call_rows(*arguments, None, False, False, False, False, False)[0]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise torch.OutOfMemoryError(too_large("native", y, decoded)) from error
     return value

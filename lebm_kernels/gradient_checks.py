@@ -380,7 +380,7 @@ class Sizes:
         leaf = energy.detach().requires_grad_()
         value = reference.softmin(leaf, arguments["beta"], arguments["log_weight"])
         (self._p,) = torch.autograd.grad(value.sum(), leaf)
-        self.free_energy = value.detach()
+        self.free_energy: Tensor = value.detach()
         self._above = energy - self.free_energy.unsqueeze(-1)
 
         kept = self._w > 0
@@ -391,7 +391,7 @@ class Sizes:
         spread = torch.where(kept, self._w * energy, 0.0).sum(-1) - least
         at_least = self._bulk.gather(-1, nearest).squeeze(-1)
         by_beta = (1 + log_size) / self._beta.squeeze(-1)
-        self.magnitude = at_least + torch.minimum(spread, by_beta)
+        self.magnitude: Tensor = at_least + torch.minimum(spread, by_beta)
 
     def of_gradients(self, grad: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """By argument: the sum of a gradient's absolute terms, and what E, wrong by 1, makes of p.

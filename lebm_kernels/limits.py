@@ -30,7 +30,7 @@ class Product:
         inputs = case.inputs()
         self._y, self._decoded = inputs["y"].detach(), inputs["decoded"].detach()
         self._out = self._y.new_empty(case.M, case.N)
-        self.pairs = case.M * case.N
+        self.pairs: int = case.M * case.N
 
     def __call__(self) -> None:
         """Compute the product."""

@@ -358,7 +358,7 @@ class Ellipse(CircleModel):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(grid, regulariser=regulariser)
-        self.decoder = EllipseDecoder(radii, generator=generator)
+        self.decoder: EllipseDecoder = EllipseDecoder(radii, generator=generator)
 
     def scale(self, x: Tensor | None = None) -> Tensor:
         """The two radii, ``[2]``."""
@@ -384,7 +384,7 @@ class Horn(CircleModel):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(grid, regulariser=regulariser)
-        self.predictor = HornPredictor(generator=generator)
+        self.predictor: HornPredictor = HornPredictor(generator=generator)
 
     def scale(self, x: Tensor | None = None) -> Tensor:
         """The predicted radii ``[..., 2]`` at ``x[...]``."""
@@ -418,7 +418,7 @@ class DecoderModel(LatentModel):
         regulariser: nn.Module | None = None,
     ) -> None:
         super().__init__(grid, regulariser=regulariser)
-        self.conditional = predictor is not None
+        self.conditional: bool = predictor is not None
         self.decoder = decoder
         self.predictor = predictor
 

@@ -28,7 +28,7 @@ from lebm_kernels.backends import module
 from lebm_kernels.backends.contract import ColumnWants, Problem, RowWants
 from lebm_kernels.second_order import Direction, SecondWants, along
 
-library = torch.library.Library("lebm_kernels", "DEF")
+library: torch.library.Library = torch.library.Library("lebm_kernels", "DEF")
 
 _ARGUMENTS = (
     "Tensor y, Tensor decoded, Tensor beta, Tensor? scale, Tensor? log_weight, "

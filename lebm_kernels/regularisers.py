@@ -91,7 +91,7 @@ class LearnedPrior(_Penalty):
         nn.init.normal_(first.weight, std=2.0 / math.sqrt(dim), generator=generator)
         nn.init.uniform_(first.bias, -1.0, 1.0, generator=generator)
         nn.init.zeros_(last.weight)
-        self.layers = nn.Sequential(first, nn.Tanh(), last)
+        self.layers: nn.Sequential = nn.Sequential(first, nn.Tanh(), last)
 
     def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
         """R ``[N]`` of the points ``z[N, K]`` with log-weights ``log_measure[N]`` of sum one."""

@@ -84,6 +84,35 @@ def test_a_backend_out_of_memory_tells_what_it_holds(
         assert caught.value.__cause__ is error
 
 
+@pytest.mark.skipif(native.unavailable("cpu") is not None, reason="the extension is not built")
+@pytest.mark.parametrize("tracked", [False, True], ids=["value", "gradient"])
+def test_a_call_that_goes_past_the_operator_tells_what_it_holds(tracked: bool) -> None:
+    y = expanded(1 << 50, 2).requires_grad_(tracked)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        free_energy(y, torch.zeros(3, 2))
+    words = f"1 x {1 << 50} queries and 1 x 3 latents, 9.01e+03 TB and 24 bytes each time"
+    assert words in str(caught.value)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.skipif(native.unavailable("cpu") is not None, reason="the extension is not built")
+def test_its_backward_tells_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    error: Exception = MemoryError("std::bad_alloc")
+
+    def fail(*_: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(native, "call_columns", fail)
+    decoded = torch.zeros(3, 2, requires_grad=True)
+    with pytest.raises(torch.OutOfMemoryError, match="1 x 5 queries and 1 x 3 latents") as caught:
+        free_energy(torch.zeros(5, 2), decoded).sum().backward()
+    assert caught.value.__cause__ is error
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else") as left:
+        free_energy(torch.zeros(5, 2), decoded).sum().backward()
+    assert left.value is error
+
+
 def test_another_failure_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     error = RuntimeError("something else")
 

@@ -78,6 +78,14 @@ def test_opcheck_posterior(backend: str, shapes: dict[str, Any], absent: tuple[s
     torch.library.opcheck(OPS.posterior.default, (*tensors, None, backend))
 
 
+@SHAPES
+@ABSENT
+def test_opcheck_sample_latent(shapes: dict[str, Any], absent: tuple[str, ...]) -> None:
+    # One for all backends; what is random cannot be compared with itself.
+    tensors = positional(arguments(**shapes), *absent)
+    torch.library.opcheck(OPS.sample_latent.default, (*tensors, 5, None))
+
+
 def test_half_precision_opcheck(backend: str) -> None:
     tensors = [x.half().requires_grad_() for x in arguments().values()]
     tensors[2] = tensors[2].detach().float().requires_grad_()
@@ -193,6 +201,38 @@ def test_vmap_of_posterior(backend: str) -> None:
     wanted = posterior(y, decoded, 2.0, backend=backend)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("mapped", [*MAPPED, "all"])
+def test_vmap_of_sample_latent(mapped: str) -> None:
+    # Each sample's latents are those of its own posterior.
+    given = arguments(**(MAPPED if mapped == "all" else {mapped: MAPPED[mapped]}))
+    given["beta"] = torch.full_like(given["beta"], torch.inf)
+    names = tuple(given)
+
+    def of_all(*values: Tensor) -> Tensor:
+        return sample_latent(**named(names, values), num_samples=6)
+
+    in_dims = tuple(0 if mapped in (name, "all") else None for name in names)
+    found = vmap(of_all, in_dims=in_dims, randomness="different")(*given.values())
+    index = vmap(lambda *values: posterior(**named(names, values)).index, in_dims=in_dims)
+    assert found.shape == (4, 7, 6)
+    assert torch.equal(found, index(*given.values()).unsqueeze(-1).expand(4, 7, 6))
+
+
+def test_vmap_of_sample_latent_draws_anew_for_each_sample() -> None:
+    y, decoded = torch.zeros(3, 2), torch.zeros(50, 2)
+
+    def draws(shift: Tensor) -> Tensor:
+        return sample_latent(y + shift, decoded, num_samples=200)
+
+    shifts = torch.arange(4.0)
+    found = vmap(draws, randomness="different")(shifts)
+    assert found.unique(dim=0).shape[0] == 4
+    assert found.unique().numel() == 50
+    for randomness in ("error", "same"):
+        with pytest.raises(RuntimeError, match="randomness"):
+            vmap(draws, randomness=randomness)(shifts)
 
 
 @pytest.mark.parametrize("name", list(MAPPED))

@@ -149,6 +149,15 @@ def _psi(x: Tensor) -> Tensor:
 class Normaliser:
     """m, L and F - m of a tile of queries, by sweeping the latents twice."""
 
+    problem: Problem
+    grid: slice
+    query: slice
+    num_latents: int
+    least: Tensor
+    index: Tensor
+    log_normaliser: Tensor
+    gap: Tensor
+
     def __init__(self, problem: Problem, grid: slice, query: slice) -> None:
         self.problem, self.grid, self.query = problem, grid, query
         self.num_latents = problem.decoded.shape[1]

@@ -74,7 +74,8 @@ def explained(
             except (RuntimeError, MemoryError) as error:
                 problem: Problem = args[0]  # type: ignore[assignment]
                 if is_out_of_memory(error):
-                    raise torch.OutOfMemoryError(_too_large(name, problem)) from error
+                    words = too_large(name, problem.y, problem.decoded)
+                    raise torch.OutOfMemoryError(words) from error
                 if _NO_IMAGE in str(error):
                     raise RuntimeError(_no_image(name, problem.y.device)) from error
                 raise
@@ -103,12 +104,13 @@ def too_many_pairs(y: Tensor, decoded: Tensor, shape: torch.Size) -> str:
     )
 
 
-def _too_large(name: str, problem: Problem) -> str:
-    (B, M, D), N = problem.y.shape, problem.decoded.shape[1]
-    one = problem.y.element_size()
+def too_large(name: str, y: Tensor, decoded: Tensor) -> str:
+    """What to do where a backend runs out of memory for ``y[B, M, D]``, or ``y[M, D]``."""
+    B, (M, D), N = math.prod(y.shape[:-2]), y.shape[-2:], decoded.shape[-2]
+    one = y.element_size()
     return (
-        f"backend {name!r} ran out of memory on {problem.y.device}: it holds no queries x latents, "
-        f"but rows of {D} numbers for {B} x {M} queries and {B} x {N} latents, "
+        f"backend {name!r} ran out of memory on {y.device}: it holds no queries x latents, but "
+        f"rows of {D} numbers for {B} x {M} queries and {B} x {N} latents, "
         f"{_amount(B * M * D * one)} and {_amount(B * N * D * one)} each time; pass fewer queries "
         "(slices of y) or fewer batches at a time"
     )

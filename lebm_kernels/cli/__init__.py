@@ -14,7 +14,7 @@ import typer
 from lebm_kernels.cli import bench, demo, figures, gradcheck, gtm, info, show, train
 from lebm_kernels.cli.errors import OneLineErrors
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     cls=OneLineErrors,
     help="Fused free energies of latent-variable energy-based models.",
     add_completion=False,

@@ -16,7 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-console = Console()
+console: Console = Console()
 
 #: Columns of a table that goes to a file or a pipe.
 _PIPE_WIDTH = 140

@@ -27,7 +27,7 @@ from lebm_kernels.triton_kernels.tiled_rows import tiled_rows_kernel
 from lebm_kernels.triton_kernels.weights import weights_kernel
 
 # No product is fused with a sum but by an explicit fma: see pairs.py.
-OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
+OPTIONS: dict[str, int | bool] = {"num_stages": 1, "enable_fp_fusion": False}
 
 
 class Outputs(NamedTuple):

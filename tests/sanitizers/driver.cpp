@@ -1,8 +1,9 @@
 // The kernels on threads of its own: what a sanitizer can follow from one end to the other.
 // PyTorch's pool is OpenMP's, whose barriers ThreadSanitizer does not know.
 //
-// It takes the baseline instruction set and float alone: threads, memory and the order of work are
-// the same source for all. Exit status 1: a result on threads is not that on one thread.
+// It takes the baseline instruction set: threads, memory and the order of work are the same source
+// for all. Every input and output is exactly as large as it says, so that a step beyond one shows.
+// Exit status 1: a result on threads is not that on one thread.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -19,7 +20,7 @@ namespace {
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {"baseline", rows<float>, nullptr, columns<float>, nullptr};
+const Kernels kernels = {"baseline", rows<float>, rows<double>, columns<float>, columns<double>};
 }  // namespace lebm::baseline
 
 namespace {
@@ -39,120 +40,172 @@ void run_on_threads(int64_t count, Parallel::Body body, void* context) {
   for (std::thread& thread : threads) thread.join();
 }
 
-std::vector<float> numbers(int64_t count, int seed) {
+template <typename T>
+std::vector<T> numbers(int64_t count, int seed) {
   std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> x(count);
-  for (float& value : x) value = normal(generator);
+  std::normal_distribution<T> normal;
+  std::vector<T> x(count);
+  for (T& value : x) value = normal(generator);
   return x;
 }
 
-// One problem; its memory is exactly as large as it says, so that a step beyond it shows.
+constexpr double kMixed = -1;  // a temperature a query, from hot to cold
+
+enum With { kNothing = 0, kWeights = 1, kEnergies = 2, kScales = 4, kOneScale = 8, kStray = 16 };
+
 struct Case {
   int64_t B, M, N, D;
-  float temperature;
-  bool weighted, scaled;
-  std::vector<float> y, decoded, beta, scale, log_weight, latent_energy;
+  double beta;
+  int with;
+  double tol;
+};
 
-  Case(int64_t B, int64_t M, int64_t N, int64_t D, float temperature, bool weighted, bool scaled)
-      : B(B),
-        M(M),
-        N(N),
-        D(D),
-        temperature(temperature),
-        weighted(weighted),
-        scaled(scaled),
-        y(numbers(B * M * D, 0)),
-        decoded(numbers(B * N * D, 1)),
-        beta(B * M, temperature),
-        scale(numbers(B * M * D, 2)),
-        log_weight(numbers(B * N, 3)),
-        latent_energy(numbers(B * N, 4)) {}
+constexpr int kEverything = kWeights | kEnergies | kScales;
 
-  lebm::Problem<float> problem() const {
-    lebm::Problem<float> p{B, M, N, D, -1.0, {}, {}, {}, {}, {}, {}};
-    p.y = {y.data(), {M * D, D, 1}};
-    p.decoded = {decoded.data(), {N * D, D, 1}};
-    p.beta = {beta.data(), {M, 1, 0}};
-    if (scaled) p.scale = {scale.data(), {M * D, D, 1}};
-    if (weighted) p.log_weight = {log_weight.data(), {N, 1, 0}};
-    if (weighted) p.latent_energy = {latent_energy.data(), {N, 1, 0}};
-    return p;
+const Case kCases[] = {
+    {1, 300, 700, 2, 1, kNothing, -1},         // tiles of queries shared out
+    {1, 2, 3001, 2, 30, kScales, -1},          // latents in pieces, merged
+    {1, 2, 3001, 3, INFINITY, kWeights, -1},   // the same with weights, when cold
+    {1, 299, 5001, 2, 1e4, kNothing, -1},      // latents and queries sorted by place
+    {1, 260, 1030, 3, 1e3, kEnergies, 1e-3},   // with energies, and a share left out
+    {14, 17, 33, 1, 1e-7, kScales, -1},        // grids shared out
+    {1, 65, 255, 5, 1, kEverything, -1},       // more dimensions than are unrolled
+    {1, 50, 200, 50, 0.05, kNothing, -1},      // energies as products
+    {1, 50, 200, 131, 0.02, kOneScale, -1},    // the same in small blocks
+    {1, 530, 1500, 2, 2, kNothing, -1},        // series
+    {1, 530, 1500, 2, 2, kEnergies, -1},       // the same with energies
+    {1, 530, 900, 1, 3, kOneScale, -1},        // on a line, scaled
+    {2, 5, 4099, 2, 10, kNothing, -1},         // latents streamed
+    {1, 5, 4099, 4, 1, kStray, -1},            // one of them infinite: no stream after all
+    {1, 70, 600, 2, kMixed, kEverything, -1},  // every treatment of a query
+    {1, 70, 600, 4, kMixed, kNothing, -1},     // and about the blocks' centres
+    {1, 70, 600, 6, kMixed, kEnergies, -1},    // and at more dimensions
+    {3, 1, 1, 1, 1, kEverything, -1},          // the least there is
+};
+
+// Its problem's memory.
+template <typename T>
+struct Arguments {
+  std::vector<T> y, decoded, beta, scale, log_weight, latent_energy;
+  lebm::Problem<T> problem;
+
+  explicit Arguments(const Case& c)
+      : y(numbers<T>(c.B * c.M * c.D, 0)),
+        decoded(numbers<T>(c.B * c.N * c.D, 1)),
+        beta(c.B * c.M, T(c.beta)),
+        scale(numbers<T>(c.with & kOneScale ? c.D : c.B * c.M * c.D, 2)),
+        log_weight(numbers<T>(c.B * c.N, 3)),
+        latent_energy(numbers<T>(c.B * c.N, 4)),
+        problem{c.B, c.M, c.N, c.D, c.tol, {}, {}, {}, {}, {}, {}} {
+    const T mixed[] = {T(0), T(1e-9), T(0.01), T(1), T(30), T(1e4), T(INFINITY)};
+    for (int64_t i = 0; c.beta == kMixed && i < c.B * c.M; ++i) beta[i] = mixed[i % 7];
+    if (c.with & kStray) decoded[c.N / 2 * c.D] = T(INFINITY);
+    problem.y = {y.data(), {c.M * c.D, c.D, 1}};
+    problem.decoded = {decoded.data(), {c.N * c.D, c.D, 1}};
+    // One temperature is one number, as the series ask for.
+    problem.beta = {beta.data(), {c.M, c.beta == kMixed ? 1 : 0, 0}};
+    if (c.with & kScales) problem.scale = {scale.data(), {c.M * c.D, c.D, 1}};
+    if (c.with & kOneScale) problem.scale = {scale.data(), {0, 0, 1}};
+    if (c.with & kWeights) problem.log_weight = {log_weight.data(), {c.N, 1, 0}};
+    if (c.with & kEnergies) problem.latent_energy = {latent_energy.data(), {c.N, 1, 0}};
   }
 };
 
+// What may be asked for beside F: it decides how the sums are taken.
+enum Wanted { kFreeEnergy, kSlopeOfY, kGradients, kPosterior };
+
+template <typename T>
 struct Results {
-  std::vector<float> free_energy, slope_y, slope_scale, slope_beta, mean;
+  std::vector<T> free_energy, slope_y, slope_scale, slope_beta, mean;
   std::vector<double> state;
   std::vector<int64_t> index;
-  std::vector<float> grad_decoded, grad_log_weight, grad_latent_energy;
+  std::vector<T> grad_decoded, grad_log_weight, grad_latent_energy;
+
+  // Null for what was not asked for.
+  template <typename U>
+  static U* pointer(std::vector<U>& x) {
+    return x.empty() ? nullptr : x.data();
+  }
 };
 
-Results solve(const Case& c, const Parallel& parallel) {
+template <typename T>
+Results<T> solve(const Case& c, Wanted wanted, const Parallel& parallel) {
   const int64_t queries = c.B * c.M, latents = c.B * c.N;
-  Results r;
-  for (auto* x : {&r.free_energy, &r.slope_beta}) x->resize(queries);
-  for (auto* x : {&r.slope_y, &r.slope_scale, &r.mean}) x->resize(queries * c.D);
+  const Arguments<T> arguments(c);
+  Results<T> r;
+  r.free_energy.resize(queries);
   r.state.resize(3 * queries);
-  r.index.resize(queries);
+  if (wanted >= kSlopeOfY) r.slope_y.resize(queries * c.D);
+  if (wanted >= kGradients) r.slope_scale.resize(queries * c.D);
+  if (wanted >= kGradients) r.slope_beta.resize(queries);
+  if (wanted >= kPosterior) r.mean.resize(queries * c.D);
+  if (wanted >= kPosterior) r.index.resize(queries);
+  const lebm::RowOutputs<T> rows{
+      r.free_energy.data(),    r.state.data(),    r.pointer(r.slope_y), r.pointer(r.slope_scale),
+      r.pointer(r.slope_beta), r.pointer(r.mean), r.pointer(r.index)};
   r.grad_decoded.resize(latents * c.D);
-  r.grad_log_weight.resize(latents);
+  // Gradients of the weights sort the queries by their temperatures, and do without series.
+  if (wanted >= kGradients) r.grad_log_weight.resize(latents);
   r.grad_latent_energy.resize(latents);
-  const lebm::Problem<float> p = c.problem();
-  lebm::kernels().rows_f32(
-      p,
-      {r.free_energy.data(), r.state.data(), r.slope_y.data(), r.slope_scale.data(),
-       r.slope_beta.data(), r.mean.data(), r.index.data()},
-      parallel);
-  const std::vector<float> grad = numbers(queries, 5);
-  lebm::kernels().columns_f32(p,
-                              {grad.data(), r.state.data(), r.grad_decoded.data(),
-                               r.grad_log_weight.data(), r.grad_latent_energy.data()},
-                              parallel);
+  const std::vector<T> grad = numbers<T>(queries, 5);
+  const lebm::ColumnArguments<T> columns{grad.data(), r.state.data(), r.grad_decoded.data(),
+                                         r.pointer(r.grad_log_weight), r.grad_latent_energy.data()};
+  const lebm::Kernels& kernels = lebm::kernels();
+  if constexpr (sizeof(T) == 4) {
+    kernels.rows_f32(arguments.problem, rows, parallel);
+    kernels.columns_f32(arguments.problem, columns, parallel);
+  } else {
+    kernels.rows_f64(arguments.problem, rows, parallel);
+    kernels.columns_f64(arguments.problem, columns, parallel);
+  }
   return r;
 }
 
-// Whether they agree to float's rounding of sums taken in another order.
-bool agree(const std::vector<float>& a, const std::vector<float>& b) {
+// Whether they agree to the rounding of float's sums taken in another order.
+template <typename T>
+bool agree(const std::vector<T>& a, const std::vector<T>& b) {
   double size = 1;
-  for (float x : b) size = std::fmax(size, std::fabs(x));
-  for (size_t i = 0; i < a.size(); ++i)
-    if (!(std::fabs(double(a[i]) - b[i]) <= 1e-3 * size)) return false;
+  for (T x : b) size = std::isfinite(x) ? std::fmax(size, std::fabs(x)) : size;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const bool same = a[i] == b[i] || (std::isnan(a[i]) && std::isnan(b[i]));
+    if (!same && !(std::fabs(double(a[i]) - double(b[i])) <= 1e-3 * size)) return false;
+  }
   return true;
 }
 
-bool agree(const Results& a, const Results& b) {
+template <typename T>
+bool agree(const Results<T>& a, const Results<T>& b) {
   return agree(a.free_energy, b.free_energy) && agree(a.slope_y, b.slope_y) &&
          agree(a.mean, b.mean) && agree(a.grad_decoded, b.grad_decoded) &&
          agree(a.grad_log_weight, b.grad_log_weight) &&
          agree(a.grad_latent_energy, b.grad_latent_energy);
 }
 
+template <typename T>
+bool threads_change_nothing(const Case& c, Wanted wanted) {
+  const Parallel threads{run_on_threads, kThreads};
+  const Results<T> alone = solve<T>(c, wanted, lebm::on_this_thread());
+  // Two callers at once, each with threads of its own.
+  Results<T> results[2];
+  std::thread other([&] { results[1] = solve<T>(c, wanted, threads); });
+  results[0] = solve<T>(c, wanted, threads);
+  other.join();
+  bool right = true;
+  for (const Results<T>& r : results) right &= agree(r, alone);
+  if (!right)
+    std::printf("B=%d M=%d N=%d D=%d, %d wanted, %d bytes: threads change the result\n", int(c.B),
+                int(c.M), int(c.N), int(c.D), int(wanted), int(sizeof(T)));
+  return right;
+}
+
 }  // namespace
 
 int main() {
-  const Parallel threads{run_on_threads, kThreads};
-  const Case cases[] = {
-      {1, 300, 700, 2, 1.0f, false, false},    // tiles of queries shared out
-      {1, 2, 3001, 2, 30.0f, false, true},     // latents in pieces, merged
-      {1, 2, 3001, 3, INFINITY, true, false},  // the same with weights, when cold
-      {1, 299, 5001, 2, 1e4f, false, false},   // latents and queries sorted by place
-      {14, 17, 33, 1, 1e-7f, false, true},     // grids shared out
-      {1, 65, 255, 5, 1.0f, true, true},       // more dimensions than are unrolled
-  };
   bool right = true;
-  for (const Case& c : cases) {
-    const Results alone = solve(c, lebm::on_this_thread());
-    // Two callers at once, each with threads of its own.
-    Results results[2];
-    std::thread other([&] { results[1] = solve(c, threads); });
-    results[0] = solve(c, threads);
-    other.join();
-    for (const Results& r : results) {
-      if (agree(r, alone)) continue;
-      std::printf("B=%d M=%d N=%d D=%d: threads change the result\n", int(c.B), int(c.M), int(c.N),
-                  int(c.D));
-      right = false;
+  for (const Case& c : kCases) {
+    for (Wanted wanted : {kFreeEnergy, kSlopeOfY, kGradients, kPosterior}) {
+      right &= threads_change_nothing<float>(c, wanted);
+      right &= threads_change_nothing<double>(c, wanted);
     }
   }
   return right ? 0 : 1;
