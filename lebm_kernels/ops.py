@@ -336,12 +336,11 @@ def _gathered(function: Callable[..., Any], first: int, *kinds: Any) -> Callable
     """``function``, called with an operator's arguments: from the first-th on, tuples of them."""
     parts, start = [], first
     for kind in kinds:
-        parts.append((kind, slice(start, start + len(kind._fields))))
+        parts.append((kind._make, slice(start, start + len(kind._fields))))
         start += len(kind._fields)
 
     def call(*args: Any) -> Any:
-        tuples = (kind(*args[part]) for kind, part in parts)
-        return function(*args[:first], *tuples, *args[start:])
+        return function(*args[:first], *[make(args[part]) for make, part in parts], *args[start:])
 
     return call
 
