@@ -226,171 +226,6 @@ class _Rate(torch.autograd.Function):
         raise RuntimeError(_NO_FORWARD_TWICE)
 
 
-class _FreeEnergy(torch.autograd.Function):
-    """``lebm_kernels::free_energy``."""
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return torch.ops.lebm_kernels.free_energy(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _save(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:6], *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return differentiate(ctx, *grads)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        *arguments, _, _, _, state = ctx.saved_tensors
-        value = _Rate.apply(state, *arguments, *tangents[:6], ctx.tol, ctx.backend)
-        return value, None, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _free_energy_vmap(info, in_dims, *args)
-
-
-class _FreeEnergyColumns(torch.autograd.Function):
-    """``lebm_kernels::free_energy_backward``."""
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return torch.ops.lebm_kernels.free_energy_backward(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _refuse(ctx)
-
-    jvp = backward
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _free_energy_backward_vmap(info, in_dims, *args)
-
-
-class _FreeEnergySecond(torch.autograd.Function):
-    """``lebm_kernels::free_energy_second``."""
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return torch.ops.lebm_kernels.free_energy_second(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _refuse(ctx)
-
-    jvp = backward
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _free_energy_second_vmap(info, in_dims, *args)
-
-
-def _refuse(ctx: Any, *_: Any) -> Any:
-    raise RuntimeError(_NO_THIRD_ORDER)
-
-
-def _save_posterior(ctx: Any, inputs: Any, output: Any) -> None:
-    *arguments, ctx.tol, ctx.backend = inputs
-    *_, index, state = output
-    ctx.mark_non_differentiable(index, state)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*arguments, state)
-
-
-def _differentiate_posterior(
-    ctx: Any,
-    by_value: Tensor | None,
-    by_mean: Tensor | None,
-    by_energy: Tensor | None,
-    by_entropy: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor | None, ...]:
-    """The gradients of ``posterior``'s arguments.
-
-    <E> = F + beta dF/dbeta and KL = -beta^2 dF/dbeta are F and its rate along beta; the mean's
-    cotangent is a direction too. By beta itself, that would cancel when cold: <E> falls by Var(E),
-    and KL rises by beta Var(E).
-    """
-    given = (by_value, by_mean, by_energy, by_entropy)
-    if all(x is None for x in given):
-        return (None,) * 8
-    *arguments, state = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:6])
-    beta = arguments[2].to(ops.accumulation_dtype(arguments[0].dtype))
-    cold = beta.square() == torch.inf
-    finite = torch.where(cold, 0.0, beta)
-    weight, beta_dot, spread = by_value, None, None
-    if by_energy is not None:
-        weight = by_energy if weight is None else weight + by_energy
-        beta_dot, spread = by_energy * finite, torch.where(cold, 0.0, by_energy)
-    if by_entropy is not None:
-        falling = -by_entropy * finite
-        beta_dot = falling * finite if beta_dot is None else beta_dot + falling * finite
-        spread = falling if spread is None else spread + falling
-    end = (*arguments, ctx.tol, ctx.backend)
-    grads: list[Any] = [None] * 6
-    mask = [n and i != 2 for i, n in enumerate(needs)]
-    if any(mask):
-        along_beta = (None, None, beta_dot, None, None, None, by_mean, None)
-        _, *found = free_energy_second(None, weight, state, *along_beta, *end, mask)
-        grads = [x if n else None for x, n in zip(found, mask, strict=True)]
-    if needs[2]:
-        along_energy = (*6 * (None,), by_mean, spread)
-        mask = [False, False, True, False, False, False]
-        grads[2] = free_energy_second(None, by_value, state, *along_energy, *end, mask)[3]
-    if needs[4] and by_entropy is not None:
-        weight = torch.where(cold, by_entropy, 0.0)
-        grads[4] = grads[4] + _by_coldest_entropy(weight, state, *end)
-    return (*grads, None, None)
-
-
-def _by_coldest_entropy(weight: Tensor, state: Tensor, *rest: Any) -> Tensor:
-    """The gradient by l of sum_b weight KL at beta = inf, KL = -log sum_n w over the minima."""
-    *arguments, tol, backend = rest
-    log_weight, latent_energy = arguments[4:]
-    zero = torch.zeros_like(log_weight)
-    arguments[5] = zero if latent_energy is None else latent_energy + zero
-    mask = [False, False, True]
-    *_, by_share = free_energy_columns(weight, state, *arguments, tol, backend, mask)
-    each = weight.sum(-1, keepdim=True)
-    each = each.sum_to_size((*log_weight.shape[:-1], 1)) * log_weight.to(each.dtype).softmax(-1)
-    return each.to(log_weight.dtype) - by_share.sum_to_size(log_weight.shape)
-
-
-class _Posterior(torch.autograd.Function):
-    """``lebm_kernels::posterior``."""
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return torch.ops.lebm_kernels.posterior(*args)
-
-    setup_context = staticmethod(_save_posterior)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _differentiate_posterior(ctx, *grads)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(_NO_FORWARD_POSTERIOR)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _posterior_vmap(info, in_dims, *args)
-
-
 # The trailing dimensions of y, decoded, beta, scale, log_weight, latent_energy that are their own.
 _RANKS = (2, 2, 1, 2, 1, 1)
 
@@ -478,6 +313,132 @@ def _free_energy_second_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         x if shape is None else x.reshape(shape) for x, shape in zip(outputs, shapes, strict=True)
     ]
     return (value, *outputs), (0, *(None if shape is None else 0 for shape in shapes))
+
+
+class _FreeEnergy(torch.autograd.Function):
+    """``lebm_kernels::free_energy``."""
+
+    forward = staticmethod(torch.ops.lebm_kernels.free_energy)
+    vmap = staticmethod(_free_energy_vmap)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _save(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:6], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return differentiate(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        *arguments, _, _, _, state = ctx.saved_tensors
+        value = _Rate.apply(state, *arguments, *tangents[:6], ctx.tol, ctx.backend)
+        return value, None, None, None, None
+
+
+def _refuse(ctx: Any, *_: Any) -> Any:
+    raise RuntimeError(_NO_THIRD_ORDER)
+
+
+def _final(operator: Any, vmap_rule: Any) -> Any:
+    """An operator as torch.func wants it, without derivatives."""
+
+    class Final(torch.autograd.Function):
+        forward = staticmethod(operator)
+        vmap = staticmethod(vmap_rule)
+        backward = jvp = staticmethod(_refuse)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+    return Final
+
+
+_FreeEnergyColumns = _final(torch.ops.lebm_kernels.free_energy_backward, _free_energy_backward_vmap)
+_FreeEnergySecond = _final(torch.ops.lebm_kernels.free_energy_second, _free_energy_second_vmap)
+
+
+def _save_posterior(ctx: Any, inputs: Any, output: Any) -> None:
+    *arguments, ctx.tol, ctx.backend = inputs
+    *_, index, state = output
+    ctx.mark_non_differentiable(index, state)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*arguments, state)
+
+
+def _differentiate_posterior(
+    ctx: Any,
+    by_value: Tensor | None,
+    by_mean: Tensor | None,
+    by_energy: Tensor | None,
+    by_entropy: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``posterior``'s arguments.
+
+    <E> = F + beta dF/dbeta and KL = -beta^2 dF/dbeta are F and its rate along beta; the mean's
+    cotangent is a direction too. By beta itself, that would cancel when cold: <E> falls by Var(E),
+    and KL rises by beta Var(E).
+    """
+    given = (by_value, by_mean, by_energy, by_entropy)
+    if all(x is None for x in given):
+        return (None,) * 8
+    *arguments, state = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:6])
+    beta = arguments[2].to(ops.accumulation_dtype(arguments[0].dtype))
+    cold = beta.square() == torch.inf
+    finite = torch.where(cold, 0.0, beta)
+    weight, beta_dot, spread = by_value, None, None
+    if by_energy is not None:
+        weight = by_energy if weight is None else weight + by_energy
+        beta_dot, spread = by_energy * finite, torch.where(cold, 0.0, by_energy)
+    if by_entropy is not None:
+        falling = -by_entropy * finite
+        beta_dot = falling * finite if beta_dot is None else beta_dot + falling * finite
+        spread = falling if spread is None else spread + falling
+    end = (*arguments, ctx.tol, ctx.backend)
+    grads: list[Any] = [None] * 6
+    mask = [n and i != 2 for i, n in enumerate(needs)]
+    if any(mask):
+        along_beta = (None, None, beta_dot, None, None, None, by_mean, None)
+        _, *found = free_energy_second(None, weight, state, *along_beta, *end, mask)
+        grads = [x if n else None for x, n in zip(found, mask, strict=True)]
+    if needs[2]:
+        along_energy = (*6 * (None,), by_mean, spread)
+        mask = [False, False, True, False, False, False]
+        grads[2] = free_energy_second(None, by_value, state, *along_energy, *end, mask)[3]
+    if needs[4] and by_entropy is not None:
+        weight = torch.where(cold, by_entropy, 0.0)
+        grads[4] = grads[4] + _by_coldest_entropy(weight, state, *end)
+    return (*grads, None, None)
+
+
+def _by_coldest_entropy(weight: Tensor, state: Tensor, *rest: Any) -> Tensor:
+    """The gradient by l of sum_b weight KL at beta = inf, KL = -log sum_n w over the minima."""
+    *arguments, tol, backend = rest
+    log_weight, latent_energy = arguments[4:]
+    zero = torch.zeros_like(log_weight)
+    arguments[5] = zero if latent_energy is None else latent_energy + zero
+    mask = [False, False, True]
+    *_, by_share = free_energy_columns(weight, state, *arguments, tol, backend, mask)
+    each = weight.sum(-1, keepdim=True)
+    each = each.sum_to_size((*log_weight.shape[:-1], 1)) * log_weight.to(each.dtype).softmax(-1)
+    return each.to(log_weight.dtype) - by_share.sum_to_size(log_weight.shape)
+
+
+class _Posterior(torch.autograd.Function):
+    """``lebm_kernels::posterior``."""
+
+    forward = staticmethod(torch.ops.lebm_kernels.posterior)
+    vmap = staticmethod(_posterior_vmap)
+    setup_context = staticmethod(_save_posterior)
+    backward = staticmethod(_differentiate_posterior)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(_NO_FORWARD_POSTERIOR)
 
 
 def _register(name: str, vmap: Any, backward: Any, save: Any = None) -> None:

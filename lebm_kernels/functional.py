@@ -12,9 +12,8 @@ from torch import Tensor
 from lebm_kernels import derivatives, direct, ops, reference
 from lebm_kernels.backends import choose
 from lebm_kernels.backends.hindrances import is_out_of_memory, too_many_pairs
+from lebm_kernels.ops import Arguments
 from lebm_kernels.reference import Posterior
-
-_Arguments = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 _Result = TypeVar("_Result")
 
@@ -82,15 +81,13 @@ def free_energy(
         if value is not None:
             return value
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
-    name = _options(arguments[0], tol, backend)
+    name = _options(arguments.y, tol, backend)
     if name == "reference":
         return _by_reference(reference.free_energy, arguments)
-    y, decoded, beta, scale, log_weight, latent_energy = arguments
     tracked = torch.is_grad_enabled()
     slopes = [
-        tracked and y.requires_grad,
-        tracked and scale is not None and scale.requires_grad,
-        tracked and beta.requires_grad,
+        tracked and x is not None and x.requires_grad
+        for x in (arguments.y, arguments.scale, arguments.beta)
     ]
     result: Tensor = derivatives.free_energy(*arguments, tol, name, slopes)[0]
     return result
@@ -124,7 +121,7 @@ def posterior(
         tensor([[0.5000, 0.5000]])
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
-    name = _options(arguments[0], tol, backend)
+    name = _options(arguments.y, tol, backend)
     if name == "reference":
         return _by_reference(reference.posterior, arguments)
     return Posterior(*derivatives.posterior(*arguments, tol, name)[:5])
@@ -172,8 +169,8 @@ def sample_latent(
         tensor([[0, 0, 0]])
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
-    name = _options(arguments[0], tol, backend)
-    _check_draws(num_samples, generator, arguments[0].device)
+    name = _options(arguments.y, tol, backend)
+    _check_draws(num_samples, generator, arguments.y.device)
     with torch.no_grad():
         if name == "reference":
             return _by_reference(reference.sample_latent, arguments, num_samples, generator)
@@ -321,7 +318,7 @@ def _checked(
     scale: Tensor | None,
     log_weight: Tensor | None,
     latent_energy: Tensor | None,
-) -> _Arguments:
+) -> Arguments:
     _tensor("y", y, "[..., M, D]", 2)
     cast = _autocast(y, decoded, scale, log_weight, latent_energy, beta)
     scale, log_weight, latent_energy = cast[2:5]
@@ -369,19 +366,14 @@ def _checked(
         if x is not None and x.device != y.device:
             raise ValueError(f"{name} must be on {y.device} as y is, got {x.device}")
     beta = _temperature(beta, ops.accumulation_dtype(y.dtype), y)
-    _check_leading(y, decoded, beta, scale, log_weight, latent_energy)
-    return y, decoded, beta, scale, log_weight, latent_energy
+    checked = Arguments(y, decoded, beta, scale, log_weight, latent_energy)
+    _check_leading(checked)
+    return checked
 
 
-def _check_leading(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-) -> None:
+def _check_leading(arguments: Arguments) -> None:
     """Name the first argument whose leading dimensions don't broadcast with those before it."""
+    y, decoded, beta, scale, log_weight, latent_energy = arguments
     shape, before = y.shape[:-1], "y"
     queries = (("scale", scale, 1, "[D] or [..., M, D]"), ("beta", beta, 0, "[] or [..., M]"))
     for name, x, own, form in queries:
@@ -431,11 +423,11 @@ def _autocast(*arguments: Any) -> tuple[Any, ...]:
     )
 
 
-def _widened(arguments: _Arguments) -> _Arguments:
+def _widened(arguments: Arguments) -> Arguments:
     """The arguments in the dtype that F is computed in."""
-    dtype = ops.accumulation_dtype(arguments[0].dtype)
+    dtype = ops.accumulation_dtype(arguments.y.dtype)
     y, decoded, beta, scale, log_weight, latent_energy = arguments
-    return (
+    return Arguments(
         y.to(dtype),
         decoded.to(dtype),
         beta.to(dtype),
@@ -445,7 +437,7 @@ def _widened(arguments: _Arguments) -> _Arguments:
     )
 
 
-def _by_reference(function: Callable[..., _Result], arguments: _Arguments, *rest: Any) -> _Result:
+def _by_reference(function: Callable[..., _Result], arguments: Arguments, *rest: Any) -> _Result:
     """That function of :mod:`lebm_kernels.reference`, whose arrays may not fit in memory."""
     if torch.compiler.is_compiling():
         return function(*_widened(arguments), *rest)
@@ -454,8 +446,7 @@ def _by_reference(function: Callable[..., _Result], arguments: _Arguments, *rest
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        shape = ops.value_shape(*arguments)
-        why = too_many_pairs(arguments[0], arguments[1], shape)
+        why = too_many_pairs(arguments.y, arguments.decoded, ops.value_shape(arguments))
         raise torch.OutOfMemoryError(why) from error
 
 

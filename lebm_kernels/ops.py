@@ -18,6 +18,7 @@ Their derivatives and batching are in :mod:`lebm_kernels.derivatives`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,29 +31,48 @@ from lebm_kernels.second_order import Direction, SecondWants, along
 
 library: torch.library.Library = torch.library.Library("lebm_kernels", "DEF")
 
-_ARGUMENTS = (
+
+class Arguments(NamedTuple):
+    """The tensors that every operator takes, in the caller's own shapes."""
+
+    y: Tensor
+    decoded: Tensor
+    beta: Tensor
+    scale: Tensor | None
+    log_weight: Tensor | None
+    latent_energy: Tensor | None
+
+
+_Six = tuple[Any, Any, Any, Any, Any, Any]
+
+# As Arguments, and as Direction.
+_TENSORS = (
     "Tensor y, Tensor decoded, Tensor beta, Tensor? scale, Tensor? log_weight, "
-    "Tensor? latent_energy, float? tol, str backend"
+    "Tensor? latent_energy"
 )
-library.define(
-    f"free_energy({_ARGUMENTS}, bool[3] slopes) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+_RATES = ", ".join(f"Tensor? {name}_dot" for name in Direction._fields)
+
+
+def _define(schema: str, num_outputs: int, **options: Any) -> None:
+    library.define(f"{schema} -> ({', '.join(num_outputs * ['Tensor'])})", **options)
+
+
+_define(f"free_energy({_TENSORS}, float? tol, str backend, bool[3] slopes)", 5)
+_define(f"posterior({_TENSORS}, float? tol, str backend)", 6)
+_define(
+    f"free_energy_backward(Tensor grad, Tensor state, {_TENSORS}, "
+    "float? tol, str backend, bool[3] output_mask)",
+    3,
 )
-library.define(f"posterior({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
-library.define(
-    f"free_energy_backward(Tensor grad, Tensor state, {_ARGUMENTS}, bool[3] output_mask)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-library.define(
-    "sample_latent(Tensor y, Tensor decoded, Tensor beta, Tensor? scale, Tensor? log_weight, "
-    "Tensor? latent_energy, SymInt num_samples, Generator? generator) -> Tensor",
+_define(
+    f"sample_latent({_TENSORS}, SymInt num_samples, Generator? generator)",
+    1,
     tags=(torch.Tag.nondeterministic_seeded,),
 )
-library.define(
-    "free_energy_second(Tensor? grad, Tensor? grad_dot, Tensor state, "
-    "Tensor? y_dot, Tensor? decoded_dot, Tensor? beta_dot, Tensor? scale_dot, "
-    "Tensor? log_weight_dot, Tensor? latent_energy_dot, Tensor? mean_dot, Tensor? energy_dot, "
-    f"{_ARGUMENTS}, bool[6] output_mask)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+_define(
+    f"free_energy_second(Tensor? grad, Tensor? grad_dot, Tensor state, {_RATES}, {_TENSORS}, "
+    "float? tol, str backend, bool[6] output_mask)",
+    7,
 )
 
 
@@ -61,21 +81,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def value_shape(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-) -> torch.Size:
+def value_shape(given: Arguments) -> torch.Size:
     """The shape of F: ``[..., M]`` with every argument's leading dimensions broadcast."""
-    shapes: list[tuple[int, ...]] = [y.shape[:-1], beta.shape]
-    if scale is not None:
-        shapes.append(scale.shape[:-1])
-    if decoded.dim() > 2:
-        shapes.append((*decoded.shape[:-2], 1))
-    for row in (log_weight, latent_energy):
+    shapes: list[tuple[int, ...]] = [given.y.shape[:-1], given.beta.shape]
+    if given.scale is not None:
+        shapes.append(given.scale.shape[:-1])
+    if given.decoded.dim() > 2:
+        shapes.append((*given.decoded.shape[:-2], 1))
+    for row in (given.log_weight, given.latent_energy):
         if row is not None and row.dim() > 1:
             shapes.append((*row.shape[:-1], 1))
     return torch.broadcast_shapes(*shapes)
@@ -99,38 +112,40 @@ class Layout(NamedTuple):
         """``[B, *tail]`` of what broadcasts with ``batch + tail``."""
         return x.to(self.dtype).expand(self.batch + tail).reshape(math.prod(self.batch), *tail)
 
+    def canonical(self, given: Any, num_latents: int, num_dims: int) -> _Six:
+        """The arguments, or the rates of some, as a :class:`Problem` has them."""
+        y, decoded, beta, scale, log_weight, latent_energy = given
+        return (
+            None if y is None else self.per_query(y, num_dims),
+            None if decoded is None else self.per_latent(decoded, num_latents, num_dims),
+            None if beta is None else self.per_query(beta),
+            None if scale is None else self.per_query(scale, num_dims),
+            None if log_weight is None else self.per_latent(log_weight, num_latents),
+            None if latent_energy is None else self.per_latent(latent_energy, num_latents),
+        )
 
-def canonical(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-    tol: float | None,
-) -> tuple[Layout, Problem]:
+    def state(self, x: Tensor) -> Tensor:
+        """A row pass's state as a backend returned it, ``[B, M, 3]``."""
+        return self._replace(dtype=x.dtype).per_query(x, 3)
+
+    def gradient(self, x: Tensor, argument: Tensor, of_queries: bool) -> Tensor:
+        """The gradient of an argument from that of its canonical form."""
+        leading, own = (self.shape, x.shape[2:]) if of_queries else (self.batch, x.shape[1:])
+        return x.reshape(leading + own).sum_to_size(argument.shape).to(argument.dtype)
+
+
+def canonical(given: Arguments, tol: float | None) -> tuple[Layout, Problem]:
     """The arguments as a :class:`Problem`.
 
     Where the latents have leading dimensions there are B grids; otherwise leading dimensions are
     only more queries over the one grid, B = 1.
     """
-    shape = value_shape(y, decoded, beta, scale, log_weight, latent_energy)
-    rows = (log_weight, latent_energy)
-    many_grids = decoded.dim() > 2 or any(row is not None and row.dim() > 1 for row in rows)
+    shape = value_shape(given)
+    rows = (given.log_weight, given.latent_energy)
+    many_grids = given.decoded.dim() > 2 or any(row is not None and row.dim() > 1 for row in rows)
     batch = shape[:-1] if many_grids else torch.Size()
-    layout = Layout(shape, batch, many_grids, accumulation_dtype(y.dtype))
-    num_latents, num_dims = decoded.shape[-2:]
-    return layout, Problem(
-        y=layout.per_query(y, num_dims),
-        decoded=layout.per_latent(decoded, num_latents, num_dims),
-        beta=layout.per_query(beta),
-        scale=None if scale is None else layout.per_query(scale, num_dims),
-        log_weight=None if log_weight is None else layout.per_latent(log_weight, num_latents),
-        latent_energy=(
-            None if latent_energy is None else layout.per_latent(latent_energy, num_latents)
-        ),
-        tol=tol,
-    )
+    layout = Layout(shape, batch, many_grids, accumulation_dtype(given.y.dtype))
+    return layout, Problem(*layout.canonical(given, *given.decoded.shape[-2:]), tol=tol)
 
 
 def _shaped(x: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -138,22 +153,14 @@ def _shaped(x: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _free_energy(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-    tol: float | None,
-    backend: str,
-    slopes: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    layout, problem = canonical(y, decoded, beta, scale, log_weight, latent_energy, tol)
+    given: Arguments, tol: float | None, backend: str, slopes: list[bool]
+) -> tuple[Tensor, ...]:
+    layout, problem = canonical(given, tol)
     shape = layout.shape
-    want = RowWants(slopes[0], slopes[1] and scale is not None, slopes[2])
+    want = RowWants(slopes[0], slopes[1] and given.scale is not None, slopes[2])
     rows = module(backend).rows(problem, want)
     value = rows.free_energy.reshape(shape)
-    vector = shape + y.shape[-1:]
+    vector = shape + given.y.shape[-1:]
     return (
         value,
         _shaped(rows.slope_y, vector, value),
@@ -163,40 +170,30 @@ def _free_energy(
     )
 
 
+def _fake_value(given: Arguments) -> Tensor:
+    return given.y.new_empty(value_shape(given), dtype=accumulation_dtype(given.y.dtype))
+
+
+def _fake_state(value: Tensor) -> Tensor:
+    return value.new_empty((*value.shape, 3), dtype=torch.float64)
+
+
 def _free_energy_fake(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-    tol: float | None,
-    backend: str,
-    slopes: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shape = value_shape(y, decoded, beta, scale, log_weight, latent_energy)
-    value = y.new_empty(shape, dtype=accumulation_dtype(y.dtype))
-    vector = shape + y.shape[-1:]
+    given: Arguments, tol: float | None, backend: str, slopes: list[bool]
+) -> tuple[Tensor, ...]:
+    value = _fake_value(given)
+    vector = value.shape + given.y.shape[-1:]
     return (
         value,
         value.new_empty(vector if slopes[0] else 0),
-        value.new_empty(vector if slopes[1] and scale is not None else 0),
-        value.new_empty(shape if slopes[2] else 0),
-        value.new_empty((*shape, 3), dtype=torch.float64),
+        value.new_empty(vector if slopes[1] and given.scale is not None else 0),
+        value.new_empty(value.shape if slopes[2] else 0),
+        _fake_state(value),
     )
 
 
-def _posterior(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-    tol: float | None,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    layout, problem = canonical(y, decoded, beta, scale, log_weight, latent_energy, tol)
+def _posterior(given: Arguments, tol: float | None, backend: str) -> tuple[Tensor, ...]:
+    layout, problem = canonical(given, tol)
     shape = layout.shape
     want = RowWants(slope_beta=True, mean=True, index=True)
     rows = module(backend).rows(problem, want)
@@ -217,7 +214,7 @@ def _posterior(
     energy = rows.free_energy + finite * slope
     return (
         rows.free_energy.reshape(shape),
-        rows.mean.reshape(shape + y.shape[-1:]),
+        rows.mean.reshape(shape + given.y.shape[-1:]),
         energy.reshape(shape),
         entropy.reshape(shape),
         rows.index.reshape(shape),
@@ -225,173 +222,89 @@ def _posterior(
     )
 
 
-def _posterior_fake(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-    tol: float | None,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    shape = value_shape(y, decoded, beta, scale, log_weight, latent_energy)
-    value = y.new_empty(shape, dtype=accumulation_dtype(y.dtype))
+def _posterior_fake(given: Arguments, tol: float | None, backend: str) -> tuple[Tensor, ...]:
+    value = _fake_value(given)
     return (
         value,
-        value.new_empty(shape + y.shape[-1:]),
+        value.new_empty(value.shape + given.y.shape[-1:]),
         torch.empty_like(value),
         torch.empty_like(value),
-        value.new_empty(shape, dtype=torch.int64),
-        value.new_empty((*shape, 3), dtype=torch.float64),
+        value.new_empty(value.shape, dtype=torch.int64),
+        _fake_state(value),
     )
 
 
-def _sample_latent(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-    num_samples: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    layout, problem = canonical(y, decoded, beta, scale, log_weight, latent_energy, None)
+def _sample_latent(given: Arguments, num_samples: int, generator: torch.Generator | None) -> Tensor:
+    layout, problem = canonical(given, None)
     index = sampling.sample(problem, num_samples, generator)
     return index.reshape((*layout.shape, num_samples))
 
 
 def _sample_latent_fake(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-    num_samples: int,
-    generator: torch.Generator | None,
+    given: Arguments, num_samples: int, generator: torch.Generator | None
 ) -> Tensor:
-    shape = value_shape(y, decoded, beta, scale, log_weight, latent_energy)
-    return y.new_empty((*shape, num_samples), dtype=torch.int64)
+    return given.y.new_empty((*value_shape(given), num_samples), dtype=torch.int64)
 
 
 def _free_energy_backward(
     grad: Tensor,
     state: Tensor,
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
+    given: Arguments,
     tol: float | None,
     backend: str,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    layout, problem = canonical(y, decoded, beta, scale, log_weight, latent_energy, tol)
-    columns = module(backend).columns(
-        problem,
-        layout.per_query(grad),
-        state.expand((*layout.shape, 3)).reshape((*problem.beta.shape, 3)),
-        ColumnWants(*output_mask),
-    )
-
-    def reduced(x: Tensor | None, argument: Tensor | None) -> Tensor:
-        if x is None or argument is None:
-            return grad.new_empty(0)
-        unfolded = x.reshape(layout.batch + x.shape[1:])
-        return unfolded.sum_to_size(argument.shape).to(argument.dtype)
-
-    return (
-        reduced(columns.decoded, decoded),
-        reduced(columns.log_weight, log_weight),
-        reduced(columns.latent_energy, latent_energy),
+) -> tuple[Tensor, ...]:
+    layout, problem = canonical(given, tol)
+    want = ColumnWants(*output_mask)
+    found = module(backend).columns(problem, layout.per_query(grad), layout.state(state), want)
+    arguments = (given.decoded, given.log_weight, given.latent_energy)
+    return tuple(
+        grad.new_empty(0) if x is None or argument is None else layout.gradient(x, argument, False)
+        for x, argument in zip(found, arguments, strict=True)
     )
 
 
 def _free_energy_backward_fake(
     grad: Tensor,
     state: Tensor,
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
+    given: Arguments,
     tol: float | None,
     backend: str,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    def like(argument: Tensor | None, wanted: bool) -> Tensor:
-        if argument is None or not wanted:
-            return grad.new_empty(0)
-        return argument.new_empty(argument.shape)
-
-    return (
-        like(decoded, output_mask[0]),
-        like(log_weight, output_mask[1]),
-        like(latent_energy, output_mask[2]),
-    )
+) -> tuple[Tensor, ...]:
+    arguments = (given.decoded, given.log_weight, given.latent_energy)
+    return _fake_gradients(grad, arguments, output_mask)
 
 
 def _free_energy_second(
     grad: Tensor | None,
     grad_dot: Tensor | None,
     state: Tensor,
-    y_dot: Tensor | None,
-    decoded_dot: Tensor | None,
-    beta_dot: Tensor | None,
-    scale_dot: Tensor | None,
-    log_weight_dot: Tensor | None,
-    latent_energy_dot: Tensor | None,
-    mean_dot: Tensor | None,
-    energy_dot: Tensor | None,
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
+    dots: Direction,
+    given: Arguments,
     tol: float | None,
     backend: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    arguments = (y, decoded, beta, scale, log_weight, latent_energy)
-    layout, problem = canonical(*arguments, tol)
-    num_latents, num_dims = decoded.shape[-2:]
-
-    def per_query(x: Tensor | None, *tail: int) -> Tensor | None:
-        return None if x is None else layout.per_query(x, *tail)
-
-    def per_latent(x: Tensor | None, *tail: int) -> Tensor | None:
-        return None if x is None else layout.per_latent(x, *tail)
-
+    layout, problem = canonical(given, tol)
+    num_latents, num_dims = given.decoded.shape[-2:]
     second = along(
         problem,
         torch.ones_like(problem.beta) if grad is None else layout.per_query(grad),
-        per_query(grad_dot),
-        state.expand((*layout.shape, 3)).reshape((*problem.beta.shape, 3)),
+        None if grad_dot is None else layout.per_query(grad_dot),
+        layout.state(state),
         Direction(
-            y=per_query(y_dot, num_dims),
-            decoded=per_latent(decoded_dot, num_latents, num_dims),
-            beta=per_query(beta_dot),
-            scale=per_query(scale_dot, num_dims),
-            log_weight=per_latent(log_weight_dot, num_latents),
-            latent_energy=per_latent(latent_energy_dot, num_latents),
-            mean=per_query(mean_dot, num_dims),
-            energy=per_query(energy_dot),
+            *layout.canonical(dots[:6], num_latents, num_dims),
+            mean=None if dots.mean is None else layout.per_query(dots.mean, num_dims),
+            energy=None if dots.energy is None else layout.per_query(dots.energy),
         ),
-        SecondWants(*(w and x is not None for w, x in zip(output_mask, arguments, strict=True))),
+        SecondWants(*(w and x is not None for w, x in zip(output_mask, given, strict=True))),
     )
     # y, beta and scale unfold like F, the others like the grids.
-    leading = (layout.shape, layout.batch, layout.shape, layout.shape, layout.batch, layout.batch)
-    tails = (2, 1, 2, 2, 1, 1)
+    of_queries = (True, False, True, True, False, False)
     gradients = (
-        y.new_empty(0)
-        if x is None or argument is None
-        else x.reshape(before + x.shape[tail:]).sum_to_size(argument.shape).to(argument.dtype)
-        for x, argument, before, tail in zip(second[1:], arguments, leading, tails, strict=True)
+        given.y.new_empty(0) if x is None or argument is None else layout.gradient(x, argument, q)
+        for x, argument, q in zip(second[1:], given, of_queries, strict=True)
     )
     return (second.value.reshape(layout.shape), *gradients)
 
@@ -400,40 +313,55 @@ def _free_energy_second_fake(
     grad: Tensor | None,
     grad_dot: Tensor | None,
     state: Tensor,
-    y_dot: Tensor | None,
-    decoded_dot: Tensor | None,
-    beta_dot: Tensor | None,
-    scale_dot: Tensor | None,
-    log_weight_dot: Tensor | None,
-    latent_energy_dot: Tensor | None,
-    mean_dot: Tensor | None,
-    energy_dot: Tensor | None,
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
+    dots: Direction,
+    given: Arguments,
     tol: float | None,
     backend: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    arguments = (y, decoded, beta, scale, log_weight, latent_energy)
-    value = y.new_empty(value_shape(*arguments), dtype=accumulation_dtype(y.dtype))
-    gradients = (
-        y.new_empty(0) if x is None or not wanted else x.new_empty(x.shape)
-        for x, wanted in zip(arguments, output_mask, strict=True)
+    value = _fake_value(given)
+    return (value, *_fake_gradients(given.y, given, output_mask))
+
+
+def _fake_gradients(
+    like: Tensor, arguments: tuple[Tensor | None, ...], wanted: list[bool]
+) -> tuple[Tensor, ...]:
+    return tuple(
+        like.new_empty(0) if x is None or not w else x.new_empty(x.shape)
+        for x, w in zip(arguments, wanted, strict=True)
     )
-    return (value, *gradients)
 
 
-def _implement(name: str, implementation: Any, fake: Any) -> None:
-    library.impl(name, implementation, "CompositeExplicitAutograd")
+def _gathered(function: Callable[..., Any], first: int, *kinds: Any) -> Callable[..., Any]:
+    """``function``, called with an operator's arguments: from the first-th on, tuples of them."""
+    parts, start = [], first
+    for kind in kinds:
+        parts.append((kind._make, slice(start, start + len(kind._fields))))
+        start += len(kind._fields)
+
+    def call(*args: Any) -> Any:
+        return function(*args[:first], *[make(args[part]) for make, part in parts], *args[start:])
+
+    return call
+
+
+def _implement(
+    name: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    first: int = 0,
+    kinds: tuple[Any, ...] = (Arguments,),
+) -> None:
+    run = _gathered(implementation, first, *kinds)
+    library.impl(name, run, "CompositeExplicitAutograd")
+    fake = _gathered(fake, first, *kinds)
     torch.library.register_fake(f"lebm_kernels::{name}", fake, lib=library)
 
 
 _implement("free_energy", _free_energy, _free_energy_fake)
-_implement("free_energy_backward", _free_energy_backward, _free_energy_backward_fake)
-_implement("free_energy_second", _free_energy_second, _free_energy_second_fake)
+_implement("free_energy_backward", _free_energy_backward, _free_energy_backward_fake, 2)
+_implement(
+    "free_energy_second", _free_energy_second, _free_energy_second_fake, 3, (Direction, Arguments)
+)
 _implement("posterior", _posterior, _posterior_fake)
 _implement("sample_latent", _sample_latent, _sample_latent_fake)

@@ -215,10 +215,10 @@ class _Averages:
         self.above = (above / mass).to(dtype)
         self.slope, self.curvature = slope.to(dtype), curvature.to(dtype)
 
-    def consistent(self) -> bool:
-        """Whether the state's normaliser is that of these energies."""
+    def consistent(self) -> Tensor:
+        """Whether the state's normaliser is that of these energies, a scalar on their device."""
         close = math.sqrt(torch.finfo(self.slope.dtype).eps)
-        return not bool(((self.mass - 1).abs() > close).any())
+        return ~((self.mass - 1).abs() > close).any()
 
 
 class _Sweep:
@@ -288,14 +288,12 @@ def along(
     order = 1 if direction.log_weight is not None or want.log_weight else 0
     if curved:
         order = 3 if direction.beta is not None and want.beta else 2
-    for where in chunked.query_tiles(problem):
-        sweep = _Sweep(problem, direction, where, state[where], order)
-        averages = _Averages(sweep, state[where], grad.dtype, curved)
-        if not averages.consistent():
-            # Energies that another backend rounds otherwise: when cold, that is another posterior.
-            own = chunked.Normaliser(problem, *where).state()
-            sweep = _Sweep(problem, direction, where, own, order)
-            averages = _Averages(sweep, own, grad.dtype, curved)
+
+    def visit(where: tuple[slice, slice], state: Tensor, trusted: bool = False) -> Tensor:
+        """Add one tile of queries to ``out`` if the state is of its energies; whether it is."""
+        sweep = _Sweep(problem, direction, where, state, order)
+        averages = _Averages(sweep, state, grad.dtype, curved)
+        consistent = averages.consistent() | trusted
         value = averages.energy_dot + averages.slope
         if direction.beta is not None:
             value = value - direction.beta[where][..., None] * averages.curvature
@@ -305,9 +303,20 @@ def along(
                 grad[where][..., None],
                 None if grad_dot is None else grad_dot[where][..., None],
                 torch.where(cold, 0.0, problem.beta)[where][..., None],
+                consistent,
             )
             for tile in sweep:
                 _add(out, where, tile, averages, weights)
+        return consistent
+
+    tiles = list(chunked.query_tiles(problem))
+    verdicts = [visit(where, state[where]) for where in tiles]
+    # Asked for once, after the last tile: the answer has to wait for the device.
+    answers = torch.stack(verdicts).tolist() if verdicts else []
+    for where, consistent in zip(tiles, answers, strict=True):
+        if not consistent:
+            # Energies that another backend rounds otherwise: when cold, that is another posterior.
+            visit(where, chunked.Normaliser(problem, *where).state(), trusted=True)
     if out.beta is not None:
         out.beta.masked_fill_(cold, 0.0)
     return Second(out.value, *(None if x is None else x.to(grad.dtype) for x in out[1:]))
@@ -323,11 +332,20 @@ def _centred(log_weight_dot: Tensor, problem: Problem) -> Tensor:
 
 
 class _Weights(NamedTuple):
-    """Of every query of a tile, ``[b, m, 1]``: G, G_dot, and beta with 0 in place of inf."""
+    """Of every query of a tile, ``[b, m, 1]``: G, G_dot, and beta with 0 in place of inf.
+
+    Where ``consistent``, a scalar, is false, nothing is to be added.
+    """
 
     grad: Tensor
     grad_dot: Tensor | None
     beta: Tensor
+    consistent: Tensor
+
+
+def _accumulate(total: Tensor, part: Tensor, kept: Tensor) -> None:
+    """Add to a view of a sum, in its dtype, where that is to be kept; what is not may be a NaN."""
+    total += torch.where(kept, part, 0.0)
 
 
 def _add(
@@ -335,7 +353,7 @@ def _add(
 ) -> None:
     """The part of one tile in all the gradients wanted."""
     (grid, query), latent = where, t.latent
-    G, G_dot, beta = weights
+    G, G_dot, beta, kept = weights
     beta_dot = None if t.dots.beta is None else t.dots.beta[..., None]
     p = t.p / mean.mass.to(t.p.dtype)
     # p before any factor that may be large where it is 0.
@@ -352,9 +370,9 @@ def _add(
     q = _total((_times(G, p_dot), _times(G_dot, p)))
     if out.y is not None or out.scale is not None or out.decoded is not None:
         for d in range(t.tile.y.shape[-1]):
-            _add_vectors(out, where, t, d, q, share)
+            _add_vectors(out, where, t, d, q, share, kept)
     if out.latent_energy is not None and q is not None:
-        out.latent_energy[grid, latent] += q.sum(1)
+        _accumulate(out.latent_energy[grid, latent], q.sum(1), kept)
     if out.beta is not None:
         terms = _total(
             (
@@ -364,12 +382,16 @@ def _add(
             )
         )
         if terms is not None:
-            out.beta[grid, query] += (G * terms).sum(-1)
+            _accumulate(out.beta[grid, query], (G * terms).sum(-1), kept)
         if latent.start == 0:
             if beta_dot is not None:
-                out.beta[grid, query] += (G * beta_dot * beta * mean.curvature.square())[..., 0]
+                _accumulate(
+                    out.beta[grid, query],
+                    (G * beta_dot * beta * mean.curvature.square())[..., 0],
+                    kept,
+                )
             if G_dot is not None:
-                out.beta[grid, query] -= (G_dot * mean.curvature)[..., 0]
+                _accumulate(out.beta[grid, query], -(G_dot * mean.curvature)[..., 0], kept)
     if out.log_weight is not None:
         terms = _total(
             (
@@ -380,11 +402,17 @@ def _add(
         )
         terms = _total((_times(G, terms), _times(G_dot, t.k[0])))
         if terms is not None:
-            out.log_weight[grid, latent] += terms.sum(1)
+            _accumulate(out.log_weight[grid, latent], terms.sum(1), kept)
 
 
 def _add_vectors(
-    out: Second, where: tuple[slice, slice], t: _Tile, d: int, q: Tensor | None, share: Tensor
+    out: Second,
+    where: tuple[slice, slice],
+    t: _Tile,
+    d: int,
+    q: Tensor | None,
+    share: Tensor,
+    kept: Tensor,
 ) -> None:
     """The part of one tile in the d-th numbers of the gradients by y, s and g."""
     grid, query = where
@@ -393,17 +421,19 @@ def _add_vectors(
     difference = t.difference(d)
     pull = _total((_times(q, difference), _times(share, t.difference_dot(d))))
     if out.y is not None and pull is not None:
-        out.y[grid, query, d] += 2 * pull.sum(-1)
+        _accumulate(out.y[grid, query, d], 2 * pull.sum(-1), kept)
     if out.scale is not None:
         moved = None if decoded_dot is None else share * difference * decoded_dot[:, None, :, d]
         terms = _total((_times(pull, decoded), moved))
         if terms is not None:
-            out.scale[grid, query, d] -= 2 * terms.sum(-1)
+            _accumulate(out.scale[grid, query, d], -2 * terms.sum(-1), kept)
     if out.decoded is not None:
         stretched = pull if scale is None else _times(pull, scale[:, :, None, d])
         moved = None if scale_dot is None else share * difference * scale_dot[:, :, None, d]
         terms = _total((stretched, moved))
         if terms is not None:
-            out.decoded[grid, t.latent, d] -= 2 * terms.sum(1)
+            _accumulate(out.decoded[grid, t.latent, d], -2 * terms.sum(1), kept)
         if mean_dot is not None:
-            out.decoded[grid, t.latent, d] += (share * mean_dot[:, :, None, d]).sum(1)
+            _accumulate(
+                out.decoded[grid, t.latent, d], (share * mean_dot[:, :, None, d]).sum(1), kept
+            )

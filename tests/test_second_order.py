@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lebm_kernels import free_energy, posterior
 from lebm_kernels.backends import chunked
+from lebm_kernels.backends.contract import Problem
+from lebm_kernels.second_order import Direction, SecondWants, along
 
 # What PyTorch says of itself when it first loads forward mode.
 pytestmark = pytest.mark.filterwarnings(
@@ -357,3 +360,42 @@ def test_opcheck(backend: str, absent: tuple[str, ...]) -> None:
         (None, None, state, *rates, None, None, *tensors, None, backend, [False] * 6),
     ):
         torch.library.opcheck(operator.free_energy_second.default, given)
+
+
+class _Reads(TorchDispatchMode):
+    """Counts how often a number is asked of a tensor, for which a GPU would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_tiles_with_a_state_of_other_energies_are_visited_again_and_no_number_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunked, "_tile_pairs", lambda device: 8)
+    # Four tiles of two queries; each query's latent is the one on its side.
+    decoded = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [9.0, 9.0], [0.0, 9.0]]).double()
+    side = torch.tensor([1, 0, 0, 1, 1, 0, 1, 0])
+    y = decoded[side] + 0.2 * torch.rand(8, 2, dtype=torch.float64)
+    y_dot, decoded_dot, G = torch.randn(8, 2), torch.randn(4, 2), torch.rand(8)
+    y_dot, decoded_dot, G = y_dot.double(), decoded_dot.double(), G.double()
+    offset, offset_dot = y - decoded[side], y_dot - decoded_dot[side]
+    state = torch.stack([offset.square().sum(-1), torch.zeros(8), torch.zeros(8)], -1)
+    state[:, 1] = -math.log(4)
+    # Rounded otherwise, no latent is at the minimum, or the minimum is below.
+    state[2, 0] -= 1e-9
+    state[7, 0] -= 1e-9
+    cold = Problem(
+        y[None], decoded[None], torch.full((1, 8), math.inf).double(), None, None, None, None
+    )
+    direction = Direction(y=y_dot[None], decoded=decoded_dot[None])
+    with _Reads() as reads:
+        found = along(cold, G[None], None, state[None], direction, SecondWants(True, True))
+    assert reads.count == 0
+    torch.testing.assert_close(found.value[0], 2 * (offset * offset_dot).sum(-1))
+    torch.testing.assert_close(found.y[0], 2 * G[:, None] * offset_dot)
+    pull = torch.zeros(4, 2, dtype=torch.float64).index_add(0, side, -2 * G[:, None] * offset_dot)
+    torch.testing.assert_close(found.decoded[0], pull)
