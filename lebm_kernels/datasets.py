@@ -61,7 +61,12 @@ class Dataset:
 
 
 def horn_radii(x: Tensor) -> Tensor:
-    """rho(x): the true radii ``[..., 2]`` of the horn's sections at ``x[...]``."""
+    """rho(x): the true radii ``[..., 2]`` of the horn's sections at ``x[...]``.
+
+    Example:
+        >>> horn_radii(torch.tensor(0.0))
+        tensor([2.0000, 1.5000])
+    """
     a, b = RADII
     ends = torch.stack([a * x + b * (1.0 - x), b * x + a * (1.0 - x)], dim=-1)
     return ends * torch.exp(2.0 * x).unsqueeze(-1)
@@ -79,6 +84,10 @@ def ellipse_data(
 
     Raises:
         ValueError: ``num`` or ``noise`` is out of range.
+
+    Example:
+        >>> ellipse_data(24).y.shape
+        torch.Size([24, 2])
     """
     _check(num, noise)
     return Dataset(_observe(torch.zeros(num), noise, generator))

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 
 def circle(z: Tensor) -> Tensor:
-    """The unit circle ``[cos z, sin z]``: angles ``z[...]`` in radians to points ``[..., 2]``."""
+    """The unit circle ``[cos z, sin z]``: angles ``z[...]`` in radians to points ``[..., 2]``.
+
+    Example:
+        >>> circle(torch.tensor([0.0]))
+        tensor([[1., 0.]])
+    """
     return torch.stack([torch.cos(z), torch.sin(z)], dim=-1)
 
 
@@ -32,6 +37,10 @@ class EllipseDecoder(nn.Module):
 
     Raises:
         ValueError: ``radii`` doesn't have shape [2].
+
+    Example:
+        >>> EllipseDecoder(torch.tensor([2.0, 1.5]))(torch.zeros(1)).detach()
+        tensor([[2., 0.]])
     """
 
     def __init__(

@@ -34,8 +34,8 @@ def free_energy(
     r"""The free energy of every query over a grid of latents.
 
     .. math::
-        E[b,n] = \\sum_d (y[b,d] - s[b,d]\\, g[n,d])^2 + r[n] \\qquad
-        F[b] = -\\tfrac1\\beta \\log \\sum_n w[n] e^{-\\beta E[b,n]}, \\quad w = softmax(l)
+        E[b,n] = \sum_d (y[b,d] - s[b,d]\, g[n,d])^2 + r[n] \qquad
+        F[b] = -\tfrac1\beta \log \sum_n w[n] e^{-\beta E[b,n]}, \quad w = softmax(l)
 
     The minimum over the latents at ``beta = inf`` (zero temperature, "cold"), their weighted mean
     at ``beta = 0`` ("hot"), the marginal in between; continuous and non-increasing in beta.

@@ -99,6 +99,10 @@ def periodic_grid(
 
     Raises:
         ValueError: ``num`` or ``period`` is out of range.
+
+    Example:
+        >>> periodic_grid(4, period=1.0).z
+        tensor([0.0000, 0.2500, 0.5000, 0.7500])
     """
     _check_count("num", num, least=1)
     if not (0.0 < period < math.inf):
@@ -129,6 +133,10 @@ def interval_grid(
 
     Raises:
         ValueError: ``num`` is below 2, or ``low < high`` doesn't hold with both finite.
+
+    Example:
+        >>> interval_grid(0.0, 1.0, 3).log_measure.exp()
+        tensor([0.2500, 0.5000, 0.2500])
     """
     _check_count("num", num, least=2)
     _check_interval(low, high)
@@ -160,6 +168,11 @@ def gauss_legendre_grid(
 
     Raises:
         ValueError: ``num`` is below 1, or ``low < high`` doesn't hold with both finite.
+
+    Example:
+        >>> grid = gauss_legendre_grid(0.0, 1.0, 3)
+        >>> (grid.log_measure.exp() * grid.z**5).sum()  # the mean of z^5: 1/6
+        tensor(0.1667)
     """
     _check_count("num", num, least=1)
     _check_interval(low, high)
@@ -180,6 +193,10 @@ def product_grid(*grids: LatentGrid) -> LatentGrid:
 
     Raises:
         ValueError: no grid is given, or their dtypes or devices differ.
+
+    Example:
+        >>> product_grid(periodic_grid(2), interval_grid(0.0, 1.0, 3)).z.shape
+        torch.Size([6, 2])
     """
     if not grids:
         raise ValueError("grids must hold at least one grid, got none")

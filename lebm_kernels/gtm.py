@@ -48,6 +48,11 @@ def topographic_mapping(
 
     Raises:
         ValueError: an argument is out of range, or ``y`` has one observation or dimension alone.
+
+    Example:
+        >>> model = topographic_mapping(torch.randn(20, 3), latents=4)
+        >>> model.manifold().shape
+        torch.Size([16, 3])
     """
     for name, value in (("latents", latents), ("bumps", bumps)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 2:

@@ -80,6 +80,13 @@ def infer_on_grid(
 
     Raises:
         ValueError: ``y`` isn't ``[M, D]``, or ``x`` doesn't suit the model.
+
+    Example:
+        >>> from lebm_kernels.models import Ellipse
+        >>> model = Ellipse(radii=torch.tensor([2.0, 1.5]))
+        >>> found = infer_on_grid(model, torch.tensor([[3.0, 0.0]]))
+        >>> found.y.detach(), found.energy.detach()
+        (tensor([[2., 0.]]), tensor([1.]))
     """
     x = _each(y, x)
     z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
@@ -118,6 +125,13 @@ def infer(
     Raises:
         ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, ``start`` doesn't
             broadcast, or a value is out of range.
+
+    Example:
+        >>> from lebm_kernels.models import Ellipse
+        >>> model = Ellipse(radii=torch.tensor([2.0, 1.5]))
+        >>> found = infer(model, torch.tensor([[3.0, 0.0]]), start=0.4, method="lbfgs")
+        >>> round(found.energy.item(), 4), found.converged.item(), found.local.item()
+        (1.0, True, False)
     """
     best = infer_on_grid(model, y, x, backend=backend)
     y, x = y.detach(), _each(y, x)

@@ -32,5 +32,12 @@ def density_loss(
 
     Raises:
         ValueError: ``beta`` is a number out of range.
+
+    Example:
+        >>> import torch
+        >>> from lebm_kernels.models import Ellipse
+        >>> point = Ellipse(radii=torch.zeros(2))  # a Gaussian about the origin, exp(-pi |y|^2)
+        >>> round(density_loss(point, torch.tensor([[1.0, 0.0]]), beta=torch.pi).item(), 4)
+        3.1416
     """
     return -model.log_density(y, x, beta=beta, backend=backend).mean()

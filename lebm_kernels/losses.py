@@ -64,6 +64,12 @@ def energy_loss(
 
     Returns:
         A scalar.
+
+    Example:
+        >>> from lebm_kernels.models import Ellipse
+        >>> model = Ellipse(radii=torch.tensor([2.0, 1.5]))
+        >>> energy_loss(model, torch.tensor([[3.0, 0.0]])).item()
+        1.0
     """
     return model.free_energy(y, x, beta=beta, backend=backend).mean()
 
@@ -136,6 +142,10 @@ def hinge(f: Tensor, f_hat: Tensor, margin: float = 1.0) -> Tensor:
 
     Returns:
         A scalar.
+
+    Example:
+        >>> hinge(torch.tensor([1.0]), torch.tensor([1.5]))
+        tensor(0.5000)
     """
     # The difference first: margin + f may round to what f_hat exceeds, or no longer exceeds.
     return (margin - (f_hat - f)).relu().mean()
@@ -153,6 +163,10 @@ def log_ratio(f: Tensor, f_hat: Tensor) -> Tensor:
 
     Returns:
         A scalar.
+
+    Example:
+        >>> log_ratio(torch.tensor([1.0]), torch.tensor([1.0]))  # log 2
+        tensor(0.6931)
     """
     # PyTorch's softplus is linear beyond a threshold, which float64 can tell; this is exact.
     return -logsigmoid(f_hat - f).mean()

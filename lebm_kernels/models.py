@@ -345,6 +345,11 @@ class Ellipse(CircleModel):
         radii: the first radii, ``[2]``; drawn from N(0, 1) if absent.
         regulariser: as in :class:`LatentModel`.
         generator: source of the draw; the global generator if absent.
+
+    Example:
+        >>> model = Ellipse(radii=torch.tensor([2.0, 1.5]))
+        >>> model.free_energy(torch.tensor([[3.0, 0.0]]), beta=math.inf).detach()
+        tensor([1.])
     """
 
     conditional = False

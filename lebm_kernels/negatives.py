@@ -49,6 +49,11 @@ class UniformBox:
     Raises:
         ValueError: a corner isn't finite; when called, a corner hasn't as many components as
             ``y``, or ``low`` isn't below ``high``.
+
+    Example:
+        >>> from lebm_kernels.models import Ellipse
+        >>> UniformBox(-3.0, 3.0)(Ellipse(), torch.zeros(4, 2)).shape
+        torch.Size([4, 2])
     """
 
     low: float | tuple[float, ...]

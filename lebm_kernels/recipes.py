@@ -22,6 +22,11 @@ class Recipe:
         model: called with ``generator=``, makes an untrained model.
         data: called with ``generator=``, draws observations.
         config: the configuration for zero temperature; it serves for warm training too.
+
+    Example:
+        >>> model, data, config = RECIPES["ellipse"].start(seed=0)
+        >>> type(model).__name__, len(data)
+        ('Ellipse', 24)
     """
 
     model: Callable[..., LatentModel]

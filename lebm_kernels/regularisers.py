@@ -35,6 +35,10 @@ class L2(_Penalty):
 
     Raises:
         ValueError: ``strength`` is out of range.
+
+    Example:
+        >>> L2(0.5)(torch.tensor([[1.0, 2.0]]), torch.zeros(1))
+        tensor([2.5000])
     """
 
     def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
@@ -50,6 +54,10 @@ class L1(_Penalty):
 
     Raises:
         ValueError: ``strength`` is out of range.
+
+    Example:
+        >>> L1(0.5)(torch.tensor([[1.0, -2.0]]), torch.zeros(1))
+        tensor([1.5000])
     """
 
     def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:

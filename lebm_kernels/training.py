@@ -227,6 +227,15 @@ def train(
         ValueError: an argument is out of range, or the checkpoint is of another run.
         FileNotFoundError: ``resume`` is asked for and there is no checkpoint.
         FloatingPointError: the loss is no longer finite.
+
+    Example:
+        >>> from lebm_kernels.datasets import ellipse_data
+        >>> from lebm_kernels.models import Ellipse
+        >>> model = Ellipse(radii=torch.tensor([1.0, 0.5]))
+        >>> config = TrainConfig(epochs=5, learning_rate=0.1)
+        >>> result = train(model, ellipse_data(), config, progress=False)
+        >>> result.final < result.initial
+        True
     """
     _require(
         _is_count(checkpoint_every, 1),

@@ -148,13 +148,6 @@ def test_what_is_heavy_is_imported_where_it_is_used() -> None:
     assert not command_line & {f"lebm_kernels.{name}" for name in ours}
 
 
-def test_example_of_the_readme_runs() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_builds_the_library_beside_the_sources(tree: Path, build: Build) -> None:
     done = build()
     assert done.returncode == 0, done.stderr
