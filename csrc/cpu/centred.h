@@ -1,5 +1,5 @@
-// Sums over a block about its centre, pair by pair, at low D and without log-weights (see plan.h).
-// Included inside an instruction set's namespace.
+// Sums<T> over a block about its centre, pair by pair, at low D and without log-weights (see
+// plan.h). Included inside an instruction set's namespace.
 //
 //     2^x,   x = linear . v - quadratic . v^2,   linear = 2 rate s u,   quadratic = rate s^2
 
@@ -18,7 +18,7 @@ template <typename T, int kD, Level kLevel, bool kIsSmall, bool kScaled, bool kU
           int kQ>
 static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<T, kD>& plan,
                          const CentredLatents<T, kD>& latents, const int64_t* at, int count,
-                         const Query<T>* queries, Sums* sums, Vectors* vectors) {
+                         const Query<T>* queries, Sums<T>* sums, Vectors* vectors) {
   using Power = Exp2<T>;
   constexpr int kL = kQ == 1 ? 2 : 1, K = kQ * kL;
   // sum p x from the moments; where latent energies or absent latents enter x, pair by pair.
@@ -108,20 +108,21 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
   const double weight = grid.block_weight[block.first / size];
   for (int q = 0; q < count; ++q) {
     const int64_t i = at[q];
-    Sums& a = sums[i];
+    Sums<T>& a = sums[i];
     const double factor = kIsSmall ? plan.factor[i] : plan.factor[i] * Power::kUnit;
     const double sum_ = sum(total[q]);
     const double mass = kIsSmall ? factor * (sum_ + weight) : factor * sum_;
-    a.sum += kIsSmall ? factor * sum_ + weight * plan.factor_minus_1[i] : mass;
+    // Without log-weights and about centres, terms are not so alike that what they lose shows.
+    a.sum.value += kIsSmall ? factor * sum_ + weight * plan.factor_minus_1[i] : mass;
     a.mass += mass;
-    a.seen += weight;
-    if constexpr (kExcess) a.excess += plan.start[i] * mass;
-    if constexpr (kByPair) a.excess += factor / kSteps * sum(excess[q]);
+    a.seen.value += weight;
+    if constexpr (kExcess) a.excess.value += plan.start[i] * mass;
+    if constexpr (kByPair) a.excess.value += factor / kSteps * sum(excess[q]);
     if constexpr (kLevel >= kMean) {
       for (int d = 0; d < kD; ++d) {
         const double by_first = factor * sum(first[q][d]), by_second = factor * sum(second[q][d]);
         if (kExcess && !kByPair)
-          a.excess += plan.linear[d][i] * by_first - plan.quadratic[d][i] * by_second;
+          a.excess.value += plan.linear[d][i] * by_first - plan.quadratic[d][i] * by_second;
         add_moments(d, by_first, by_second, mass, block.centre[d], queries[i].y[d], queries[i].s[d],
                     vectors[i]);
       }
@@ -132,7 +133,7 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
 // All centred queries of a block, a few at a time.
 template <typename T, int kD, Level kLevel, bool kIsSmall>
 static void centred_block(const Grid<T>& grid, const Block<T>& block, const Plan<T, kD>& plan,
-                          const int64_t* at, int64_t count, const Query<T>* queries, Sums* sums,
+                          const int64_t* at, int64_t count, const Query<T>* queries, Sums<T>* sums,
                           Vectors* vectors) {
   constexpr int kQ = kLevel == kAllMoments ? 1 : 2;
   const int64_t i = block.first / grid.block;

@@ -18,6 +18,38 @@ static void fill(T* x, int64_t count, T value) {
   for (int64_t i = 0; x && i < count; ++i) x[i] = value;
 }
 
+// A sum over many blocks, in double. One of doubles keeps what its roundings took from it: where
+// the terms are alike, these all fall to one side.
+template <typename T>
+struct Total {
+  double value;
+
+  operator double() const { return value; }
+  void operator+=(double x) { value += x; }
+  void operator*=(double factor) { value *= factor; }
+};
+
+template <>
+struct Total<double> {
+  double value, lost;
+
+  // What was lost beside an infinite sum is no number.
+  operator double() const { return value - value == 0 ? value + lost : value; }
+  void operator+=(double x) {
+    const double sum_ = value + x, added = sum_ - value;
+    lost += (value - (sum_ - added)) + (x - added);
+    value = sum_;
+  }
+  void operator+=(const Total& x) {
+    *this += x.value;
+    lost += x.lost;
+  }
+  void operator*=(double factor) {
+    value *= factor;
+    lost *= factor;
+  }
+};
+
 LEBM_INLINE size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // body(i) for i in [0, count), on the threads of `parallel`.

@@ -334,7 +334,7 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
   T* r = grid.r + slot * block;
   T *log2_w = grid.log2_w + slot * block, *w = grid.w + slot * block;
   BlockFlags flags{false, false, __builtin_inf(), -__builtin_inf()};
-  double weight = 0;
+  Total<T> weight{};
   for (int64_t d = 0; d < D; ++d) {
     grid.low[i * D + d] = kAbsent<T>;
     grid.high[i * D + d] = -kAbsent<T>;
@@ -473,7 +473,8 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
   }
   // Streamed blocks without bounds are whole, or the grid serves for nothing.
   const int64_t unbounded = grid.bounded ? 0 : grid.num_blocks - 1;
-  grid.total = double(unbounded * grid.block);
+  Total<T> total{};
+  total += double(unbounded * grid.block);
   grid.r_low = __builtin_inf();
   grid.r_high = -__builtin_inf();
   for (int64_t d = 0; d < p.D; ++d) {
@@ -484,7 +485,7 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
   grid.has_nan = !is_finite(largest);
   grid.has_infinite = false;
   for (int64_t i = unbounded; i < grid.num_blocks; ++i) {
-    grid.total += grid.block_weight[i];
+    total += grid.block_weight[i];
     grid.has_nan |= flags[i].has_nan;
     grid.has_infinite |= flags[i].has_infinite;
     grid.r_low = flags[i].r_low < grid.r_low ? flags[i].r_low : grid.r_low;
@@ -495,6 +496,7 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
       grid.box_high[d] = high > grid.box_high[d] ? high : grid.box_high[d];
     }
   }
+  grid.total = total;
 }
 
 // Packs grid b, see Packed. Without `bounded`, streamed blocks have bounds only once they were had

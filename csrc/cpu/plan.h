@@ -166,7 +166,7 @@ static void bound(const Grid<T>& grid, int64_t first_block, int64_t last_block, 
 // centred ones. `series`: null where there are none, or where they don't serve.
 template <typename T, int kD>
 static void plan_block(const Grid<T>& grid, int64_t i, double unseen, bool exact,
-                       const BlockSeries<T>* series, const Query<T>* queries, const Sums* sums,
+                       const BlockSeries<T>* series, const Query<T>* queries, const Sums<T>* sums,
                        Plan<T, kD>& plan, const int64_t* active, int64_t count) {
   const bool empty = !(grid.r_floor[i] <= grid.r_top[i]);
   const T log2_N = T(__builtin_log2(double(grid.N))), threshold = T(unseen) - log2_N;

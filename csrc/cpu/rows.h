@@ -5,7 +5,8 @@
 //     m = min_n E,   L = log sum_n w exp(-beta (E - m)),   F = m - L/beta,
 // and, where slopes are wanted, moments of p = w exp(-beta (E - m) - L). The reference m is the
 // least energy seen so far: when a block brings a lesser one, the sums are rescaled, which happens
-// once a block at most. Sums run in vector lanes within a block and in double across blocks.
+// once a block at most. Sums run in vector lanes within a block and in double across blocks, F's
+// with their roundings kept where T is double (Total).
 //
 // Where all of beta (E - m) is small, the logarithm of a sum near 1 would lose L, so that the sum
 // of w (exp(-beta (E - m)) - 1) is taken instead (kSmall), or at beta = 0 that of w (E - m) (kHot).
@@ -44,13 +45,14 @@ struct Query {
 };
 
 // The sums of one query over the blocks seen so far, relative to `least` (m) and to 2^offset.
+template <typename T>
 struct Sums {
   double least, offset;
-  double sum;     // of p; of p - w in kSmall, of w (m - E) in kHot
-  double mass;    // of p
-  double excess;  // of p log2(exp(-beta (E - m)))
-  double seen;    // of w
-  int64_t index;  // where the least energy is
+  Total<T> sum;     // of p; of p - w in kSmall, of w (m - E) in kHot
+  double mass;      // of p, by which vectors are divided: rounded as they are
+  Total<T> excess;  // of p log2(exp(-beta (E - m)))
+  Total<T> seen;    // of w
+  int64_t index;    // where the least energy is
 };
 
 struct Vectors {     // [D] each, or null
@@ -59,8 +61,9 @@ struct Vectors {     // [D] each, or null
   double* mean;      // sum p g
 };
 
-static void clear(Sums& a, Vectors& v, int64_t D, double least) {
-  a = {least, -__builtin_inf(), 0, 0, 0, 0, 0};
+template <typename T>
+static void clear(Sums<T>& a, Vectors& v, int64_t D, double least) {
+  a = {least, -__builtin_inf(), {}, 0, {}, {}, 0};
   for (int64_t d = 0; d < D; ++d) {
     if (v.residual) v.residual[d] = 0;
     if (v.stretch) v.stretch[d] = 0;
@@ -68,7 +71,8 @@ static void clear(Sums& a, Vectors& v, int64_t D, double least) {
   }
 }
 
-static void multiply(Sums& a, Vectors& v, int64_t D, double factor) {
+template <typename T>
+static void multiply(Sums<T>& a, Vectors& v, int64_t D, double factor) {
   a.mass *= factor;
   a.excess *= factor;
   for (int64_t d = 0; d < D; ++d) {
@@ -80,7 +84,7 @@ static void multiply(Sums& a, Vectors& v, int64_t D, double factor) {
 
 // Makes the sums relative to a lesser m.
 template <typename T>
-static void lower_least(const Query<T>& q, bool weighted, Sums& a, Vectors& v, int64_t D,
+static void lower_least(const Query<T>& q, bool weighted, Sums<T>& a, Vectors& v, int64_t D,
                         double m) {
   const double drop = a.least - m;
   a.least = m;
@@ -90,7 +94,7 @@ static void lower_least(const Query<T>& q, bool weighted, Sums& a, Vectors& v, i
   switch (q.mode) {
     case kNormal:
       if (a.mass == 0) break;  // left out so far, and the shift may be infinite
-      a.excess -= shift * a.mass;
+      a.excess += -shift * a.mass;
       if (weighted) {
         a.offset -= shift;
       } else {
@@ -101,15 +105,16 @@ static void lower_least(const Query<T>& q, bool weighted, Sums& a, Vectors& v, i
       break;
     case kSmall: {
       const double factor = __builtin_exp2(-shift);
-      a.sum = a.sum * factor + a.seen * __builtin_expm1(-shift * kLn2);
+      a.sum *= factor;
+      a.sum += a.seen * __builtin_expm1(-shift * kLn2);
       multiply(a, v, D, factor);
       break;
     }
     case kHot:
-      a.sum -= drop * a.seen;
+      a.sum += -drop * a.seen;
       break;
     case kCold:
-      a.sum = 0;
+      a.sum = {};
       a.offset = -__builtin_inf();
       multiply(a, v, D, 0.0);
       break;
@@ -119,7 +124,8 @@ static void lower_least(const Query<T>& q, bool weighted, Sums& a, Vectors& v, i
 }
 
 // Makes the sums relative to a larger 2^offset (weighted kNormal and kCold only).
-static void raise_offset(Sums& a, Vectors& v, int64_t D, double offset) {
+template <typename T>
+static void raise_offset(Sums<T>& a, Vectors& v, int64_t D, double offset) {
   if (!(offset > a.offset)) return;
   const double factor = a.mass == 0 ? 0.0 : __builtin_exp2(a.offset - offset);
   a.offset = offset;
@@ -129,8 +135,8 @@ static void raise_offset(Sums& a, Vectors& v, int64_t D, double offset) {
 
 // a += b, in the order of the latents (a before b): the first of equal minima keeps the index.
 template <typename T>
-static void merge(const Query<T>& q, bool weighted, Sums& a, Vectors& va, Sums& b, Vectors& vb,
-                  int64_t D) {
+static void merge(const Query<T>& q, bool weighted, Sums<T>& a, Vectors& va, Sums<T>& b,
+                  Vectors& vb, int64_t D) {
   if (b.least < a.least || (b.least == a.least && b.index < a.index)) a.index = b.index;
   lower_least(q, weighted, a, va, D, b.least < a.least ? b.least : a.least);
   lower_least(q, weighted, b, vb, D, a.least);
@@ -153,49 +159,69 @@ struct BlockSums {
   T sum, mass, excess;
 };
 
+// Sums of doubles add up those of sixteen vectors, which rounds less than one long sum.
+template <typename T>
+LEBM_INLINE int64_t run_length(int64_t size) {
+  return sizeof(T) == 8 && size > 16 * kLanes<T> ? 16 * kLanes<T> : size;
+}
+
 // p of every latent of a block, from its energies: summed, and handed to `moments` a vector at a
-// time. kWeighted is only told apart where it costs.
-template <typename T, Mode kMode, bool kWeighted, bool kExcess, typename Moments>
+// time, until after a run of them `add_run` adds up what that has summed. kWeighted is only told
+// apart where it costs.
+template <typename T, Mode kMode, bool kWeighted, bool kExcess, typename Moments, typename AddRun>
 static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const Query<T>& q, T m,
-                                      T offset, const T* energy, Moments&& moments) {
+                                      T offset, const T* energy, Moments&& moments,
+                                      AddRun&& add_run) {
   const Vec<T> least_ = broadcast(m), rate = broadcast(-q.rate), offset_ = broadcast(offset);
   const Vec<T> zero = broadcast(T(0));
-  Vec<T> sum_ = zero, mass = zero, excess_ = zero;
-  for (int64_t j = 0; j < size; j += kLanes<T>) {
-    const Vec<T> e = load(energy + j);
-    const Vec<T> excess = sub(e, least_);
-    Vec<T> p;
-    if constexpr (kMode == kNormal) {
-      const Vec<T> x = mul(excess, rate);
-      p = exp2_of<T>(kWeighted ? add(x, sub(load(block.log2_w + j), offset_)) : x);
-      // The floor of exp2 times an absent latent's x must be nothing.
-      if (kExcess) excess_ = fma(p, max(x, broadcast(-Exponent<T>::far)), excess_);
-    } else if constexpr (kMode == kSmall) {
-      const Vec<T> minus = mul(load(block.w + j), exp2m1_of<T>(mul(excess, rate)));
-      p = add(minus, load(block.w + j));
-      sum_ = add(sum_, minus);
-    } else if constexpr (kMode == kHot) {
-      p = load(block.w + j);
-      sum_ = fnma(p, excess, sum_);
-    } else {
-      // w a^2 Phi(x) with x = -beta a; where |x| >= 1, the same as w (e^x (x - 1) + 1) / beta^2,
-      // whose factors don't overflow for a latent far away.
-      const Vec<T> one = broadcast(T(1)), a = sub(excess, broadcast(q.gap));
-      const Vec<T> bits = max(mul(a, rate), broadcast(-Exponent<T>::far));
-      const Vec<T> x = mul(bits, broadcast(T(kLn2))), square = mul(x, x);
-      const Vec<T> weight = load(block.w + j), inverse = broadcast(q.inverse);
-      const Vec<T> near = mul(mul(mul(a, weight), a), phi_near<T>(x));
-      const Vec<T> far = mul(mul(fma(exp2_of<T>(bits), sub(x, one), one), inverse), inverse);
-      p = select_less(square, one, near, mul(weight, far));
-      // An absent latent's square may overflow; its weight must win.
-      p = select_less(zero, weight, p, zero);
+  struct {
+    Vec<T> sum, mass, excess;
+  } const none{zero, zero, zero};
+  auto all = none;
+  const int64_t run = run_length<T>(size);
+  for (int64_t begin = 0; begin < size; begin += run) {
+    auto part = none;
+    const int64_t end = begin + run < size ? begin + run : size;
+    for (int64_t j = begin; j < end; j += kLanes<T>) {
+      const Vec<T> e = load(energy + j);
+      const Vec<T> excess = sub(e, least_);
+      Vec<T> p;
+      if constexpr (kMode == kNormal) {
+        const Vec<T> x = mul(excess, rate);
+        p = exp2_of<T>(kWeighted ? add(x, sub(load(block.log2_w + j), offset_)) : x);
+        // The floor of exp2 times an absent latent's x must be nothing.
+        if (kExcess) part.excess = fma(p, max(x, broadcast(-Exponent<T>::far)), part.excess);
+      } else if constexpr (kMode == kSmall) {
+        const Vec<T> minus = mul(load(block.w + j), exp2m1_of<T>(mul(excess, rate)));
+        p = add(minus, load(block.w + j));
+        part.sum = add(part.sum, minus);
+      } else if constexpr (kMode == kHot) {
+        p = load(block.w + j);
+        part.sum = fnma(p, excess, part.sum);
+      } else {
+        // w a^2 Phi(x) with x = -beta a; where |x| >= 1, the same as w (e^x (x - 1) + 1) / beta^2,
+        // whose factors don't overflow for a latent far away.
+        const Vec<T> one = broadcast(T(1)), a = sub(excess, broadcast(q.gap));
+        const Vec<T> bits = max(mul(a, rate), broadcast(-Exponent<T>::far));
+        const Vec<T> x = mul(bits, broadcast(T(kLn2))), square = mul(x, x);
+        const Vec<T> weight = load(block.w + j), inverse = broadcast(q.inverse);
+        const Vec<T> near = mul(mul(mul(a, weight), a), phi_near<T>(x));
+        const Vec<T> far = mul(mul(fma(exp2_of<T>(bits), sub(x, one), one), inverse), inverse);
+        p = select_less(square, one, near, mul(weight, far));
+        // An absent latent's square may overflow; its weight must win.
+        p = select_less(zero, weight, p, zero);
+      }
+      part.mass = add(part.mass, p);
+      moments(j, p);
     }
-    mass = add(mass, p);
-    moments(j, p);
+    all.sum = add(all.sum, part.sum);
+    all.mass = add(all.mass, part.mass);
+    all.excess = add(all.excess, part.excess);
+    add_run();
   }
-  const T total = sum(mass);
+  const T total = sum(all.mass);
   const bool apart = kMode == kSmall || kMode == kHot;
-  return {apart ? sum(sum_) : total, total, kExcess ? sum(excess_) : T(0)};
+  return {apart ? sum(all.sum) : total, total, kExcess ? sum(all.excess) : T(0)};
 }
 
 // The sum of p = exp(-beta (E - m)) of a block, without log-weights; kStore: energies become p.
@@ -283,7 +309,7 @@ LEBM_INLINE bool is_near(const Grid<T>& grid, int64_t i, const T* s, T smallest,
 // they are many, sums of sixteen are added up, which rounds less than one long sum.
 template <typename T>
 static void add_minima(const Grid<T>& grid, const Block<T>& block, const Query<T>& q, T m, T offset,
-                       const T* energy, Sums& a, Vectors& v) {
+                       const T* energy, Sums<T>& a, Vectors& v) {
   const int64_t D = grid.D, size = grid.block;
   auto weight = [&](int64_t j) {
     return energy[j] != m  ? 0.0
@@ -317,7 +343,7 @@ static void add_minima(const Grid<T>& grid, const Block<T>& block, const Query<T
 // at general D it is overwritten with p.
 template <typename T, int kD, Level kLevel>
 static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>& q, T smallest,
-                      T* energy, Sums& a, Vectors& v, BlockSums<T>& sums) {
+                      T* energy, Sums<T>& a, Vectors& v, BlockSums<T>& sums) {
   const int64_t D = kD ? kD : grid.D, size = grid.block;
   sums = {0, 0, 0};
   // kSlope needs the m that F - m was found with.
@@ -348,8 +374,10 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
   const bool near =
       kD > 0 && kLevel >= kMean && is_near<T, kD>(grid, block.first / size, q.s, smallest, v);
   const T* latents = v.mean ? block.g : block.v;
-  Vec<T> first[kD ? kD : 1], second[kD ? kD : 1];
-  for (int d = 0; d < kD; ++d) first[d] = second[d] = broadcast(T(0));
+  constexpr int kDims = kD ? kD : 1;
+  const Vec<T> zero = broadcast(T(0));
+  Vec<T> first[kDims], second[kDims], firsts[kDims], seconds[kDims];
+  for (int d = 0; d < kD; ++d) first[d] = second[d] = firsts[d] = seconds[d] = zero;
   auto moments = [&](int64_t j, Vec<T> p, auto differences) LEBM_INLINE_LAMBDA {
     if constexpr (kD > 0 && kLevel >= kMean) {
       for (int d = 0; d < kD; ++d) {
@@ -375,6 +403,13 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
   };
   auto about_centre = [&](int64_t j, Vec<T> p) LEBM_INLINE_LAMBDA { moments(j, p, No{}); };
   auto of_differences = [&](int64_t j, Vec<T> p) LEBM_INLINE_LAMBDA { moments(j, p, Yes{}); };
+  auto add_run = [&]() LEBM_INLINE_LAMBDA {
+    for (int d = 0; kLevel >= kMean && d < kD; ++d) {
+      firsts[d] = add(firsts[d], first[d]);
+      seconds[d] = add(seconds[d], second[d]);
+      first[d] = second[d] = zero;
+    }
+  };
   constexpr bool kExcess = kLevel == kAllMoments;
   auto sweep_with = [&](auto&& gather) LEBM_INLINE_LAMBDA {
     switch (q.mode) {
@@ -385,19 +420,20 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
             break;
           }
         }
-        sums = grid.weighted
-                   ? sweep<T, kNormal, true, kExcess>(block, size, q, m, offset, energy, gather)
-                   : sweep<T, kNormal, false, kExcess>(block, size, q, m, offset, energy, gather);
+        sums = grid.weighted ? sweep<T, kNormal, true, kExcess>(block, size, q, m, offset, energy,
+                                                                gather, add_run)
+                             : sweep<T, kNormal, false, kExcess>(block, size, q, m, offset, energy,
+                                                                 gather, add_run);
         break;
       case kSmall:
-        sums = sweep<T, kSmall, true, false>(block, size, q, m, offset, energy, gather);
+        sums = sweep<T, kSmall, true, false>(block, size, q, m, offset, energy, gather, add_run);
         break;
       case kHot:
-        sums = sweep<T, kHot, true, false>(block, size, q, m, offset, energy, gather);
+        sums = sweep<T, kHot, true, false>(block, size, q, m, offset, energy, gather, add_run);
         break;
       case kSlope:
         if constexpr (kLevel == kSumOnly) {
-          sums = sweep<T, kSlope, true, false>(block, size, q, m, offset, energy, gather);
+          sums = sweep<T, kSlope, true, false>(block, size, q, m, offset, energy, gather, add_run);
         }
         break;
       default:
@@ -416,10 +452,10 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
   if constexpr (kD > 0 && kLevel >= kMean) {
     for (int d = 0; d < kD; ++d) {
       if (near) {
-        if (v.residual) v.residual[d] += sum(first[d]);
-        if (v.stretch) v.stretch[d] += sum(second[d]);
+        if (v.residual) v.residual[d] += sum(firsts[d]);
+        if (v.stretch) v.stretch[d] += sum(seconds[d]);
       } else {
-        add_moments(d, sum(first[d]), sum(second[d]), sums.mass, v.mean ? T(0) : block.centre[d],
+        add_moments(d, sum(firsts[d]), sum(seconds[d]), sums.mass, v.mean ? T(0) : block.centre[d],
                     q.y[d], q.s[d], v);
       }
     }
@@ -429,7 +465,7 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
 // A tile of queries against a range of blocks. y and s of the queries lie in consecutive rows.
 template <typename T, int kD, Level kLevel>
 static void sweep_tile(const Grid<T>& grid, int64_t first_block, int64_t last_block,
-                       const Query<T>* queries, int64_t count, T* energy, Sums* sums,
+                       const Query<T>* queries, int64_t count, T* energy, Sums<T>* sums,
                        Vectors* vectors) {
   for (int64_t i = first_block; i < last_block; ++i) {
     const Block<T> block = grid.at(i);

@@ -53,7 +53,7 @@ constexpr double kMostCancelled = 0.25;
 
 // Writes a query's results from its sums; sets the mode of its next sweep.
 template <typename T>
-static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums& a,
+static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums<T>& a,
                    const Vectors& v) {
   const int64_t D = pass.grid->D, at = pass.b * pass.problem->M + m;
   const RowOutputs<T>& out = *pass.out;
@@ -124,7 +124,7 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
   if (!pass.first) return;
   if (out.index) out.index[at] = a.index;
   if (out.slope_beta) {
-    const double entropy = kLn2 * a.excess / a.mass - L;
+    const double entropy = kLn2 * a.excess / a.sum - L;
     out.slope_beta[at] =
         q.mode == kNormal ? T(-(entropy > 0 ? entropy : 0) / q.beta / q.beta) : T(0);
   }
@@ -142,7 +142,7 @@ template <typename T>
 struct Tile {
   T *y, *s, *energy;
   Query<T>* queries;
-  Sums* sums;
+  Sums<T>* sums;
   Vectors* vectors;
   double* moments;
   void* block;  // where streamed blocks are unpacked
@@ -153,13 +153,13 @@ struct Tile {
   static size_t bytes(int64_t D, int64_t block) {
     const int64_t tile = tile_size(D);
     return sizeof(T) * size_t(2 * tile * D + energies(D, block)) +
-           size_t(tile) * (sizeof(Query<T>) + sizeof(Sums) + sizeof(Vectors) +
+           size_t(tile) * (sizeof(Query<T>) + sizeof(Sums<T>) + sizeof(Vectors) +
                            sizeof(double) * 3 * size_t(D)) +
            64;
   }
   Tile(void* memory, int64_t D, int64_t size) {
     const int64_t tile = tile_size(D);
-    sums = static_cast<Sums*>(memory);
+    sums = static_cast<Sums<T>*>(memory);
     vectors = reinterpret_cast<Vectors*>(sums + tile);
     queries = reinterpret_cast<Query<T>*>(vectors + tile);
     moments = reinterpret_cast<double*>(queries + tile);

@@ -4,7 +4,7 @@
 template <typename T, int kD, Level kLevel>
 static void series_block(const Grid<T>& grid, int64_t i, const BlockSeries<T>& series,
                          const Plan<T, kD>& plan, const int64_t* at, int64_t count,
-                         const Query<T>* queries, Sums* sums, Vectors* vectors) {
+                         const Query<T>* queries, Sums<T>* sums, Vectors* vectors) {
   constexpr int kV = 4;
   constexpr int64_t kSome = kV * kLanes<double>;
   const double* width = series.width + i * kD;
@@ -33,12 +33,13 @@ static void series_block(const Grid<T>& grid, int64_t i, const BlockSeries<T>& s
     }
     for (int64_t k = 0; k < some; ++k) {
       const int64_t q = at[begin + k];
-      Sums& sum = sums[q];
+      Sums<T>& sum = sums[q];
       const double factor = plan.factor[q], mass = factor * value[k];
       const bool is_small = queries[q].mode == kSmall;
-      sum.sum += is_small ? factor * (value[k] - weight) + weight * plan.factor_minus_1[q] : mass;
+      sum.sum.value +=
+          is_small ? factor * (value[k] - weight) + weight * plan.factor_minus_1[q] : mass;
       sum.mass += mass;
-      sum.seen += weight;
+      sum.seen.value += weight;
       if constexpr (kLevel >= kMean) {
         double excess = plan.start[q] * mass;
         for (int d = 0; d < kD; ++d) {
@@ -48,7 +49,7 @@ static void series_block(const Grid<T>& grid, int64_t i, const BlockSeries<T>& s
           add_moments(d, moment, second, mass, grid.centre[i * kD + d], queries[q].y[d],
                       queries[q].s[d], vectors[q]);
         }
-        if (kLevel == kAllMoments && !is_small) sum.excess += excess;
+        if (kLevel == kAllMoments && !is_small) sum.excess.value += excess;
       }
     }
   }

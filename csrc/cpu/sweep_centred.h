@@ -2,9 +2,10 @@
 // Included inside an instruction set's namespace, after centred.h and series_rows.h.
 
 // A query to which a block does not matter: it has the weights alone.
-static void leave_out(Mode mode, double weight, Sums& a) {
-  a.seen += weight;
-  if (mode == kSmall) a.sum -= weight;
+template <typename T>
+static void leave_out(Mode mode, double weight, Sums<T>& a) {
+  a.seen.value += weight;
+  if (mode == kSmall) a.sum.value -= weight;
 }
 
 // A tile of queries. `exact`: m and its index must be those of the least energy itself.
@@ -19,7 +20,7 @@ struct TileSweep {
   const Query<T>* queries;
   int64_t count;
   T* energy;
-  Sums* sums;
+  Sums<T>* sums;
   Vectors* vectors;
   Plan<T, kD> plan;
 

@@ -120,30 +120,40 @@ struct TiledScratch {
 template <typename T, Level kLevel, bool kDifferences, int kDims>
 static void moments_of_dims(const Block<T>& block, int64_t size, int64_t start,
                             const Query<T>& query, double mass, const T* p, Vectors& vectors) {
-  Vec<T> first[kDims], second[kDims], y[kDims], s[kDims];
+  Vec<T> firsts[kDims], seconds[kDims], y[kDims], s[kDims];
   for (int i = 0; i < kDims; ++i) {
-    first[i] = second[i] = broadcast(T(0));
+    firsts[i] = seconds[i] = broadcast(T(0));
     y[i] = broadcast(query.y[start + i]);
     s[i] = broadcast(query.s[start + i]);
   }
   const T* g = block.g + start * size;
-  for (int64_t j = 0; j < size; j += kLanes<T>) {
-    const Vec<T> weight = load(p + j);
-    for (int i = 0; i < kDims; ++i) {
-      const Vec<T> latents = load(g + i * size + j);
-      const Vec<T> factor = kDifferences ? fnma(s[i], latents, y[i]) : latents;
-      if constexpr (kLevel == kAllMoments) {
-        const Vec<T> moment = mul(weight, factor);
-        first[i] = add(first[i], moment);
-        second[i] = fma(moment, latents, second[i]);
-      } else {
-        first[i] = fma(weight, factor, first[i]);
+  const int64_t run = run_length<T>(size);
+  for (int64_t begin = 0; begin < size; begin += run) {
+    Vec<T> first[kDims], second[kDims];
+    for (int i = 0; i < kDims; ++i) first[i] = second[i] = broadcast(T(0));
+    const int64_t end = begin + run < size ? begin + run : size;
+    for (int64_t j = begin; j < end; j += kLanes<T>) {
+      const Vec<T> weight = load(p + j);
+      for (int i = 0; i < kDims; ++i) {
+        const Vec<T> latents = load(g + i * size + j);
+        const Vec<T> factor = kDifferences ? fnma(s[i], latents, y[i]) : latents;
+        if constexpr (kLevel == kAllMoments) {
+          const Vec<T> moment = mul(weight, factor);
+          first[i] = add(first[i], moment);
+          second[i] = fma(moment, latents, second[i]);
+        } else {
+          first[i] = fma(weight, factor, first[i]);
+        }
       }
+    }
+    for (int i = 0; i < kDims; ++i) {
+      firsts[i] = add(firsts[i], first[i]);
+      seconds[i] = add(seconds[i], second[i]);
     }
   }
   for (int i = 0; i < kDims; ++i) {
     const int64_t d = start + i;
-    const double one = sum(first[i]), two = sum(second[i]);
+    const double one = sum(firsts[i]), two = sum(seconds[i]);
     if (!kDifferences) {
       add_moments(d, one, two, mass, 0.0, query.y[d], query.s[d], vectors);
       continue;
@@ -219,7 +229,7 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
 template <typename T, Level kLevel>
 static void sweep_tile_of_many(const Grid<T>& grid, int64_t first_block, int64_t last_block,
                                bool scaled, bool exact, const Query<T>* queries, int64_t count,
-                               T* memory, Sums* sums, Vectors* vectors) {
+                               T* memory, Sums<T>* sums, Vectors* vectors) {
   const int64_t size = grid.block, D = grid.D;
   const TiledScratch<T> scratch(memory, D, size);
   const T *y = queries[0].y, *s = queries[0].s;
