@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lebm_kernels.checks import check_count, check_not_negative
 from lebm_kernels.decoders import circle
 
 NOISE = 0.05
@@ -34,6 +35,7 @@ class Dataset:
         x: conditions, ``[num]``, or ``None`` for unconditional data.
 
     Raises:
+        TypeError: one of them is no tensor.
         ValueError: the shapes are not those above.
     """
 
@@ -42,6 +44,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check the shapes."""
+        for name, value, form in (("y", self.y, "[num, D]"), ("x", self.x, "[num]")):
+            if not isinstance(value, Tensor) and (name == "y" or value is not None):
+                raise TypeError(f"{name} must be a tensor {form}, got {type(value).__name__}")
         if self.y.dim() != 2 or self.y.numel() == 0:
             raise ValueError(f"y must have shape [num, D], num, D >= 1, got {list(self.y.shape)}")
         if self.x is not None and self.x.shape != self.y.shape[:1]:
@@ -157,7 +162,5 @@ def _observe(x: Tensor, noise: float, generator: torch.Generator | None) -> Tens
 
 
 def _check(num: int, noise: float) -> None:
-    if isinstance(num, bool) or not isinstance(num, int) or num < 1:
-        raise ValueError(f"num must be an integer of at least 1, got {num!r}")
-    if not (0.0 <= noise < math.inf):
-        raise ValueError(f"noise must be at least 0 and finite, got {noise}")
+    check_count("num", num, 1)
+    check_not_negative("noise", noise)

@@ -15,6 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels.checks import check_count, check_positive
+
 
 def circle(z: Tensor) -> Tensor:
     """The unit circle ``[cos z, sin z]``: angles ``z[...]`` in radians to points ``[..., 2]``.
@@ -86,7 +88,7 @@ class HornPredictor(nn.Module):
         super().__init__()
         _check_domain(domain)
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
-        _check_count("outputs", outputs, least=1)
+        check_count("outputs", outputs, 1)
         sizes = ((1, 8), (8, 8), (8, outputs))
         bend, hidden, last = (nn.utils.skip_init(nn.Linear, *size) for size in sizes)
         self.layers: nn.Sequential = nn.Sequential(bend, nn.ReLU(), hidden, nn.ReLU(), last)
@@ -145,14 +147,14 @@ class NeuralDecoder(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_count("latent_dim", latent_dim, least=1)
-        _check_count("outputs", outputs, least=1)
-        _check_count("code_dim", code_dim, least=0)
+        check_count("latent_dim", latent_dim, 1)
+        check_count("outputs", outputs, 1)
+        check_count("code_dim", code_dim, 0)
         _check_domain(domain)
         if not hidden:
             raise ValueError("hidden must hold at least one layer's number of units, got none")
         for units in hidden:
-            _check_count("hidden", units, least=1)
+            check_count("hidden", units, 1)
         self.domain = domain
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
         self.of_latent: nn.Linear = nn.utils.skip_init(nn.Linear, latent_dim, hidden[0])
@@ -216,9 +218,8 @@ class RBFDecoder(nn.Module):
         super().__init__()
         if centres.dim() != 2 or centres.numel() == 0:
             raise ValueError(f"centres must have shape [B, K], got {list(centres.shape)}")
-        if not (0.0 < width < math.inf):
-            raise ValueError(f"width must be positive and finite, got {width}")
-        _check_count("outputs", outputs, least=1)
+        check_positive("width", width)
+        check_count("outputs", outputs, 1)
         self.width = width
         self.register_buffer("centres", centres.detach().clone(), persistent=False)
         self.weight: nn.Parameter = nn.Parameter(centres.new_zeros(len(centres) + 1, outputs))
@@ -239,8 +240,3 @@ def _check_domain(domain: tuple[float, float]) -> None:
     low, high = domain
     if not (-math.inf < low < high < math.inf):
         raise ValueError(f"domain must be (low, high) with low < high, got {domain}")
-
-
-def _check_count(name: str, value: int, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lebm_kernels.checks import check_count, check_not_negative
+
 Function = Callable[[Tensor, Tensor], Tensor]
 Projection = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,10 +81,9 @@ def descend(
         raise ValueError("start must have shape [M, ...], got []")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0:
-        raise ValueError(f"max_steps must be an integer of at least 0, got {max_steps!r}")
-    if tol is not None and not (0.0 <= tol < math.inf):
-        raise ValueError(f"tol must be at least 0 and finite, got {tol}")
+    check_count("max_steps", max_steps, 0)
+    if tol is not None:
+        check_not_negative("tol", tol)
     if project is not None and method != "gradient":
         raise ValueError(f"project must be absent with method {method!r}: only gradient takes it")
     point = start.detach().clone()

@@ -47,7 +47,7 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if type(grad) is not Tensor or torch.is_grad_enabled() or not _unattended():
+        if type(grad) is not Tensor or torch.is_grad_enabled() or not unattended():
             return derivatives.differentiate(ctx, grad)[:6]
         _, by_decoded, _, _, by_log_weight, by_latent_energy = ctx.needs_input_grad
         if by_decoded or by_log_weight or by_latent_energy:
@@ -84,7 +84,7 @@ def _columns(grad: Tensor, state: Tensor, *rest: Any) -> Any:
         raise torch.OutOfMemoryError(too_large("native", *arguments[:2])) from error
 
 
-def _unattended() -> bool:
+def unattended() -> bool:
     """Whether no mode or transform of PyTorch's waits for the operator."""
     return not (
         torch.compiler.is_compiling()
@@ -111,7 +111,7 @@ def free_energy(
     ``[M, D]``, log_weight and latent_energy ``[N]``: dense, on the CPU, all float32 or all float64.
     """
     dtype = y.dtype if type(y) in _PLAIN else None
-    if (dtype is not torch.float32 and dtype is not torch.float64) or not _unattended():
+    if (dtype is not torch.float32 and dtype is not torch.float64) or not unattended():
         return None
     if not isinstance(beta, Tensor):
         # A number of another type, or out of range, is for the checks of the longer way.

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from lebm_kernels.checks import check_count, number
+
 PRACTICUM_POINTS = 48
 """Points of the practicum's grid: [0, 2 pi) in steps of pi/24."""
 
@@ -104,8 +106,8 @@ def periodic_grid(
         >>> periodic_grid(4, period=1.0).z
         tensor([0.0000, 0.2500, 0.5000, 0.7500])
     """
-    _check_count("num", num, least=1)
-    if not (0.0 < period < math.inf):
+    check_count("num", num, 1)
+    if not (0.0 < number(period) < math.inf):
         raise ValueError(f"period must be positive and finite, got {period}")
     # Computed in double and rounded once, so that float32 points are the nearest there are.
     z = torch.arange(num, dtype=torch.float64) * (period / num)
@@ -138,7 +140,7 @@ def interval_grid(
         >>> interval_grid(0.0, 1.0, 3).log_measure.exp()
         tensor([0.2500, 0.5000, 0.2500])
     """
-    _check_count("num", num, least=2)
+    check_count("num", num, 2)
     _check_interval(low, high)
     z = torch.linspace(low, high, num, dtype=torch.float64)
     weight = torch.ones(num, dtype=torch.float64)
@@ -174,7 +176,7 @@ def gauss_legendre_grid(
         >>> (grid.log_measure.exp() * grid.z**5).sum()  # the mean of z^5: 1/6
         tensor(0.1667)
     """
-    _check_count("num", num, least=1)
+    check_count("num", num, 1)
     _check_interval(low, high)
     node, weight = np.polynomial.legendre.leggauss(num)
     z = torch.from_numpy(low + (high - low) * (node + 1.0) / 2.0)
@@ -241,8 +243,8 @@ def sobol_grid(
     Raises:
         ValueError: ``num`` or ``dim`` is out of range, or ``low < high`` doesn't hold.
     """
-    _check_count("num", num, least=1)
-    _check_count("dim", dim, least=1)
+    check_count("num", num, 1)
+    check_count("dim", dim, 1)
     if dim > SobolEngine.MAXDIM:
         raise ValueError(f"dim must be at most {SobolEngine.MAXDIM}, got {dim}")
     _check_interval(low, high)
@@ -252,10 +254,5 @@ def sobol_grid(
 
 
 def _check_interval(low: float, high: float) -> None:
-    if not (-math.inf < low < high < math.inf):
+    if not (-math.inf < number(low) < number(high) < math.inf):
         raise ValueError(f"low must be below high, both finite, got low={low}, high={high}")
-
-
-def _check_count(name: str, value: int, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -25,6 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lebm_kernels.checks import check_count, check_not_negative, check_positive
 from lebm_kernels.decoders import RBFDecoder
 from lebm_kernels.functional import free_energy, posterior
 from lebm_kernels.grids import LatentGrid, interval_grid, product_grid
@@ -55,8 +56,8 @@ def topographic_mapping(
         torch.Size([16, 3])
     """
     for name, value in (("latents", latents), ("bumps", bumps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-            raise ValueError(f"{name} must be an integer of at least 2, got {value!r}")
+        check_count(name, value, 2)
+    check_positive("width", width)
     if y.dim() != 2 or min(y.shape) < 2:
         raise ValueError(f"y must have shape [M, D] with M, D >= 2, got {list(y.shape)}")
     grid = LatentGrid(_square(latents, y))
@@ -114,10 +115,8 @@ def fit(
         ValueError: an argument is out of range, or the model is no mapping.
         FloatingPointError: the log-density is no longer finite.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations must be an integer of at least 0, got {iterations!r}")
-    if not (0.0 <= decay < math.inf):
-        raise ValueError(f"decay must be at least 0 and finite, got {decay}")
+    check_count("iterations", iterations, 0)
+    check_not_negative("decay", decay)
     if not isinstance(model.decoder, RBFDecoder) or model.log_beta is None:
         raise ValueError("model must be a mapping: an RBFDecoder with a learned beta")
     if model.regulariser is not None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lebm_kernels.checks import number
 from lebm_kernels.models import LatentModel
 from lebm_kernels.negatives import Negatives
 
@@ -91,8 +92,8 @@ class HingeLoss:
 
     def __post_init__(self) -> None:
         """Check the margin."""
-        if not math.isfinite(self.margin):
-            raise ValueError(f"margin must be finite, got {self.margin}")
+        if not math.isfinite(number(self.margin)):
+            raise ValueError(f"margin must be finite, got {self.margin!r}")
 
     def __call__(
         self,

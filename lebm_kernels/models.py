@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels.checks import number
 from lebm_kernels.decoders import (
     EllipseDecoder,
     HornPredictor,
     NeuralDecoder,
     circle,
 )
+from lebm_kernels.direct import unattended
 from lebm_kernels.functional import free_energy, posterior, sample_latent
 from lebm_kernels.grids import LatentGrid, periodic_grid
 from lebm_kernels.reference import Posterior
@@ -135,8 +137,8 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: ``beta`` is out of range.
         """
-        if not (0.0 < beta < math.inf):
-            raise ValueError(f"beta must be positive and finite to be learned, got {beta}")
+        if not (0.0 < number(beta) < math.inf):
+            raise ValueError(f"beta must be positive and finite to be learned, got {beta!r}")
         self.log_beta = nn.Parameter(self.z.new_tensor(math.log(beta)))
         return self
 
@@ -163,13 +165,11 @@ class LatentModel(nn.Module):
             backend: as in :func:`lebm_kernels.free_energy`.
 
         Raises:
-            ValueError: ``x`` is missing from a conditional model or given to another.
+            ValueError: ``x`` is missing from a conditional model or given to another, or has more
+                than one condition an observation.
         """
-        if not self._each_its_own(x):
-            return free_energy(y, beta=beta, backend=backend, **self._arguments(x))
-        beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
-        arguments = self._arguments(x)
-        return free_energy(y.unsqueeze(-2), beta=beta, backend=backend, **arguments).squeeze(-1)
+        value = free_energy(**self._question(y, x, beta), backend=backend)
+        return value.squeeze(-1) if self._each_its_own(x) else value
 
     def posterior(
         self,
@@ -187,10 +187,9 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: ``x`` is missing from a conditional model or given to another.
         """
+        found = posterior(**self._question(y, x, beta), backend=backend)
         if not self._each_its_own(x):
-            return posterior(y, beta=beta, backend=backend, **self._arguments(x))
-        beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
-        found = posterior(y.unsqueeze(-2), beta=beta, backend=backend, **self._arguments(x))
+            return found
         value, mean, energy, relative_entropy, index = found
         return Posterior(
             value.squeeze(-1),
@@ -223,16 +222,13 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: ``x`` is missing from a conditional model or given to another.
         """
-        options: dict[str, Any] = {
-            "num_samples": num_samples,
-            "generator": generator,
-            "backend": backend,
-        }
-        if not self._each_its_own(x):
-            return sample_latent(y, beta=beta, **self._arguments(x), **options)
-        beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
-        found = sample_latent(y.unsqueeze(-2), beta=beta, **self._arguments(x), **options)
-        return found.squeeze(-2)
+        found = sample_latent(
+            **self._question(y, x, beta),
+            num_samples=num_samples,
+            generator=generator,
+            backend=backend,
+        )
+        return found.squeeze(-2) if self._each_its_own(x) else found
 
     def log_density(
         self,
@@ -257,12 +253,15 @@ class LatentModel(nn.Module):
             backend: as in :func:`lebm_kernels.free_energy`.
 
         Raises:
-            ValueError: ``beta`` is a number out of range, or ``x`` doesn't suit the model.
+            ValueError: ``beta`` is a number out of range, or a tensor with a number below 0 or a
+                NaN (in eager mode, where it can be looked at); or ``x`` doesn't suit the model.
         """
         if not isinstance(beta, Tensor):
-            if not (0.0 < beta < math.inf):
-                raise ValueError(f"beta must be positive and finite for a density, got {beta}")
+            if not (0.0 < number(beta) < math.inf):
+                raise ValueError(f"beta must be positive and finite for a density, got {beta!r}")
             beta = self.z.new_tensor(beta)
+        elif unattended() and not bool((beta >= 0).all()):
+            raise ValueError(f"beta must be positive and finite for a density, got {beta}")
         value = self.free_energy(y, x, beta=beta, backend=backend)
         normaliser = 0.5 * y.shape[-1] * (beta / math.pi).log()
         cost = self.latent_energy
@@ -278,9 +277,31 @@ class LatentModel(nn.Module):
             "latent_energy": self.latent_energy,
         }
 
+    def _question(self, y: Tensor, x: Tensor | None, beta: float | Tensor) -> dict[str, Any]:
+        """What the operation takes; each query is a batch where each has its own decoded grid.
+
+        Raises:
+            ValueError: ``x`` is missing or unwanted, or would give a query more than one condition.
+        """
+        self._check_condition(x)
+        arguments = self._arguments(x)
+        scale = arguments.get("scale")
+        leading = arguments["decoded"].shape[:-2] if scale is None else scale.shape[:-1]
+        if x is not None and isinstance(y, Tensor) and y.dim() > 1:
+            queries = y.shape[:-1]
+            pairs = zip(leading[::-1], queries[::-1], strict=False)
+            if len(leading) > len(queries) or any(a not in (1, b) for a, b in pairs):
+                raise ValueError(
+                    f"x must have one condition an observation, {list(queries)} of them as y "
+                    f"{list(y.shape)} has, got shape {list(x.shape)}"
+                )
+        if self._each_its_own(x):
+            y = y.unsqueeze(-2)
+            beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
+        return {"y": y, "beta": beta, **arguments}
+
     def _each_its_own(self, x: Tensor | None) -> bool:
         """Whether each query has its own decoded grid, so that it is a batch of its own."""
-        self._check_condition(x)
         return x is not None and x.dim() > 0
 
     def _check_condition(self, x: Tensor | None) -> None:

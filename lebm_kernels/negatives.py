@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lebm_kernels.checks import check_count, check_positive
 from lebm_kernels.descent import Projection, descend
 from lebm_kernels.functional import posterior
 from lebm_kernels.models import LatentModel
@@ -63,8 +64,12 @@ class UniformBox:
     def __post_init__(self) -> None:
         """Check that the corners are finite."""
         for name, corner in (("low", self.low), ("high", self.high)):
-            if not torch.as_tensor(corner, dtype=torch.float64).isfinite().all():
-                raise ValueError(f"{name} must be finite, got {corner}")
+            try:
+                finite = bool(torch.as_tensor(corner, dtype=torch.float64).isfinite().all())
+            except (TypeError, ValueError, RuntimeError):  # no numbers
+                finite = False
+            if not finite:
+                raise ValueError(f"{name} must be finite, got {corner!r}")
 
     def __call__(
         self,
@@ -108,8 +113,7 @@ class GaussianNoise:
 
     def __post_init__(self) -> None:
         """Check the deviation."""
-        if not (0.0 < self.std < math.inf):
-            raise ValueError(f"std must be positive and finite, got {self.std}")
+        check_positive("std", self.std)
 
     def __call__(
         self,
@@ -153,12 +157,9 @@ class MostOffending:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not (0.0 < self.radius < math.inf):
-            raise ValueError(f"radius must be positive and finite, got {self.radius}")
+        check_positive("radius", self.radius)
         for name, least in (("num_starts", 1), ("max_steps", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            check_count(name, getattr(self, name), least)
 
     def __call__(
         self,
@@ -197,17 +198,22 @@ def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> 
     it is past them all.
 
     Args:
-        centres: ``[M, D]``.
+        centres: ``[M, D]``; about one that is not finite there is no ball.
         radius: of the balls, positive.
         own: for each row of the descent the one centre that counts for it; all if absent.
     """
-    middle = centres.mean(0)
-    reach = float((centres - middle).norm(dim=-1).amax()) + radius
+    there = centres[centres.isfinite().all(-1)]
+    if len(there) == 0:
+        return lambda point, rows: point
+    middle = there.mean(0)
+    reach = float((there - middle).norm(dim=-1).amax()) + radius
     # The result is outside by more than its rounding.
-    slack = 8.0 * torch.finfo(centres.dtype).eps * (radius + float(centres.abs().amax()))
+    slack = 8.0 * torch.finfo(centres.dtype).eps * (radius + float(there.abs().amax()))
 
     def nearest(point: Tensor, rows: Tensor) -> Tensor:
-        return centres[posterior(point, centres, math.inf).index if own is None else own[rows]]
+        if own is not None:
+            return centres[own[rows]]
+        return there[posterior(point, there, math.inf).index]
 
     def project(point: Tensor, rows: Tensor) -> Tensor:
         point, left = point.clone(), torch.arange(len(point), device=point.device)

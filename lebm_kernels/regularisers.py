@@ -12,14 +12,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels.checks import check_count, check_not_negative
+
 
 class _Penalty(nn.Module):
     """``strength`` times a measure of the latents' size."""
 
     def __init__(self, strength: float = 1.0) -> None:
         super().__init__()
-        if not (0.0 <= strength < math.inf):
-            raise ValueError(f"strength must be at least 0 and finite, got {strength}")
+        check_not_negative("strength", strength)
         self.strength = strength
 
     def extra_repr(self) -> str:
@@ -91,8 +92,7 @@ class LearnedPrior(_Penalty):
     ) -> None:
         super().__init__(strength)
         for name, value in (("dim", dim), ("hidden", hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+            check_count(name, value, 1)
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
         first = nn.utils.skip_init(nn.Linear, dim, hidden)
         last = nn.utils.skip_init(nn.Linear, hidden, 1, bias=False)

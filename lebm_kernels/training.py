@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels.checks import is_count, number
 from lebm_kernels.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.datasets import Dataset
 from lebm_kernels.losses import Loss, energy_loss
@@ -77,11 +78,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check each field."""
-        _require(self.beta >= 0.0, "beta", self.beta, "a number in [0, inf]")
-        _require(_is_count(self.epochs, 0), "epochs", self.epochs, "an integer of at least 0")
+        _require(number(self.beta) >= 0.0, "beta", self.beta, "a number in [0, inf]")
+        _require(is_count(self.epochs, 0), "epochs", self.epochs, "an integer of at least 0")
         for name in ("batch_size", "slice_size", "patience"):
             value = getattr(self, name)
-            whole = value is None or _is_count(value, 1)
+            whole = value is None or is_count(value, 1)
             _require(whole, name, value, "None or an integer of at least 1")
         _require(
             not self.learn_beta or self.annealing is None,
@@ -96,7 +97,7 @@ class TrainConfig:
             "positive and finite to be learned",
         )
         _require(
-            0.0 < self.learning_rate < math.inf,
+            0.0 < number(self.learning_rate) < math.inf,
             "learning_rate",
             self.learning_rate,
             "positive and finite",
@@ -110,7 +111,7 @@ class TrainConfig:
             self.optimizer,
             "the name of a class of torch.optim",
         )
-        known = _is_count(self.seed, 0) and self.seed < 2**63
+        known = is_count(self.seed, 0) and self.seed < 2**63
         _require(known, "seed", self.seed, "an integer of at least 0 and below 2^63")
 
 
@@ -238,7 +239,7 @@ def train(
         True
     """
     _require(
-        _is_count(checkpoint_every, 1),
+        is_count(checkpoint_every, 1),
         "checkpoint_every",
         checkpoint_every,
         "an integer of at least 1",
@@ -466,9 +467,15 @@ class _Run:
                 f"loss must be that of checkpoint {path}, {state['loss']}, to resume, "
                 f"got {_description(self.loss)}"
             )
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"model must be that of checkpoint {path} to resume, got one of other parameters: "
+                f"{' '.join(str(error).split())}"
+            ) from error
         for generator, drawn in zip(_generators(self.loss), state["loss_generators"], strict=True):
             generator.set_state(drawn)
-        self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["global_rng"])
@@ -555,10 +562,6 @@ def _fingerprint(data: Dataset) -> str:
         if tensor is not None:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

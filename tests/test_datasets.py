@@ -68,11 +68,16 @@ def test_picking_keeps_pairs_together() -> None:
     [
         (lambda: horn_data(0), "num"),
         (lambda: ellipse_data(noise=-1.0), "noise"),
+        (lambda: ellipse_data(noise="a"), "noise"),
         (lambda: Dataset(torch.zeros(3)), "y"),
         (lambda: Dataset(torch.zeros(0, 2)), "y"),
         (lambda: Dataset(torch.zeros(3, 2), torch.zeros(2)), "x"),
     ],
 )
 def test_bad_values_are_named(make, named: str) -> None:
+    with pytest.raises(TypeError, match=r"^y must be a tensor \[num, D\], got list"):
+        Dataset([[1.0, 2.0]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^x must be a tensor \[num\], got list"):
+        Dataset(torch.zeros(1, 2), [1.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=rf"^{named} must"):
         make()

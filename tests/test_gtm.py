@@ -163,8 +163,10 @@ def test_bad_values_are_named() -> None:
         (lambda: topographic_mapping(y, latents=1), "latents"),
         (lambda: topographic_mapping(y, bumps=1), "bumps"),
         (lambda: topographic_mapping(y, width=0.0), "width"),
+        (lambda: topographic_mapping(y, width="a"), "width"),  # type: ignore[arg-type]
         (lambda: fit(model, y, iterations=-1), "iterations"),
         (lambda: fit(model, y, decay=math.nan), "decay"),
+        (lambda: fit(model, y, decay="x"), "decay"),  # type: ignore[arg-type]
         (lambda: fit(DecoderModel(torch.nn.Identity()), y), "model"),
         (lambda: mean_log_density(Ellipse(), y), "model"),
         (lambda: digits(1.0), "held_out"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from scipy.special import logsumexp
 
 from lebm_kernels import free_energy
 from lebm_kernels.grids import LatentGrid, interval_grid, periodic_grid
-from lebm_kernels.models import Ellipse, Horn, LatentModel
+from lebm_kernels.models import DecoderModel, Ellipse, Horn, LatentModel, neural_horn
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -144,3 +146,49 @@ def test_backend_reaches_the_free_energy() -> None:
     model: LatentModel = Ellipse()
     with pytest.raises(ValueError, match="nonesuch"):
         model.free_energy(torch.zeros(1, 2), backend="nonesuch")
+
+
+class _Linear(torch.nn.Module):
+    """A predictor that wants its conditions ``[M, 1]``; and a decoder of its codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+class _Stretched(torch.nn.Module):
+    def forward(self, z: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        return code.unsqueeze(-2) * torch.cat((z.cos(), z.sin()), -1)
+
+
+@pytest.mark.parametrize("call", ["free_energy", "posterior", "sample_latent", "log_density"])
+def test_conditions_do_not_multiply_the_observations(call: str) -> None:
+    options: dict[str, Any] = {"sample_latent": {"num_samples": 1}, "log_density": {"beta": 1.0}}
+    y = torch.randn(3, 2)
+    for model in (Horn(), neural_horn()):
+        for x in (torch.rand(3, 1), torch.rand(2), torch.rand(2, 3)):
+            words = re.escape(f"[3] of them as y [3, 2] has, got shape {list(x.shape)}")
+            with pytest.raises(ValueError, match=f"^x must have one .*{words}$"):
+                getattr(model, call)(y, x, **options.get(call, {}))
+    # A column of conditions is what this predictor wants: one code a row.
+    model = DecoderModel(_Stretched(), _Linear())
+    x = torch.rand(3, 1)
+    found = model.free_energy(y, x, beta=1.0)
+    for b in range(3):
+        alone = free_energy(y[b : b + 1], model.manifold(x[b]), 1.0)
+        torch.testing.assert_close(found[b : b + 1], alone)
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, -math.inf])
+def test_a_density_has_no_temperature_below_zero(bad: float) -> None:
+    y = torch.randn(3, 2)
+    beta = torch.tensor([1.0, bad, 2.0])
+    with pytest.raises(ValueError, match=r"^beta must be positive and finite for a density"):
+        Ellipse().log_density(y, beta=beta)
+    with pytest.raises(ValueError, match=r"^beta must be positive .*got 'a'"):
+        Ellipse().log_density(y, beta="a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^beta must be positive .*got 'a'"):
+        Ellipse().learn_beta("a")  # type: ignore[arg-type]

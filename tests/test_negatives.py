@@ -235,6 +235,11 @@ def test_most_offending_leaves_the_models_gradients_alone() -> None:
     [
         (UniformBox, (math.nan, 1.0), "low must be finite, got nan"),
         (UniformBox, (0.0, (1.0, math.inf)), "high must be finite"),
+        (UniformBox, ("a", 1), "low must be finite, got 'a'"),
+        (UniformBox, (0.0, (1.0, "a")), "high must be finite, got"),
+        (UniformBox, (0.0, [[1.0], 2.0]), "high must be finite, got"),
+        (GaussianNoise, ("a",), "std must be positive and finite, got 'a'"),
+        (MostOffending, (None, BOX), "radius must be positive and finite, got None"),
         (GaussianNoise, (0.0,), r"std must be positive and finite, got 0\.0"),
         (MostOffending, (-1.0, BOX), r"radius must be positive and finite, got -1\.0"),
         (MostOffending, (1.0, BOX, 0), "num_starts must be an integer of at least 1, got 0"),
@@ -252,3 +257,24 @@ def test_a_box_that_does_not_fit_the_data() -> None:
         UniformBox((0.0, 0.0, 0.0), 1.0)(Ellipse(), y)
     with pytest.raises(ValueError, match="low must be below high"):
         UniformBox((0.0, 1.0), 1.0)(Ellipse(), y)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_most_offending_of_what_is_not_there(conditional: bool) -> None:
+    model = Circles(periodic_grid(90, dtype=torch.float64)) if conditional else _ellipse(2.0, 1.5)
+    x = torch.tensor([2.0, 1.0, 2.0]).double() if conditional else None
+    y = _at((2.0, 0.0), (0.0, 1.5), (-1.4, -1.1))
+    sampler = MostOffending(0.8, UniformBox(-3.0, 3.0, _generator()), num_starts=2)
+    found = sampler(model, y[:0], None if x is None else x[:0])
+    assert found.shape == (0, 2)
+    # An observation that is none has no ball; the others' stay as they were.
+    y[1, 0] = math.nan
+    found = sampler(model, y, x)
+    assert found.isfinite().all()
+    rest = [0, 2]
+    apart = (found[rest] - y[rest]).norm(dim=-1) if conditional else torch.cdist(found, y[rest])
+    assert (apart >= 0.8).all()
+    (far,) = sampler(model, torch.full((1, 2), math.nan).double(), None if x is None else x[:1])
+    # Nothing keeps it away: it ends on the curve.
+    on = model.manifold(x[:1] if x is not None else None).reshape(-1, 2)
+    assert (far - on).norm(dim=-1).min() < 1e-3

@@ -17,7 +17,7 @@ from torch import Tensor
 from lebm_kernels.datasets import Dataset, horn_data, horn_radii
 from lebm_kernels.grids import periodic_grid
 from lebm_kernels.losses import energy_loss
-from lebm_kernels.models import Ellipse, Horn, LatentModel
+from lebm_kernels.models import Ellipse, Horn, LatentModel, neural_horn
 from lebm_kernels.recipes import RECIPES
 from lebm_kernels.training import TrainConfig, mean_free_energy, train
 
@@ -205,6 +205,8 @@ def test_a_checkpoint_of_other_data_or_none_is_refused(tmp_path: Path) -> None:
     train(model, data, SHORT, checkpoint=path)
     with pytest.raises(ValueError, match="data must be that of checkpoint"):
         train(model, _horn(1)[1], SHORT, checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match=r"^model must be that of checkpoint.*layers"):
+        train(neural_horn(), data, SHORT, checkpoint=path, resume=True)
     torch.save({"format": 0}, path)
     with pytest.raises(ValueError, match="not one of format"):
         train(model, data, SHORT, checkpoint=path, resume=True)
