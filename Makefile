@@ -43,8 +43,8 @@ fuzz: setup ## put CASES random problems to the CPU backends (20000: 15 minutes 
 	@seed=$(SEED); echo "make fuzz: CASES=$(CASES) SEED=$$seed"; LEBM_KERNELS_FUZZ_CASES=$(CASES) \
 	  $(BIN)/python -m pytest -q -p no:benchmark --hypothesis-seed=$$seed tests/test_fuzz.py
 
-# The whole extension takes g++ many minutes to compile with sanitizers. FLAGS=-DLEBM_BASELINE_ALONE
-# leaves the other instruction sets out; OPERATORS= leaves out all but the driver of the kernels.
+# With the operators' tests it takes some 20 minutes. FLAGS=-DLEBM_BASELINE_ALONE leaves the other
+# instruction sets out; OPERATORS= leaves out all but the driver of the kernels.
 OPERATORS := --operators
 sanitize: setup ## run the CPU kernels under ASan, UBSan and TSan, and plant faults to be found
 	@$(BIN)/python tests/sanitizers $(OPERATORS) $(if $(FLAGS),--flags='$(FLAGS)')

@@ -40,7 +40,17 @@ SANITIZERS = {
 COMMON = ["-O0", "-g1", "-fno-omit-frame-pointer", "-DLEBM_INLINE=inline", "-DLEBM_INLINE_LAMBDA="]
 DRIVER = ["-std=c++17", "-ffp-contract=off", "-DLEBM_BASELINE_ALONE", "-Wall", "-Wextra"]
 
-OPERATOR_TESTS = ("accuracy", "closed_forms", "gradients", "nan", "ops", "posterior", "shapes")
+OPERATOR_TESTS = (
+    "accuracy",
+    "closed_forms",
+    "few_queries",
+    "gradients",
+    "many_queries",
+    "nan",
+    "ops",
+    "posterior",
+    "shapes",
+)
 
 
 class Fault(NamedTuple):
