@@ -15,8 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-triton fuzz sanitize wheel wheel-test coverage bench gpu-check lint format setup \
-  clean distclean say-run say-test say-bench FORCE
+.PHONY: help run test test-triton fuzz sanitize wheel wheel-test coverage docs bench gpu-check lint \
+  format setup clean distclean say-run say-test say-docs say-bench FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -62,6 +62,9 @@ coverage: setup ## run the tests and print which lines of the package they reach
 	@$(BIN)/python -m pytest -q -p no:benchmark --cov=lebm_kernels --cov-report=term-missing:skip-covered \
 	  $(FILES)
 
+docs: say-docs setup $(VENV)/sphinx ## set up, build the site of the documentation into out/docs
+	@$(BIN)/python docs/make_site.py
+
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py
 
@@ -96,6 +99,9 @@ say-run:
 say-test:
 	@echo "make test: sets up $(VENV) where needed, runs all the tests"
 
+say-docs:
+	@echo "make docs: sets up $(VENV) where needed, draws all figures, builds the site into out/docs"
+
 say-bench:
 	@echo "make bench: sets up $(VENV) where needed, measures for about 10 minutes; best left alone"
 
@@ -123,6 +129,12 @@ $(VENV)/installed: $(BIN)/python constraints.txt pyproject.toml setup.py
 $(VENV)/built: $(VENV)/installed $(KERNELS) $(if $(wildcard $(LIBRARY)),,FORCE)
 	@echo "Building the extension (see lebm_kernels/_native_build.txt if it cannot be built)"
 	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+# What only the site needs: the extra "docs" of pyproject.toml.
+$(VENV)/sphinx: $(VENV)/installed
+	@echo "Installing Sphinx into $(VENV)"
+	@$(BIN)/python -m pip install -qq -c constraints.txt furo myst-parser sphinx
 	@touch $@
 
 # A peer that only the benchmarks need.

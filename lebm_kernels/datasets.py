@@ -1,5 +1,7 @@
 """Observations as the practicum draws them: noisy points of an ellipse that x grows into a horn.
 
+::
+
     y      = rho(x) * [cos t, sin t] + noise,     t ~ U[0, 2 pi),    noise ~ N(0, 0.05^2) on each
     rho(x) = [a x + b (1 - x), b x + a (1 - x)] * exp(2 x),          a = 1.5, b = 2
 

@@ -200,7 +200,7 @@ class NeuralDecoder(nn.Module):
 class RBFDecoder(nn.Module):
     """g(z) = phi(z) W, linear in Gaussian bumps phi and a constant: that of a topographic mapping.
 
-    phi_k(z) = exp(-|z - centre_k|^2 / (2 width^2)), and the last phi is 1. W starts at zero.
+    ``phi_k(z) = exp(-|z - centre_k|^2 / (2 width^2))``, and the last phi is 1. W starts at zero.
 
     Args:
         centres: the bumps' centres, ``[B, K]``.

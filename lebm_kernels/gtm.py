@@ -97,7 +97,7 @@ def fit(
 ) -> list[float]:
     """Fit a mapping by expectation-maximisation, in place.
 
-    Each iteration raises sum_b log p(y[b]) - decay/2 |W|^2, the constant's row of W left out.
+    Each iteration raises ``sum_b log p(y[b]) - decay/2 |W|^2``, the constant's row of W left out.
 
     Args:
         model: as :func:`topographic_mapping` makes it.

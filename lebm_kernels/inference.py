@@ -1,5 +1,7 @@
 """Inference: the latent z of an observation, its restored y, and draws from the posterior.
 
+::
+
     z_check = argmin_z E(y, z),      y_check = decoder(z_check),      E = |y - decoder(z)|^2 + R(z)
 
 On the grid the search is exhaustive (:func:`infer_on_grid`). Between its points z is continuous and

@@ -3,13 +3,12 @@
 A loss is any callable of the signature :class:`Loss`. It is given the model and not its free
 energies, so that a contrastive loss can ask for the free energies of its own negatives too.
 
-With f = F(y), pulled down, and f_hat = F(y_hat), pushed up, at the same temperature:
+With f = F(y), pulled down, and f_hat = F(y_hat), pushed up, at the same temperature, each the mean
+of the batch:
 
-    energy    f                          :func:`energy_loss`
-    hinge     max(0, m - (f_hat - f))    :class:`HingeLoss`, :func:`hinge`
-    log       log(1 + exp(f - f_hat))    :class:`LogLoss`, :func:`log_ratio`
-
-each the mean of the batch.
+- energy, f: :func:`energy_loss`;
+- hinge, max(0, m - (f_hat - f)): :class:`HingeLoss`, :func:`hinge`;
+- log, log(1 + exp(f - f_hat)): :class:`LogLoss`, :func:`log_ratio`.
 """
 
 from __future__ import annotations

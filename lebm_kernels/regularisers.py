@@ -29,7 +29,7 @@ class _Penalty(nn.Module):
 
 
 class L2(_Penalty):
-    """R(z) = strength |z|^2: a Gaussian prior of variance 1/(2 beta strength) on the latents.
+    """``R(z) = strength |z|^2``: a Gaussian prior of variance 1/(2 beta strength) on the latents.
 
     Args:
         strength: at least 0, in units of ``y`` squared.
@@ -48,7 +48,7 @@ class L2(_Penalty):
 
 
 class L1(_Penalty):
-    """R(z) = strength sum |z_k|: a Laplace prior; latents at zero in most dimensions are cheap.
+    """``R(z) = strength sum |z_k|``: a Laplace prior; latents at zero in most dimensions are cheap.
 
     Args:
         strength: at least 0, in units of ``y`` squared.

@@ -1,0 +1,150 @@
+"""Builds the site: the repository's pages, a gallery of figures, and the reference of every module.
+
+    make docs        # or, with Sphinx installed: python docs/make_site.py
+
+A mirror of the pages is made in a temporary folder, so that a link means the same on the site as
+in the repository; what they link to comes along. The gallery is drawn on the spot. A warning of
+Sphinx's is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+
+GUIDES = ("installing", "models", "practicum", "command_line", "accuracy", "bad_input", "peers")
+OTHERS = (
+    "bench/README.md",
+    "bench/results/cpu-2-core-avx2/README.md",
+    "bench/results/nvidia-h200.md",
+    "CONTRIBUTING.md",
+    "csrc/README.md",
+    "csrc/cuda/README.md",
+    "tests/simt/README.md",
+    "CHANGELOG.md",
+)
+
+#: The public modules, in the order in which one meets them.
+MODULES = {
+    "lebm_kernels": "The functions",
+    "lebm_kernels.grids": "Latent grids",
+    "lebm_kernels.decoders": "Decoders",
+    "lebm_kernels.regularisers": "Regularisers",
+    "lebm_kernels.models": "Models",
+    "lebm_kernels.losses": "Losses",
+    "lebm_kernels.negatives": "Contrastive samples",
+    "lebm_kernels.likelihood": "Likelihood",
+    "lebm_kernels.inference": "Inference",
+    "lebm_kernels.descent": "Descent",
+    "lebm_kernels.datasets": "Data",
+    "lebm_kernels.training": "Training",
+    "lebm_kernels.schedules": "Schedules",
+    "lebm_kernels.curves": "Learning curves",
+    "lebm_kernels.recipes": "Recipes",
+    "lebm_kernels.gtm": "Topographic mapping",
+    "lebm_kernels.figures": "Figures",
+    "lebm_kernels.practicum": "The practicum's figures",
+    "lebm_kernels.backends": "Backends",
+    "lebm_kernels.backends.contract": "The contract of a backend",
+}
+
+
+def main() -> None:
+    """Build the site into the folder that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=ROOT / "out" / "docs")
+    output = parser.parse_args().output.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        write_sources(source)
+        sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "auto"]
+        sphinx += ["-c", str(DOCS), "-d", str(Path(folder) / "doctrees")]
+        shutil.rmtree(output, ignore_errors=True)
+        done = subprocess.run([*sphinx, str(source), str(output)], check=False)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+    print(f"wrote {output / 'index.html'}")
+
+
+def write_sources(source: Path) -> None:
+    """Everything that Sphinx reads, below that folder."""
+    pages = ["README.md", *(f"docs/{name}.md" for name in GUIDES), *OTHERS]
+    for name in [*pages, *linked(pages)]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    (source / "README.md").rename(source / "index.md")
+    with (source / "index.md").open("a", encoding="utf-8") as index:
+        index.write(contents("Guides", pages[1 : 1 + len(GUIDES)]))
+        index.write(contents("Reference", ["gallery.md", *map(reference, MODULES)]))
+        index.write(contents("The rest", OTHERS))
+    for name, title in MODULES.items():
+        page = source / reference(name)
+        page.parent.mkdir(exist_ok=True)
+        # The package's function has its module's name, and stands in the reference of that.
+        left_out = "\n   :exclude-members: backends" if name == "lebm_kernels" else ""
+        directive = f"```{{eval-rst}}\n.. automodule:: {name}{left_out}\n```\n"
+        page.write_text(f"# {title}\n\n{directive}", encoding="utf-8")
+    write_gallery(source)
+
+
+def linked(pages: Iterable[str]) -> set[str]:
+    """The files that the pages link to or show, the pages aside."""
+    found = set()
+    for name in pages:
+        page = ROOT / name
+        for link in re.findall(r"\]\(([^)\s#]+)", page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            if target.is_file() and target.is_relative_to(ROOT):
+                found.add(target.relative_to(ROOT).as_posix())
+    return found - set(pages)
+
+
+def reference(module: str) -> str:
+    """Where the reference of a module stands."""
+    return f"reference/{module}.md"
+
+
+def contents(caption: str, pages: Iterable[str]) -> str:
+    """A part of the site's table of contents."""
+    lines = [name.removesuffix(".md") for name in pages]
+    options = f":hidden:\n:caption: {caption}\n"
+    return "\n".join(["", "```{toctree}", options, *lines, "```", ""])
+
+
+def write_gallery(source: Path) -> None:
+    """Draw all figures with `lebm figures`, and a page that shows them."""
+    command = [sys.executable, "-m", "lebm_kernels", "figures", "--output", str(source / "gallery")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    said = captions((DOCS / "practicum.md").read_text(encoding="utf-8"))
+    lines = [
+        "# Gallery",
+        "",
+        "What `lebm figures` draws, drawn when this page was built; the",
+        "[practicum](docs/practicum.md) walks through it.",
+    ]
+    names = [path.stem for path in (source / "gallery").glob("*.png")]
+    if missing := set(names) - said.keys():
+        raise SystemExit(f"docs/practicum.md says nothing of {', '.join(sorted(missing))}")
+    for name in sorted(names, key=list(said).index):
+        lines += ["", f"## `{name}`", "", said[name], "", f"![{name}](gallery/{name}.png)"]
+    (source / "gallery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def captions(text: str) -> dict[str, str]:
+    """The whole sentences of the paragraph that a page begins with each figure's name, in order."""
+    found = re.findall(r"^\*\*`([\w-]+)`\*\*: (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
+    # What ends in a colon leads to a formula, which the gallery leaves to the page.
+    return {name: " ".join(said.split()).rpartition(".")[0] + "." for name, said in found}
+
+
+if __name__ == "__main__":
+    main()
