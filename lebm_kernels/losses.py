@@ -75,7 +75,32 @@ def energy_loss(
 
 
 @dataclass(frozen=True)
-class HingeLoss:
+class _Contrastive:
+    """Compares the free energies of observations with those of their contrastive samples."""
+
+    negatives: Negatives
+
+    def __call__(
+        self,
+        model: LatentModel,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float = torch.inf,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Draw the samples and score both sides: see :class:`Loss`."""
+        y_hat = self.negatives(model, y, x, beta=beta, backend=backend).detach()
+        f = model.free_energy(y, x, beta=beta, backend=backend)
+        return self._compared(f, model.free_energy(y_hat, x, beta=beta, backend=backend))
+
+    def _compared(self, f: Tensor, f_hat: Tensor) -> Tensor:
+        """The loss of F of the observations ``[M]`` and of their samples ``[..., M]``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class HingeLoss(_Contrastive):
     """The hinge of observations and contrastive samples: see :func:`hinge`.
 
     Attributes:
@@ -86,7 +111,6 @@ class HingeLoss:
         ValueError: ``margin`` isn't finite.
     """
 
-    negatives: Negatives
     margin: float = 1.0
 
     def __post_init__(self) -> None:
@@ -94,40 +118,20 @@ class HingeLoss:
         if not math.isfinite(number(self.margin)):
             raise ValueError(f"margin must be finite, got {self.margin!r}")
 
-    def __call__(
-        self,
-        model: LatentModel,
-        y: Tensor,
-        x: Tensor | None = None,
-        *,
-        beta: float = torch.inf,
-        backend: str | None = None,
-    ) -> Tensor:
-        """Draw the samples and score both sides: see :class:`Loss`."""
-        return hinge(*_both(self.negatives, model, y, x, beta, backend), self.margin)
+    def _compared(self, f: Tensor, f_hat: Tensor) -> Tensor:
+        return hinge(f, f_hat, self.margin)
 
 
 @dataclass(frozen=True)
-class LogLoss:
+class LogLoss(_Contrastive):
     """The log loss of observations and contrastive samples: see :func:`log_ratio`.
 
     Attributes:
         negatives: draws the contrastive samples.
     """
 
-    negatives: Negatives
-
-    def __call__(
-        self,
-        model: LatentModel,
-        y: Tensor,
-        x: Tensor | None = None,
-        *,
-        beta: float = torch.inf,
-        backend: str | None = None,
-    ) -> Tensor:
-        """Draw the samples and score both sides: see :class:`Loss`."""
-        return log_ratio(*_both(self.negatives, model, y, x, beta, backend))
+    def _compared(self, f: Tensor, f_hat: Tensor) -> Tensor:
+        return log_ratio(f, f_hat)
 
 
 def hinge(f: Tensor, f_hat: Tensor, margin: float = 1.0) -> Tensor:
@@ -170,19 +174,3 @@ def log_ratio(f: Tensor, f_hat: Tensor) -> Tensor:
     """
     # PyTorch's softplus is linear beyond a threshold, which float64 can tell; this is exact.
     return -logsigmoid(f_hat - f).mean()
-
-
-def _both(
-    negatives: Negatives,
-    model: LatentModel,
-    y: Tensor,
-    x: Tensor | None,
-    beta: float,
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
-    """F of the observations ``[M]`` and of their contrastive samples ``[..., M]``."""
-    y_hat = negatives(model, y, x, beta=beta, backend=backend).detach()
-    return (
-        model.free_energy(y, x, beta=beta, backend=backend),
-        model.free_energy(y_hat, x, beta=beta, backend=backend),
-    )

@@ -72,13 +72,7 @@ class UniformBox:
                 raise ValueError(f"{name} must be finite, got {corner!r}")
 
     def __call__(
-        self,
-        model: LatentModel,
-        y: Tensor,
-        x: Tensor | None = None,
-        *,
-        beta: float = torch.inf,
-        backend: str | None = None,
+        self, model: LatentModel, y: Tensor, x: Tensor | None = None, **_: object
     ) -> Tensor:
         """Draw as many points as ``y`` has, in its dtype: see :class:`Negatives`."""
         low, high = self._corner("low", y), self._corner("high", y)
@@ -116,13 +110,7 @@ class GaussianNoise:
         check_positive("std", self.std)
 
     def __call__(
-        self,
-        model: LatentModel,
-        y: Tensor,
-        x: Tensor | None = None,
-        *,
-        beta: float = torch.inf,
-        backend: str | None = None,
+        self, model: LatentModel, y: Tensor, x: Tensor | None = None, **_: object
     ) -> Tensor:
         """Draw one point an observation, in its dtype: see :class:`Negatives`."""
         noise = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)

@@ -101,6 +101,13 @@ def _prepare_reference(case: Case) -> Step:
 # Providers: peers ------------------------------------------------------------------------------
 
 
+def _imported(module: str, distribution: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise NotAvailableError(f"{distribution} is not installed") from error
+
+
 def _expanded_energy(y: Tensor, decoded: Tensor) -> Tensor:
     square_y = y.square().sum(-1, keepdim=True)
     return square_y - 2 * (y @ decoded.mT) + decoded.square().sum(-1)
@@ -241,16 +248,13 @@ def _prepare_flash_sinkhorn(case: Case) -> Step:
     Its gradients belong to the whole of Sinkhorn's algorithm, not to a half-step. Without TF32,
     which it takes for granted.
     """
-    try:
-        from flash_sinkhorn.kernels.sinkhorn_flashstyle_sqeuclid import flashsinkhorn_lse
-    except ImportError as error:
-        raise NotAvailableError("flash-sinkhorn is not installed") from error
+    kernels = _imported("flash_sinkhorn.kernels.sinkhorn_flashstyle_sqeuclid", "flash-sinkhorn")
     if case.device == "cpu" or case.backward or case.beta in (0, math.inf):
         raise NotAvailableError("FlashSinkhorn has a forward, on GPUs, at finite beta > 0 alone")
 
     def compute(y: Tensor, decoded: Tensor, beta: float | Tensor) -> Tensor:
         bias = -beta * decoded.square().sum(-1) - math.log(case.N)
-        shifted = flashsinkhorn_lse(y, decoded, bias, 1 / float(beta), allow_tf32=False)
+        shifted = kernels.flashsinkhorn_lse(y, decoded, bias, 1 / float(beta), allow_tf32=False)
         return y.square().sum(-1) + shifted
 
     step = stepper(case, compute)
@@ -346,10 +350,7 @@ _TREE_TOLERANCE = 1e-6
 
 def _prepare_kernel_density(case: Case) -> Step:
     """F as the log-density of scikit-learn's KernelDensity, its tree built anew: g may change."""
-    try:
-        from sklearn.neighbors import KernelDensity
-    except ImportError as error:
-        raise NotAvailableError("scikit-learn is not installed") from error
+    neighbors = _imported("sklearn.neighbors", "scikit-learn")
     if case.device != "cpu" or case.backward:
         raise NotAvailableError("KernelDensity has a forward on CPUs alone")
     if case.dtype not in (torch.float32, torch.float64):
@@ -357,7 +358,7 @@ def _prepare_kernel_density(case: Case) -> Step:
     _finite_beta(case, "KernelDensity")
     inputs = case.inputs()
     y, decoded = inputs["y"].numpy(), inputs["decoded"].numpy()
-    density = KernelDensity(bandwidth=(2 * case.beta) ** -0.5, rtol=_TREE_TOLERANCE)
+    density = neighbors.KernelDensity(bandwidth=(2 * case.beta) ** -0.5, rtol=_TREE_TOLERANCE)
     norm = case.D / 2 * math.log(math.pi / case.beta)
 
     def step(cotangent: Tensor) -> tuple[Tensor, ...]:
@@ -369,10 +370,7 @@ def _prepare_kernel_density(case: Case) -> Step:
 
 def _prepare_jax(case: Case) -> Step:
     """F and its gradients by one function that JAX compiles: differences, unrolled to D = 8."""
-    try:
-        import jax
-    except ImportError as error:
-        raise NotAvailableError("jax is not installed") from error
+    jax = _imported("jax", "jax")
     if case.device != "cpu" and jax.default_backend() == "cpu":
         raise NotAvailableError("jax sees no GPU")
     _finite_beta(case, "the function written for JAX")
