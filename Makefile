@@ -28,13 +28,21 @@ run: say-run setup ## set up, train the ellipse and the horn, write the figures 
 # Triton's kernels run in its interpreter, which a process has on or off. It is slow: `make test` runs
 # the core of the operators' tests on it, `make test-triton` all.
 TRITON := accuracy closed_forms gradients nan ops posterior shapes triton_merging
-test: say-test setup ## set up, run all the tests
-	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto -p no:benchmark
-	@$(MAKE) -s test-triton FILES='$(addprefix tests/test_,$(addsuffix .py,$(TRITON)))'
+# Then the lines of the package that either has reached are counted.
+test: say-test setup ## set up, run all the tests, print their coverage
+	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto -p no:benchmark \
+	  --cov=lebm_kernels --cov-report=
+	@$(MAKE) -s test-triton FILES='$(addprefix tests/test_,$(addsuffix .py,$(TRITON)))' \
+	  COVERAGE='--cov=lebm_kernels --cov-append --cov-report='
+	@$(MAKE) -s coverage
 
 test-triton: setup ## run tests of the Triton backend in Triton's interpreter; FILES says which
 	@! $(BIN)/python -c 'import triton' 2>/dev/null || TRITON_INTERPRET=1 \
-	  $(BIN)/python -m pytest -q -n auto -p no:benchmark -p no:cacheprovider -k '[triton' $(FILES)
+	  $(BIN)/python -m pytest -q -n auto -p no:benchmark -p no:cacheprovider -k '[triton' $(COVERAGE) \
+	  $(FILES)
+
+coverage: setup ## print which lines of the package the last `make test` has not reached
+	@$(BIN)/python -m coverage report --skip-covered --show-missing --fail-under=95
 
 # The seed is printed, for a run to be repeated: make fuzz CASES=20000 SEED=...
 CASES ?= 20000
@@ -57,13 +65,6 @@ wheel: setup ## build the source distribution and the wheel into dist/
 WITH ?= $(BIN)/python
 wheel-test: wheel ## install that wheel elsewhere and run the operators' tests on it; WITH says in which Python
 	@$(BIN)/python tests/wheel.py "$$(ls -t dist/*.whl | head -n 1)" --python $(WITH)
-
-coverage: setup ## run the tests and print which lines of the package they reach; FILES says which
-	@$(BIN)/python -m pytest -q -p no:benchmark --cov=lebm_kernels --cov-report=term-missing:skip-covered \
-	  $(FILES)
-
-docs: say-docs setup $(VENV)/sphinx ## set up, build the site of the documentation into out/docs
-	@$(BIN)/python docs/make_site.py
 
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py
