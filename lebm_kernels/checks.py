@@ -15,6 +15,8 @@ def number(value: object) -> float:
         return math.nan
     try:
         return float(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond every float
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
     except (TypeError, ValueError, RuntimeError):
         return math.nan
 

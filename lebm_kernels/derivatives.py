@@ -36,10 +36,26 @@ _NO_FORWARD_POSTERIOR = (
 
 
 def _transformed() -> bool:
-    """Whether torch.func or forward mode may be at work."""
-    return not torch.compiler.is_compiling() and (
-        forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    """Whether torch.func or forward mode may be at work.
+
+    Raises:
+        NotImplementedError: they are, in a graph that is being compiled: there the functions that
+            know of them cannot be called, and the operators alone would give forward-mode
+            derivatives of zero.
+    """
+    found = forward_ad._current_level >= 0 or _in_torch_func()
+    if found and torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "torch.func and forward-mode derivatives of free_energy and posterior cannot be "
+            "compiled: take them outside of torch.compile, or with backend='reference'"
+        )
+    return found
+
+
+@torch.compiler.assume_constant_result
+def _in_torch_func() -> bool:
+    """Called while a graph is traced, and not a part of it; PyTorch guards a graph's transforms."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def free_energy(*args: Any) -> Any:

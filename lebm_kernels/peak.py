@@ -76,7 +76,10 @@ def library() -> ctypes.CDLL:
         if run.returncode != 0:
             reason = (run.stderr.strip() or "no word of why").splitlines()[0]
             raise NotAvailableError(f"{SOURCE.name} does not compile: {reason}")
-        loaded = ctypes.CDLL(str(path))
+        try:
+            loaded = ctypes.CDLL(str(path))
+        except OSError as error:  # the folder may forbid to run what it holds
+            raise NotAvailableError(f"{SOURCE.name} cannot be loaded: {error}") from error
     pointer = ctypes.c_void_p
     integers = [ctypes.c_int, ctypes.c_int]
     counts = [ctypes.c_int64, ctypes.c_int64]

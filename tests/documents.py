@@ -96,8 +96,8 @@ def check_command(words: list[str]) -> None:
         done = subprocess.run(
             ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        if done.returncode != 0:
-            raise ValueError(f"make {shlex.join(arguments)}: {done.stderr}")
+        if done.returncode != 0 or "Nothing to be done" in done.stdout:
+            raise ValueError(f"make {shlex.join(arguments)}: {done.stderr}{done.stdout}")
     elif program == "pip":
         _check_pip(arguments)
     else:

@@ -15,6 +15,7 @@ import torch
 from conftest import assert_accurate, assert_gradients_accurate, gradients
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 from lebm_kernels import Posterior, free_energy, posterior, sample_latent
 
@@ -249,3 +250,26 @@ def test_programs_run_at_all_sizes_in_another_process(tmp_path: Path) -> None:
         with torch.no_grad():
             package = torch._inductor.aoti_compile_and_package(program, package_path=path)
     run_elsewhere(tmp_path, layer, program, package)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("transform", ["jvp", "grad", "hessian", "dual numbers"])
+def test_transforms_in_a_graph_are_refused_and_not_zero(transform: str) -> None:
+    """The operator alone has no forward rule, which PyTorch takes for a derivative of zero."""
+    y, decoded, tangent = torch.randn(3, 2), torch.randn(11, 2), torch.randn(3, 2)
+
+    def value(y: Tensor) -> Tensor:
+        return free_energy(y, decoded, 2.0)
+
+    def function(y: Tensor) -> Any:
+        if transform == "jvp":
+            return torch.func.jvp(value, (y,), (tangent,))[1]
+        if transform == "grad":
+            return torch.func.grad(lambda y: value(y).sum())(y)
+        if transform == "hessian":
+            return torch.func.hessian(lambda y: value(y).sum())(y)
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(value(forward_ad.make_dual(y, tangent))).tangent
+
+    with pytest.raises(Exception, match="cannot be compiled"):
+        torch.compile(function, backend="eager", fullgraph=True)(y)

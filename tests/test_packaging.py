@@ -281,7 +281,7 @@ def test_wheel_without_a_compiler_carries_the_reason(tree: Path, build: Build) -
 
 
 def test_source_distribution_holds_all_sources(tree: Path, build: Build) -> None:
-    ignored = shutil.ignore_patterns("__pycache__", "results", "*.so")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
     shutil.rmtree(tree / "csrc")
     for name in ("csrc", "tests", "bench", "docs", ".ci"):
         shutil.copytree(ROOT / name, tree / name, ignore=ignored)

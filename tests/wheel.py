@@ -91,10 +91,10 @@ def check_contents(wheel: Path) -> None:
     require(metadata["Requires-Python"] == ">=3.10", "must ask for Python >= 3.10")
     require(described.get_all("Tag") == [f"cp310-abi3-{platform}"], "must have that tag inside")
     require({path.partition("/")[0] for path in names} == {name, about}, "must hold the package")
-    for path in ("_native.abi3.so", "py.typed", "__init__.py", "cli.py"):
+    for path in ("_native.abi3.so", "py.typed", "__init__.py", "cli/__init__.py", "peak.cpp"):
         require(f"{name}/{path}" in names, f"must hold {path}")
     kinds = {Path(path).suffix for path in names if path.startswith(f"{name}/")}
-    allowed = {".py", ".so", ".typed", ".txt"}
+    allowed = {".py", ".so", ".typed", ".txt", ".cpp"}
     require(kinds <= allowed, f"must hold no {sorted(kinds - allowed)}")
     mine = {f"{name}/{path.relative_to(ROOT / name)}" for path in (ROOT / name).rglob("*.py")}
     held = {path for path in names if path.endswith(".py")}
