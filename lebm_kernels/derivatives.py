@@ -52,10 +52,13 @@ def _transformed() -> bool:
     return found
 
 
-@torch.compiler.assume_constant_result
 def _in_torch_func() -> bool:
     """Called while a graph is traced, and not a part of it; PyTorch guards a graph's transforms."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# What torch.compiler.assume_constant_result does, which would import all of the compiler.
+_in_torch_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def free_energy(*args: Any) -> Any:
