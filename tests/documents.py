@@ -96,8 +96,12 @@ def check_command(words: list[str]) -> None:
         done = subprocess.run(
             ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        if done.returncode != 0 or "Nothing to be done" in done.stdout:
-            raise ValueError(f"make {shlex.join(arguments)}: {done.stderr}{done.stdout}")
+        if done.returncode != 0:
+            raise ValueError(f"make {shlex.join(arguments)}: {done.stderr}")
+        # A phony target without a rule is understood by make, and does nothing.
+        rules = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        if lost := {word for word in arguments if "=" not in word} - rules:
+            raise ValueError(f"make {shlex.join(arguments)}: no rule for {sorted(lost)}")
     elif program == "pip":
         _check_pip(arguments)
     else:
