@@ -113,7 +113,7 @@ def posterior(
         A :class:`Posterior`: ``free_energy [..., M]``; ``mean [..., M, D]`` = sum_n p g (of the
         decoded latents, not scaled); ``energy [..., M]`` = sum_n p E; ``relative_entropy
         [..., M]`` = KL(p | w) in nats; ``index [..., M]``, int64, the latent of least energy (the
-        first of equals), so that ``decoded[index]``, times a scale that is given, is the restored y.
+        first of equals), so that ``decoded[index]``, times a scale where given, is the restored y.
 
     Example:
         >>> y, decoded = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
