@@ -1,7 +1,8 @@
-"""The oracle itself, against mpmath at 60 digits (a dependency of PyTorch's own)."""
+"""The oracle itself, against mpmath at 60 digits (a dependency of PyTorch's own) and itself."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import mpmath as mp  # type: ignore[import-untyped]
@@ -51,3 +52,42 @@ def test_oracle_is_exact(beta: float) -> None:
             error = abs(float(got.gradients["log_weight"][n]) - float(truth))
             assert error < 1e-15 * max(abs(float(x)) for x in by_weight)
         assert got.gradients["log_weight"][2] == 0
+
+
+def narrow(size: float = 1.0) -> dict[str, torch.Tensor]:
+    """A problem in float32, with every argument."""
+    torch.manual_seed(0)
+    arguments = {
+        "y": torch.randn(9, 3) * size,
+        "decoded": torch.randn(70, 3) * size,
+        "scale": torch.rand(3) + 0.5,
+        "log_weight": torch.randn(70),
+        "latent_energy": torch.randn(70) * size,
+        "grad": torch.randn(9),
+    }
+    arguments["decoded"][0] = arguments["y"][0] / arguments["scale"]
+    return arguments
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-12, 1e-7, 1e-3, 0.1, 1.0, 30.0, 1e4, 1e12, math.inf])
+def test_float64_is_enough_for_what_is_narrower(beta: float) -> None:
+    arguments = narrow()
+    got = exact(**arguments, beta=beta)
+    assert got.free_energy.dtype == np.float64
+    truth = exact(**{name: x.double() for name, x in arguments.items()}, beta=beta)
+    assert truth.free_energy.dtype == np.longdouble
+    # Far less than half a rounding of float32, by which what is measured is allowed to be off.
+    slight, nothing = 2.0**-40, 1e-300
+    assert (np.abs(got.free_energy - truth.free_energy) <= slight * truth.magnitude).all()
+    np.testing.assert_array_equal(got.index, truth.index)
+    for name, wanted in truth.gradients.items():
+        bound = truth.gradient_magnitudes[name] + truth.gradient_noises[name]
+        assert (np.abs(got.gradients[name] - wanted) <= slight * bound + nothing).all(), name
+        for measure in ("gradient_magnitudes", "gradient_noises"):
+            narrowed, wide = (getattr(x, measure)[name] for x in (got, truth))
+            assert (np.abs(narrowed - wide) <= 1e-3 * wide + nothing).all(), (measure, name)
+
+
+def test_numbers_that_float64_may_not_hold_are_taken_wider() -> None:
+    assert exact(**narrow(1e25), beta=1.0).free_energy.dtype == np.longdouble
+    assert exact(**narrow(), beta=1e41).free_energy.dtype == np.longdouble

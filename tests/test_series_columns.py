@@ -23,6 +23,7 @@ from lebm_kernels import free_energy
 
 # Enough queries for series, and latents for three layers of blocks, the last block not full.
 M, N = 520, 601
+WANTED = ("decoded", "latent_energy")
 
 
 def problem(
@@ -62,7 +63,7 @@ def allowed(
     - In y - s g, the product is rounded first where there is no fused multiply-add.
     - Shares of the sum too small to be seen may be left out.
     """
-    truth = exact(**arguments, grad=grad)
+    truth = exact(**arguments, grad=grad, of=WANTED)
     eps = torch.finfo(arguments["y"].dtype).eps
     y, g = arguments["y"].double(), arguments["decoded"].double()
     N, D = g.shape
@@ -79,7 +80,7 @@ def allowed(
         bounds[name] = bounds[name] + eps * (16 + exponent) * truth.gradient_magnitudes[name]
         bounds[name] = bounds[name] + 2 * eps * truth.gradient_noises[name]
     if "scale" in arguments:
-        share = exact(**arguments, grad=size.to(y)).gradients["latent_energy"]
+        share = exact(**arguments, grad=size.to(y), of=WANTED[1:]).gradients["latent_energy"]
         bounds["decoded"] = bounds["decoded"] + eps * share[:, None] * (s**2 * g.abs()).numpy()
     # Of a difference's length, where one coordinate of it is small.
     bounds["decoded"] = bounds["decoded"].sum(-1, keepdims=True)
@@ -92,11 +93,10 @@ def check(
     """The gradients of ``decoded`` and ``latent_energy``, each place by its own measure."""
     grad = of_both_signs(arguments["y"]) if grad is None else grad
     function = partial(free_energy, backend=backend)
-    wanted = ("decoded", "latent_energy")
-    fixed = {name: x for name, x in arguments.items() if name not in wanted}
+    fixed = {name: x for name, x in arguments.items() if name not in WANTED}
     found = gradients(
         lambda **leaves: function(**fixed, **leaves),
-        {name: arguments[name] for name in wanted},
+        {name: arguments[name] for name in WANTED},
         grad,
     )
     wanted_gradients, bounds = allowed(arguments, grad, alike)
@@ -233,11 +233,11 @@ def test_latents_of_infinite_energy(backend: str, dtype: torch.dtype) -> None:
     assert (found["decoded"][::2] == 0).all()
     assert (found["latent_energy"][::2] == 0).all()
     rest = {**arguments}
-    for name in ("decoded", "latent_energy"):
+    for name in WANTED:
         rest[name] = arguments[name][1::2]
-    wanted = exact(**rest, grad=grad)
+    wanted = exact(**rest, grad=grad, of=WANTED)
     eps = torch.finfo(dtype).eps
-    for name in ("decoded", "latent_energy"):
+    for name in WANTED:
         error = np.abs(to_array(found[name][1::2]) - wanted.gradients[name])
         assert (error <= 64 * eps * wanted.gradient_magnitudes[name]).all()
 
@@ -304,7 +304,7 @@ def test_tolerance_of_the_caller(backend: str) -> None:
     exact_ = gradients(partial(free_energy, backend="reference"), arguments, grad)
     for tol in (1e-12, 1e-6, 1e-3):
         found = gradients(partial(free_energy, tol=tol, backend=backend), arguments, grad)
-        for name in ("decoded", "latent_energy"):
+        for name in WANTED:
             error = float((found[name] - exact_[name]).abs().sum())
             assert error <= 10 * len(grad) * tol + 1e-9
 
