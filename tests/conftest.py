@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -77,8 +78,9 @@ def selected(name: str, instruction_set: str | None) -> Iterator[str]:
         native.force_instruction_set(None)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """One thread, so that a busy machine takes no longer; test_determinism.py sets its own."""
+    config.addinivalue_line("markers", "no_cover: counts no covered lines (of pytest-cov)")
     torch.set_num_threads(1)
     if os.environ.get("LEBM_KERNELS_EXPECT_GPU") == "1" and collect_ignore:
         raise pytest.UsageError("LEBM_KERNELS_EXPECT_GPU=1, and PyTorch sees no GPU")
@@ -97,6 +99,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return order.setdefault(test, len(order))
 
     items.sort(key=place)
+    _leave_untraced(items)
+
+
+TRACED_CASES = 2
+"""Of a test and backend, how many count which lines are reached."""
+
+
+def _leave_untraced(items: list[pytest.Item]) -> None:
+    """Count covered lines in few cases of a test: Python runs at half its speed meanwhile."""
+    cases: Counter[Any] = Counter()
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        backend = [repr(x) for name, x in parameters.items() if name.endswith("backend")]
+        case = (item.path, getattr(item, "originalname", item.name), *backend)
+        cases[case] += 1
+        if cases[case] > TRACED_CASES:
+            item.add_marker("no_cover")
 
 
 def pytest_report_header() -> list[str]:

@@ -92,6 +92,7 @@ def test_half_precision_opcheck(backend: str) -> None:
     torch.library.opcheck(OPS.free_energy.default, (*tensors, None, backend, [True] * 3))
 
 
+@pytest.mark.no_cover  # traced, PyTorch's compiler would take twice the time
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compile_fullgraph(backend: str, dynamic: bool) -> None:
     def loss(given: dict[str, Any]) -> Tensor:
