@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.checks import check_count, check_positive
+from lebm_kernels.checks import check_count, check_positive, number
 
 
 def circle(z: Tensor) -> Tensor:
@@ -250,6 +250,6 @@ class RBFDecoder(nn.Module):
 
 
 def _check_domain(domain: tuple[float, float]) -> None:
-    low, high = domain
+    low, high = map(number, domain)
     if not (-math.inf < low < high < math.inf):
         raise ValueError(f"domain must be (low, high) with low < high, got {domain}")

@@ -44,6 +44,9 @@ class LatentModel(nn.Module):
         grid: the latent grid; the practicum's 48 angles if absent.
         regulariser: a module of :mod:`lebm_kernels.regularisers`, called with the grid's points
             ``[N, K]`` and normalised log-weights ``[N]``; it gives R, ``[N]``. None if absent.
+
+    Raises:
+        TypeError: ``grid`` isn't a :class:`lebm_kernels.grids.LatentGrid`.
     """
 
     conditional: bool
@@ -61,6 +64,8 @@ class LatentModel(nn.Module):
         self, grid: LatentGrid | None = None, *, regulariser: nn.Module | None = None
     ) -> None:
         super().__init__()
+        if grid is not None and not isinstance(grid, LatentGrid):
+            raise TypeError(f"grid must be a LatentGrid, got {type(grid).__name__}")
         self.regulariser = regulariser
         self.register_parameter("log_beta", None)
         self._set_grid(periodic_grid() if grid is None else grid)

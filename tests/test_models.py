@@ -219,6 +219,12 @@ def test_radii_that_are_none_are_named() -> None:
             Ellipse(radii=radii)  # type: ignore[arg-type]
 
 
+def test_a_grid_that_is_none_is_named() -> None:
+    for grid in (48, torch.zeros(3)):
+        with pytest.raises(TypeError, match=r"^grid must be a LatentGrid, got (int|Tensor)$"):
+            Ellipse(grid)  # type: ignore[arg-type]
+
+
 def test_a_condition_may_be_a_class_where_the_predictor_takes_one() -> None:
     model = DecoderModel(_Stretched(), torch.nn.Embedding(5, 2))
     x = torch.tensor([0, 4, 4])

@@ -1,4 +1,4 @@
-"""``lebm demo``."""
+"""``lebm demo``: both models trained, drawn and timed in one go; what ``make run`` runs."""
 
 from __future__ import annotations
 

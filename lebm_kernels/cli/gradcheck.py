@@ -1,4 +1,4 @@
-"""``lebm gradcheck``."""
+"""``lebm gradcheck``: whether F and its gradients are right here, as a table and an exit status."""
 
 from __future__ import annotations
 
