@@ -561,7 +561,10 @@ def _description(loss: object) -> str:
         return f"{type(loss).__qualname__}({', '.join(parts)})"
     if callable(loss):
         return str(getattr(loss, "__qualname__", type(loss).__qualname__))
-    return repr(loss)
+    # NumPy's numbers as Python's: which of them a loss was made with decides nothing.
+    if is_integer(loss):
+        return repr(int(loss))  # type: ignore[call-overload]
+    return repr(number(loss)) if is_real(loss) else repr(loss)
 
 
 def _generators(loss: object) -> list[torch.Generator]:

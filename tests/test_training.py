@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lebm_kernels.datasets import Dataset, horn_data, horn_radii
 from lebm_kernels.grids import periodic_grid
-from lebm_kernels.losses import energy_loss
+from lebm_kernels.losses import HingeLoss, energy_loss
 from lebm_kernels.models import Ellipse, Horn, LatentModel, neural_horn
+from lebm_kernels.negatives import GaussianNoise
 from lebm_kernels.recipes import RECIPES
 from lebm_kernels.schedules import Annealing
 from lebm_kernels.training import TrainConfig, mean_free_energy, train
@@ -302,6 +303,15 @@ def test_numbers_of_numpy_train_and_are_kept_as_pythons(tmp_path: Path) -> None:
     train(resumed, _horn()[1], config, checkpoint=tmp_path / "run.pt")
     found = train(resumed, _horn()[1], plain, checkpoint=tmp_path / "run.pt", resume=True)
     assert found.history == wanted.history
+
+
+def test_a_loss_of_numpys_numbers_is_that_of_pythons(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    for margin in (0.5, np.float32(0.5)):
+        loss = HingeLoss(GaussianNoise(margin, torch.Generator().manual_seed(0)), margin)
+        train(*_horn(), SHORT, loss=loss, checkpoint=path, resume=path.exists())
+    with pytest.raises(ValueError, match=r"^loss must be that of checkpoint"):
+        train(*_horn(), SHORT, loss=HingeLoss(loss.negatives, 0.25), checkpoint=path, resume=True)
 
 
 def test_what_is_no_data_set_model_or_config_is_named() -> None:
