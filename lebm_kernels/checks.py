@@ -1,17 +1,35 @@
 """What the checks of options have in common: numbers in a range, and counts.
 
 Each raises ValueError with the option's name, what it must be and what it was. What is no number
-at all is in no range, so that a word in a number's place is answered in the same way.
+at all is in no range, so that a word in a number's place is answered in the same way. NumPy's
+numbers are numbers; booleans, Python's or NumPy's, are none.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
+
+
+def is_real(value: object) -> bool:
+    """Whether it is a real number by its type: Python's, NumPy's or another's, and no bool."""
+    # The concrete types first: they are common, and the ones that torch.compile knows.
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    return isinstance(value, numbers.Real)
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an integer by its type, as :func:`is_real` has it."""
+    if isinstance(value, int):
+        return not isinstance(value, bool)
+    return isinstance(value, numbers.Integral)
 
 
 def number(value: object) -> float:
     """The value as a float; NaN, which no range holds, for what is no number."""
-    if isinstance(value, (str, bytes)):
+    boolean = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    if boolean or isinstance(value, (str, bytes)):
         return math.nan
     try:
         return float(value)  # type: ignore[arg-type]
@@ -35,7 +53,7 @@ def check_not_negative(name: str, value: object) -> None:
 
 def is_count(value: object, least: int) -> bool:
     """Whether it is an integer of at least so much; a bool is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return is_integer(value) and value >= least  # type: ignore[operator]
 
 
 def check_count(name: str, value: object, least: int) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_not_negative
+from lebm_kernels.checks import check_count, check_not_negative, number
 from lebm_kernels.decoders import circle
 
 NOISE = 0.05
@@ -145,8 +145,8 @@ def digits(held_out: float = 0.2, *, seed: int = 0) -> Digits:
         ValueError: ``held_out`` is out of range.
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    if not (0.0 < held_out < 1.0):
-        raise ValueError(f"held_out must be in (0, 1), got {held_out}")
+    if not (0.0 < number(held_out) < 1.0):
+        raise ValueError(f"held_out must be in (0, 1), got {held_out!r}")
     from sklearn.datasets import load_digits
 
     found = load_digits()

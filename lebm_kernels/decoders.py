@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.checks import check_count, check_positive
+from lebm_kernels.checks import check_count, check_positive, number
 
 
 def circle(z: Tensor) -> Tensor:
@@ -38,6 +38,7 @@ class EllipseDecoder(nn.Module):
         generator: source of the draw; the global generator if absent.
 
     Raises:
+        TypeError: ``radii`` isn't a floating-point tensor.
         ValueError: ``radii`` doesn't have shape [2].
 
     Example:
@@ -51,6 +52,9 @@ class EllipseDecoder(nn.Module):
         super().__init__()
         if radii is None:
             radii = torch.randn(2, generator=generator)
+        elif not isinstance(radii, Tensor) or not radii.is_floating_point():
+            kind = radii.dtype if isinstance(radii, Tensor) else type(radii).__name__
+            raise TypeError(f"radii must be a floating-point tensor [2], got {kind}")
         elif radii.shape != (2,):
             raise ValueError(f"radii must have shape [2], got {list(radii.shape)}")
         self.radii: nn.Parameter = nn.Parameter(radii.detach().clone())
@@ -114,7 +118,16 @@ class HornPredictor(nn.Module):
         last.bias.fill_(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Radii, or other outputs, ``[..., outputs]`` at ``x[...]``."""
+        """Radii, or other outputs, ``[..., outputs]`` at ``x[...]``.
+
+        Raises:
+            TypeError: ``x`` isn't a tensor of the network's dtype.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor of conditions, got {type(x).__name__}")
+        dtype = self.layers[0].weight.dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x must be {dtype} as the network of x is, got {x.dtype}")
         return self.layers(x.unsqueeze(-1))
 
 
@@ -237,6 +250,6 @@ class RBFDecoder(nn.Module):
 
 
 def _check_domain(domain: tuple[float, float]) -> None:
-    low, high = domain
+    low, high = map(number, domain)
     if not (-math.inf < low < high < math.inf):
         raise ValueError(f"domain must be (low, high) with low < high, got {domain}")

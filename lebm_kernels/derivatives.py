@@ -27,8 +27,9 @@ _NO_THIRD_ORDER = (
     "are only available with backend='reference'"
 )
 _NO_FORWARD_TWICE = (
-    "forward-mode derivatives of a forward-mode derivative of free_energy are only available with "
-    "backend='reference'; torch.func.hessian, jacrev(jacrev) and jacrev(jacfwd) need none"
+    "forward mode over forward mode of free_energy, as in jacfwd(jacfwd) and, a third derivative, "
+    "jacfwd(hessian), is only available with backend='reference'; every backend has the second "
+    "derivatives of torch.func.hessian, jacrev(jacrev) and jacrev(jacfwd)"
 )
 _NO_FORWARD_POSTERIOR = (
     "forward-mode derivatives of posterior are only available with backend='reference'"

@@ -12,6 +12,7 @@ from torch import Tensor
 from lebm_kernels import derivatives, direct, ops, reference
 from lebm_kernels.backends import choose
 from lebm_kernels.backends.hindrances import is_out_of_memory, too_many_pairs
+from lebm_kernels.checks import is_integer, is_real, number
 from lebm_kernels.ops import Arguments
 from lebm_kernels.reference import Posterior
 
@@ -81,7 +82,7 @@ def free_energy(
         if value is not None:
             return value
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
-    name = _options(arguments.y, tol, backend)
+    tol, name = _options(arguments.y, tol, backend)
     if name == "reference":
         return _by_reference(reference.free_energy, arguments)
     tracked = torch.is_grad_enabled()
@@ -121,7 +122,7 @@ def posterior(
         tensor([[0.5000, 0.5000]])
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
-    name = _options(arguments.y, tol, backend)
+    tol, name = _options(arguments.y, tol, backend)
     if name == "reference":
         return _by_reference(reference.posterior, arguments)
     return Posterior(*derivatives.posterior(*arguments, tol, name)[:5])
@@ -169,8 +170,8 @@ def sample_latent(
         tensor([[0, 0, 0]])
     """
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
-    name = _options(arguments.y, tol, backend)
-    _check_draws(num_samples, generator, arguments.y.device)
+    _, name = _options(arguments.y, tol, backend)
+    num_samples = _draws(num_samples, generator, arguments.y.device)
     with torch.no_grad():
         if name == "reference":
             return _by_reference(reference.sample_latent, arguments, num_samples, generator)
@@ -291,18 +292,22 @@ def _check_subclass(name: str, x: Tensor, shape: str) -> None:
 
 def _temperature(beta: float | Tensor, dtype: torch.dtype, like: Tensor) -> Tensor:
     if not isinstance(beta, Tensor):
-        if isinstance(beta, bool) or not isinstance(beta, (int, float)):
+        if not is_real(beta):
             raise TypeError(f"beta must be a number or a tensor, got {type(beta).__name__}")
-        if not beta >= 0:  # NaN included
-            raise ValueError(f"beta must lie in [0, inf], got {beta}")
         if torch.compiler.is_compiling():
+            if not beta >= 0:
+                # A symbol cannot be printed: the message would be about that instead.
+                raise ValueError("beta must lie in [0, inf], got a number below 0 or NaN")
             # A product is what torch.compile can keep a number symbolic in: full() would compile
             # again for every new beta.
             one = torch.ones((), dtype=torch.float64, device=like.device)
             return (one * beta).to(dtype)
-        if beta > torch.finfo(dtype).max:
-            beta = math.inf
-        return torch.full((), beta, dtype=dtype, device=like.device)
+        if not beta >= 0:  # NaN included
+            raise ValueError(f"beta must lie in [0, inf], got {beta}")
+        value = number(beta)
+        if value > torch.finfo(dtype).max:
+            value = math.inf
+        return torch.full((), value, dtype=dtype, device=like.device)
     _tensor("beta", beta, "that broadcasts with the result", 0)
     if beta.dtype not in (dtype, like.dtype):
         raise TypeError(f"beta must be {dtype}, like the free energy, got {beta.dtype}")
@@ -450,27 +455,34 @@ def _by_reference(function: Callable[..., _Result], arguments: Arguments, *rest:
         raise torch.OutOfMemoryError(why) from error
 
 
-def _options(y: Tensor, tol: float | None, backend: str | None) -> str:
-    if tol is not None and (isinstance(tol, bool) or not isinstance(tol, (int, float))):
-        raise TypeError(f"tol must be None or a number in [0, 1), got {type(tol).__name__}")
-    if tol is not None and not 0 <= tol < 1:
-        raise ValueError(f"tol must be None or a number in [0, 1), got {tol!r}")
-    return choose(backend, y.device.type)
+def _options(y: Tensor, tol: float | None, backend: str | None) -> tuple[float | None, str]:
+    """``tol`` as the operators take it, and the backend's name."""
+    if tol is not None:
+        if not is_real(tol):
+            raise TypeError(f"tol must be None or a number in [0, 1), got {type(tol).__name__}")
+        if not 0 <= tol < 1:
+            raise ValueError(f"tol must be None or a number in [0, 1), got {tol!r}")
+        tol = float(tol)
+    return tol, choose(backend, y.device.type)
 
 
-def _check_draws(num_samples: int, generator: torch.Generator | None, device: torch.device) -> None:
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int):
+def _draws(num_samples: Any, generator: torch.Generator | None, device: torch.device) -> int:
+    """``num_samples`` as the operator takes it."""
+    if not is_integer(num_samples):
         raise TypeError(f"num_samples must be an integer >= 0, got {type(num_samples).__name__}")
     if num_samples < 0:
         raise ValueError(f"num_samples must be an integer >= 0, got {num_samples}")
+    if not isinstance(num_samples, int):  # one of NumPy's
+        num_samples = int(num_samples)
     if generator is None:
-        return
+        return num_samples
     if not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be None or a torch.Generator, got {type(generator).__name__}"
         )
     if generator.device.type != device.type:
         raise ValueError(f"generator must be on {device} as y is, got {generator.device}")
+    return num_samples
 
 
 def _checked_energy(
@@ -480,6 +492,8 @@ def _checked_energy(
     _tensor("energy", energy, "[..., N, ...]", 1)
     if not energy.is_floating_point():
         raise TypeError(f"energy must be floating point, got {energy.dtype}")
+    if not is_integer(dim):
+        raise TypeError(f"dim must be an integer, one dimension of energy, got {dim!r}")
     if not -energy.dim() <= dim < energy.dim():
         raise ValueError(f"dim must index energy {list(energy.shape)}, got {dim}")
     if energy.shape[dim] == 0:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from lebm_kernels.checks import check_count, number
+from lebm_kernels.checks import check_count, check_positive, number
 
 PRACTICUM_POINTS = 48
 """Points of the practicum's grid: [0, 2 pi) in steps of pi/24."""
@@ -107,8 +107,7 @@ def periodic_grid(
         tensor([0.0000, 0.2500, 0.5000, 0.7500])
     """
     check_count("num", num, 1)
-    if not (0.0 < number(period) < math.inf):
-        raise ValueError(f"period must be positive and finite, got {period}")
+    check_positive("period", period)
     # Computed in double and rounded once, so that float32 points are the nearest there are.
     z = torch.arange(num, dtype=torch.float64) * (period / num)
     return LatentGrid(z.to(device=device, dtype=dtype))

@@ -48,6 +48,7 @@ def topographic_mapping(
         the distance of neighbouring latents, the warmer of both.
 
     Raises:
+        TypeError: ``y`` isn't a floating-point tensor.
         ValueError: an argument is out of range, or ``y`` has one observation or dimension alone.
 
     Example:
@@ -58,6 +59,9 @@ def topographic_mapping(
     for name, value in (("latents", latents), ("bumps", bumps)):
         check_count(name, value, 2)
     check_positive("width", width)
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y must be a floating-point tensor [M, D], got {kind}")
     if y.dim() != 2 or min(y.shape) < 2:
         raise ValueError(f"y must have shape [M, D] with M, D >= 2, got {list(y.shape)}")
     grid = LatentGrid(_square(latents, y))

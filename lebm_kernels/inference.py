@@ -243,6 +243,8 @@ def _each(y: Tensor, x: Tensor | None) -> Tensor | None:
         raise ValueError(f"y must have shape [M, D], got {shape}")
     if x is None:
         return None
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor that broadcasts to [M], got {type(x).__name__}")
     try:
         return x.detach().expand(len(y))
     except RuntimeError as error:

@@ -35,10 +35,18 @@ if TYPE_CHECKING:
 class LatentModel(nn.Module):
     """What all models have: a latent grid, its measure, what latents cost, and a temperature.
 
+    Where no beta is given, a model is cold, as the practicum's are: F is the least energy, and
+    what is restored the nearest point. Only draws are at beta = 1, as cold there is nothing left to
+    draw; a density has no default, as there beta is the data's noise, 1 / (2 sigma^2).
+    (:func:`lebm_kernels.free_energy`, an operation that knows of no model, is at 1.)
+
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
         regulariser: a module of :mod:`lebm_kernels.regularisers`, called with the grid's points
             ``[N, K]`` and normalised log-weights ``[N]``; it gives R, ``[N]``. None if absent.
+
+    Raises:
+        TypeError: ``grid`` isn't a :class:`lebm_kernels.grids.LatentGrid`.
     """
 
     conditional: bool
@@ -56,6 +64,8 @@ class LatentModel(nn.Module):
         self, grid: LatentGrid | None = None, *, regulariser: nn.Module | None = None
     ) -> None:
         super().__init__()
+        if grid is not None and not isinstance(grid, LatentGrid):
+            raise TypeError(f"grid must be a LatentGrid, got {type(grid).__name__}")
         self.regulariser = regulariser
         self.register_parameter("log_beta", None)
         self._set_grid(periodic_grid() if grid is None else grid)
@@ -165,8 +175,10 @@ class LatentModel(nn.Module):
             backend: as in :func:`lebm_kernels.free_energy`.
 
         Raises:
+            TypeError: ``y`` or ``x`` is no tensor, or not of the model's dtype.
             ValueError: ``x`` is missing from a conditional model or given to another, or has more
-                than one condition an observation.
+                than one condition an observation; or ``y`` has not the dimensions that the model
+                decodes to.
         """
         value = free_energy(**self._question(y, x, beta), backend=backend)
         return value.squeeze(-1) if self._each_its_own(x) else value
@@ -215,7 +227,8 @@ class LatentModel(nn.Module):
             y: observations, ``[..., M, D]``.
             x: the condition of each, as in :meth:`free_energy`.
             num_samples: how many draws an observation, at least 0.
-            beta: inverse temperature, as in :meth:`free_energy`.
+            beta: inverse temperature, as in :meth:`free_energy`, but 1 if absent: at infinity all
+                draws are of the nearest latents.
             generator: source of the draws, on y's device; the global generator if absent.
             backend: as in :func:`lebm_kernels.free_energy`.
 
@@ -259,7 +272,7 @@ class LatentModel(nn.Module):
         if not isinstance(beta, Tensor):
             if not (0.0 < number(beta) < math.inf):
                 raise ValueError(f"beta must be positive and finite for a density, got {beta!r}")
-            beta = self.z.new_tensor(beta)
+            beta = self.z.new_tensor(float(beta))
         elif unattended() and not bool((beta >= 0).all()):
             raise ValueError(f"beta must be positive and finite for a density, got {beta}")
         value = self.free_energy(y, x, beta=beta, backend=backend)
@@ -281,19 +294,24 @@ class LatentModel(nn.Module):
         """What the operation takes; each query is a batch where each has its own decoded grid.
 
         Raises:
-            ValueError: ``x`` is missing or unwanted, or would give a query more than one condition.
+            TypeError: ``x`` or ``y`` is no tensor, or not of the model's dtype.
+            ValueError: ``x`` is missing or unwanted, or would give a query more than one condition;
+                or ``y`` has not as many dimensions as the model decodes to.
         """
         self._check_condition(x)
         arguments = self._arguments(x)
+        self._check_observations(y, arguments["decoded"])
         scale = arguments.get("scale")
         leading = arguments["decoded"].shape[:-2] if scale is None else scale.shape[:-1]
         if x is not None and isinstance(y, Tensor) and y.dim() > 1:
             queries = y.shape[:-1]
             pairs = zip(leading[::-1], queries[::-1], strict=False)
             if len(leading) > len(queries) or any(a not in (1, b) for a, b in pairs):
+                column = x.shape[-1:] == (1,) and x.shape[:-1] == queries
+                hint = "; x.squeeze(-1) has one each" if column else ""
                 raise ValueError(
                     f"x must have one condition an observation, {list(queries)} of them as y "
-                    f"{list(y.shape)} has, got shape {list(x.shape)}"
+                    f"{list(y.shape)} has, got shape {list(x.shape)}{hint}"
                 )
         if self._each_its_own(x):
             y = y.unsqueeze(-2)
@@ -308,8 +326,32 @@ class LatentModel(nn.Module):
         name = type(self).__name__
         if self.conditional and x is None:
             raise ValueError(f"x is missing: {name} is conditional and needs one x per observation")
-        if not self.conditional and x is not None:
+        if x is None:
+            return
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"x must be a tensor of one condition per observation, or one for all, "
+                f"got {type(x).__name__}"
+            )
+        if not self.conditional:
             raise ValueError(f"x was given, of shape {list(x.shape)}: {name} is unconditional")
+
+    def _check_observations(self, y: Tensor, decoded: Tensor) -> None:
+        """Refuse observations unlike what the model decodes to, which the caller never named.
+
+        What is wrong with them in themselves is for the operation to say.
+        """
+        if not isinstance(y, Tensor) or y.layout != torch.strided or y.is_nested or y.dim() < 2:
+            return
+        name, num_dims = type(self).__name__, decoded.shape[-1]
+        if y.dtype != decoded.dtype and not torch.is_autocast_enabled(y.device.type):
+            raise TypeError(f"y must be {decoded.dtype} as {name} decodes to, got {y.dtype}")
+        if y.device != decoded.device:
+            raise ValueError(f"y must be on {decoded.device} as {name} is, got {y.device}")
+        if y.shape[-1] != num_dims:
+            raise ValueError(
+                f"y must be [..., M, {num_dims}] as {name} decodes to, got shape {list(y.shape)}"
+            )
 
 
 class CircleModel(LatentModel):

@@ -33,7 +33,11 @@ library: torch.library.Library = torch.library.Library("lebm_kernels", "DEF")
 
 
 class Arguments(NamedTuple):
-    """The tensors that every operator takes, in the caller's own shapes."""
+    """The tensors that every operator takes, in the caller's own shapes.
+
+    A :class:`Problem` is what :func:`canonical` makes of them for a backend. They are two types, so
+    that no function takes the one for the other.
+    """
 
     y: Tensor
     decoded: Tensor

@@ -105,6 +105,10 @@ def _imported(module: str, distribution: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        if importlib.util.find_spec(module.partition(".")[0]) is not None:
+            raise NotAvailableError(
+                f"this version of {distribution} has no {module}, or cannot import it"
+            ) from error
         raise NotAvailableError(f"{distribution} is not installed") from error
 
 
@@ -249,6 +253,8 @@ def _prepare_flash_sinkhorn(case: Case) -> Step:
     which it takes for granted.
     """
     kernels = _imported("flash_sinkhorn.kernels.sinkhorn_flashstyle_sqeuclid", "flash-sinkhorn")
+    if not hasattr(kernels, "flashsinkhorn_lse"):
+        raise NotAvailableError("this version of flash-sinkhorn has no flashsinkhorn_lse")
     if case.device == "cpu" or case.backward or case.beta in (0, math.inf):
         raise NotAvailableError("FlashSinkhorn has a forward, on GPUs, at finite beta > 0 alone")
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lebm_kernels.checks import check_positive, number
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
@@ -36,11 +38,11 @@ class Annealing:
     def __post_init__(self) -> None:
         """Check each field."""
         for name in ("start", "end"):
-            value = getattr(self, name)
-            if not (0.0 < value < math.inf):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
-        if not (0.0 < self.share <= 1.0):
+            check_positive(name, getattr(self, name))
+        if not (0.0 < number(self.share) <= 1.0):
             raise ValueError(f"share must be in (0, 1], got {self.share!r}")
+        for name in ("start", "end", "share"):  # NumPy's numbers have no place in a checkpoint
+            object.__setattr__(self, name, number(getattr(self, name)))
 
     def beta(self, done: float, last: float) -> float:
         """The inverse temperature when the share ``done`` of the steps is done.

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.checks import is_count, number
+from lebm_kernels.checks import is_count, is_integer, is_real, number
 from lebm_kernels.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.datasets import Dataset
 from lebm_kernels.losses import Loss, energy_loss
@@ -78,6 +78,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check each field."""
+        self._make_plain()
         _require(number(self.beta) >= 0.0, "beta", self.beta, "a number in [0, inf]")
         _require(is_count(self.epochs, 0), "epochs", self.epochs, "an integer of at least 0")
         for name in ("batch_size", "slice_size", "patience"):
@@ -113,6 +114,15 @@ class TrainConfig:
         )
         known = is_count(self.seed, 0) and self.seed < 2**63
         _require(known, "seed", self.seed, "an integer of at least 0 and below 2^63")
+
+    def _make_plain(self) -> None:
+        """Make Python's numbers of NumPy's: a checkpoint holds nothing else."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if is_integer(value):
+                object.__setattr__(self, f.name, int(value))
+            elif is_real(value):
+                object.__setattr__(self, f.name, number(value))
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,7 @@ def free_energies(
         slice_size: observations that are taken at once, for data that a conditional decoder
             can't decode all together; ``None`` takes all.
     """
+    _check_kind("data", data, Dataset, "a Dataset")
     parts = [
         model.free_energy(part.y, part.x, beta=beta, backend=backend)
         for part in _slices(data.to(model.z), slice_size)
@@ -225,7 +236,9 @@ def train(
         What the run did.
 
     Raises:
-        ValueError: an argument is out of range, or the checkpoint is of another run.
+        TypeError: ``model``, ``data``, ``validation`` or ``config`` is something else.
+        ValueError: an argument is out of range, the data aren't finite, or the checkpoint is of
+            another run.
         FileNotFoundError: ``resume`` is asked for and there is no checkpoint.
         FloatingPointError: the loss is no longer finite.
 
@@ -238,6 +251,11 @@ def train(
         >>> result.final < result.initial
         True
     """
+    _check_kind("model", model, LatentModel, "a LatentModel")
+    for name, observations in (("data", data), ("validation", validation)):
+        if name == "data" or observations is not None:
+            _check_data(name, observations)
+    _check_kind("config", config, TrainConfig, "a TrainConfig")
     _require(
         is_count(checkpoint_every, 1),
         "checkpoint_every",
@@ -329,10 +347,10 @@ class _Run:
             total += self._step(self.data[index.to(self.data.y.device)], beta) * len(index)
         value = float(total) / len(self.data)
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} in epoch {done + 1}; "
-                f"a learning_rate below {self.config.learning_rate} may help"
-            )
+            hint = f"a learning_rate below {self.config.learning_rate} may help"
+            if not math.isfinite(self.initial):
+                hint = f"before the first step the mean free energy of the data was {self.initial}"
+            raise FloatingPointError(f"the loss is {value} in epoch {done + 1}; {hint}")
         beta = float(self.last_beta()) if self.config.learn_beta else beta
         self.records.append(Epoch(done + 1, value, self._validate(), float(beta), rate))
         return self.records[-1]
@@ -543,7 +561,10 @@ def _description(loss: object) -> str:
         return f"{type(loss).__qualname__}({', '.join(parts)})"
     if callable(loss):
         return str(getattr(loss, "__qualname__", type(loss).__qualname__))
-    return repr(loss)
+    # NumPy's numbers as Python's: which of them a loss was made with decides nothing.
+    if is_integer(loss):
+        return repr(int(loss))  # type: ignore[call-overload]
+    return repr(number(loss)) if is_real(loss) else repr(loss)
 
 
 def _generators(loss: object) -> list[torch.Generator]:
@@ -562,6 +583,28 @@ def _fingerprint(data: Dataset) -> str:
         if tensor is not None:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_data(name: str, data: Dataset | None) -> None:
+    """Refuse what a loss would only be told of by being no number, after the first epoch."""
+    _check_kind(name, data, Dataset, "a Dataset")
+    assert data is not None
+    for part, values in (("y", data.y), ("x", data.x)):
+        if values is None or not values.is_floating_point():
+            continue
+        bad = int((~values.isfinite()).reshape(len(data), -1).any(1).sum())
+        if bad:
+            raise ValueError(
+                f"{name} must be finite to train on, got {part} with NaN or infinities in {bad} of "
+                f"{len(data)} observations"
+            )
+
+
+def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
+    if not isinstance(value, kind):
+        given = type(value).__name__
+        hint = f", as Dataset({name}) makes of y" if isinstance(value, Tensor) else ""
+        raise TypeError(f"{name} must be {expected}{hint}, got {given}")
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

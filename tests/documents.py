@@ -111,6 +111,8 @@ def check_command(words: list[str]) -> None:
 def _check_lebm(arguments: list[str]) -> None:
     known: Any = get_command(cli.app)
     name, *rest = arguments
+    if not rest and any(name in parameter.opts for parameter in known.params):
+        return  # an option of lebm itself
     if name not in known.commands:
         raise ValueError(f"lebm has no command {name!r}")
     try:

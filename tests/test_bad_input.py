@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_accurate
@@ -434,6 +436,31 @@ def test_what_has_an_unusual_form_is_not_refused(
     assert posterior(**{**good, name: given}, backend=any_backend).mean.shape == (7, 3)
 
 
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64, np.int64, np.uint8])
+def test_numbers_of_numpy_are_numbers(any_backend: str, number: Callable[[int], Any]) -> None:
+    y, decoded = torch.randn(7, 3), torch.randn(11, 3)
+    beta: Any = number(2)
+    found = free_energy(y, decoded, beta, tol=number(0), backend=any_backend)
+    assert torch.equal(found, free_energy(y, decoded, 2.0, backend=any_backend))
+    found = posterior(y, decoded, beta, backend=any_backend).mean
+    assert torch.equal(found, posterior(y, decoded, 2.0, backend=any_backend).mean)
+    draws = sample_latent(y, decoded, beta, num_samples=np.int64(4), backend=any_backend)
+    assert draws.shape == (7, 4)
+    energy = torch.rand(4, 5)
+    for function in (softmin, softmax, softargmin, softargmax):
+        assert torch.equal(function(energy, beta, np.int64(1)), function(energy, 2.0, 1))
+    for none in (np.bool_(True), np.str_("2"), np.complex64(2), np.ones(())):
+        with pytest.raises(TypeError, match=r"^beta must be a number or a tensor, got "):
+            free_energy(y, decoded, none, backend=any_backend)  # type: ignore[arg-type]
+
+
+def test_a_number_beyond_every_float_is_infinite() -> None:
+    y, decoded = torch.randn(7, 3), torch.randn(11, 3)
+    cold = free_energy(y, decoded, math.inf)
+    assert torch.equal(free_energy(y, decoded, 10**400), cold)
+    assert torch.equal(free_energy(y, decoded, Fraction(10**400)), cold)
+
+
 def test_the_good_ones_are_not_refused() -> None:
     for function in FUNCTIONS.values():
         function(Y, DECODED, 1)
@@ -448,6 +475,10 @@ SOFT_CASES: list[tuple[str, dict[str, Any], Error, str]] = [
     ("energy", {"energy": torch.zeros(4, 0)}, ValueError, "none"),
     ("dim", {"dim": 2}, ValueError, "2"),
     ("dim", {"dim": -3}, ValueError, "-3"),
+    ("dim", {"dim": (0, 1)}, TypeError, r"an integer.*got \(0, 1\)"),
+    ("dim", {"dim": None}, TypeError, "an integer.*got None"),
+    ("dim", {"dim": 1.0}, TypeError, r"an integer.*got 1\.0"),
+    ("dim", {"dim": True}, TypeError, "an integer.*got True"),
     ("beta", {"beta": -0.5}, ValueError, "-0.5"),
     ("beta", {"beta": math.nan}, ValueError, "nan"),
     ("beta", {"beta": "hot"}, TypeError, "str"),

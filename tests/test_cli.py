@@ -46,6 +46,12 @@ def test_without_a_command_it_prints_help():
         assert command in result.output
 
 
+def test_version_is_the_packages():
+    result = lebm("--version")
+    assert result.exit_code == 0
+    assert result.output == f"lebm_kernels {lebm_kernels.__version__}\n"
+
+
 @pytest.mark.parametrize(("model", "beta"), [("ellipse", "inf"), ("horn", "1.5")])
 def test_train_lowers_the_free_energy_and_writes(tmp_path, model, beta):
     result = lebm("train", model, "--beta", beta, "--epochs", 4, "--output", tmp_path / "new")
@@ -54,11 +60,33 @@ def test_train_lowers_the_free_energy_and_writes(tmp_path, model, beta):
     files = {path.name for path in (tmp_path / "new").iterdir()}
     suffixes = (".pt", ".csv", "-manifold.png", "-free-energy.png")
     assert files == {title + suffix for suffix in suffixes}
+    told = [line[6:] for line in result.output.splitlines() if line.startswith("wrote ")]
+    assert sorted(told) == sorted(str(tmp_path / "new" / name) for name in files)
     row = next(line.split() for line in result.output.splitlines() if line.split()[:1] == [title])
     before, after, held_out, epochs = float(row[1]), float(row[2]), float(row[4]), int(row[5])
     assert 0 < after < before
     assert after / 2 < held_out < 3 * after
     assert epochs == 4
+
+
+def test_what_was_not_trained_is_not_called_so(tmp_path, monkeypatch):
+    from lebm_kernels.cli import train
+
+    titles = []
+    monkeypatch.setattr(
+        train,
+        "save",
+        lambda figure, path: titles.extend(axes.get_title() for axes in figure.axes),
+    )
+    for epochs, title in ((1, "Trained: "), (0, "After 0 epochs: ")):
+        titles.clear()
+        result = lebm("train", "ellipse", "--epochs", epochs, "--output", tmp_path)
+        assert result.exit_code == 0, result.output
+        assert titles[1].startswith(title)
+    # The checkpoint is the first run's: the second has written the curves' head alone.
+    assert [line for line in result.output.splitlines() if line.startswith("wrote ")] == [
+        f"wrote {tmp_path / 'ellipse-cold.csv'}"
+    ]
 
 
 def test_train_takes_its_options(tmp_path, monkeypatch):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib.machinery
 import importlib.util
 import json
 import math
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -209,6 +212,36 @@ def test_out_of_memory_is_reported_as_such(monkeypatch, error):
 def timed(case, threads, seconds):
     comparison = Comparison(case, (Timing("ours", [seconds], error=0.0, peak_bytes=1 << 20),))
     return records(Point(case, threads, ("ours",)), comparison)
+
+
+def test_a_provider_has_one_colour_whoever_else_is_drawn():
+    every = list(providers.providers("cpu"))
+    assert set(every) <= set(drawn.PROVIDER_COLORS)
+    colors = list(drawn.PROVIDER_COLORS.values())
+    assert len({color.lower() for color in colors}) == len(colors)
+    styles = drawn._styles([*reversed(every), "another"])
+    for name in every:
+        assert styles[name] == drawn._styles([name])[name]
+        assert styles[name]["color"] == drawn.PROVIDER_COLORS[name]
+    # In grey, by mark and dash.
+    looks = {(style["marker"], style["linestyle"]) for style in styles.values()}
+    assert len(looks) == len(styles)
+
+
+@pytest.mark.parametrize("missing", ["function", "module"])
+def test_a_version_of_flash_sinkhorn_that_is_too_old_is_not_available(monkeypatch, missing):
+    package = types.ModuleType("flash_sinkhorn")
+    package.__spec__ = importlib.machinery.ModuleSpec("flash_sinkhorn", None, is_package=True)
+    package.__path__ = []
+    monkeypatch.setitem(sys.modules, "flash_sinkhorn", package)
+    where = "flash_sinkhorn.kernels.sinkhorn_flashstyle_sqeuclid"
+    if missing == "function":
+        for name in ("flash_sinkhorn.kernels", where):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    (timing,) = compare(Case(4, 6, 2), ["FlashSinkhorn"], rounds=1).timings
+    words = {"function": "has no flashsinkhorn_lse", "module": f"has no {where}, or cannot import"}
+    start = "not available: this version of flash-sinkhorn "
+    assert timing.failure.startswith(start + words[missing])
 
 
 def test_a_figure_draws_the_cases_that_differ_in_its_axis_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -77,6 +78,11 @@ def test_what_is_right_passes_with_status_0(few_cases):
         assert str(Subject(FASTEST, instruction_set)) in result.output
     for dtype in ("float64", "float32", "bfloat16", "float16"):
         assert dtype in result.output
+    assert max(map(len, result.output.splitlines())) <= 100
+    rows = [line.split() for line in result.output.splitlines() if line.strip().endswith(" ok")]
+    total, backends = sum(int(row[2]) for row in rows), len(sets)
+    words = f"passed all {total} checks, on {backends} backend{'s' * (backends > 1)}, 4 dtypes"
+    assert result.output.splitlines()[-1] == words
 
 
 def test_a_planted_wrong_gradient_makes_status_1(few_cases, monkeypatch):
@@ -85,6 +91,7 @@ def test_a_planted_wrong_gradient_makes_status_1(few_cases, monkeypatch):
     assert result.exit_code == 1
     words = " ".join(result.output.split())
     # In half precision one part in a hundred may be rounding.
+    assert re.search(r"FAILED \d+ of \d+, each of an argument", words)
     assert "torch.float64, scale: hot, shared scale" in words
     assert "torch.float32, scale: hot, shared scale" in words
     assert f"{subjects([FASTEST])[0]}, torch.float64, scale" in words

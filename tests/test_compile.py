@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -107,6 +108,18 @@ def test_a_number_for_beta_is_still_checked() -> None:
         function(y, decoded, beta)
     with pytest.raises(ValueError, match=r"beta must lie in \[0, inf\], got -1"):
         function(y, decoded, -1.0)
+
+
+def test_in_a_whole_graph_the_check_says_what_is_wrong() -> None:
+    # A symbol's value cannot be printed there, and the message would be about that.
+    y, decoded = torch.randn(7, 2), torch.randn(11, 2)
+    torch.compiler.reset()
+    function = torch.compile(free_energy, backend="aot_eager", dynamic=True, fullgraph=True)
+    for beta in (0.5, 2.5):
+        function(y, decoded, beta)
+    for bad in (-1.0, math.nan):
+        with pytest.raises(Exception, match=r"beta must lie in \[0, inf\], got a number below 0"):
+            function(y, decoded, bad)
 
 
 def test_beta_beyond_float32_is_infinite() -> None:

@@ -192,6 +192,12 @@ def test_what_is_not_seen_is_restored_by_what_is(any_backend: str) -> None:
     torch.testing.assert_close(everything, restore(model, y, backend=any_backend))
 
 
+def test_observations_that_are_no_tensor_are_named() -> None:
+    for y, got in (([[0.0, 1.0]], "list"), (torch.ones(4, 3, dtype=torch.int64), "torch.int64")):
+        with pytest.raises(TypeError, match=rf"^y must be a floating-point tensor .*, got {got}$"):
+            topographic_mapping(y)  # type: ignore[arg-type]
+
+
 def test_restoring_says_what_is_wrong() -> None:
     y = _sheet(8)
     model = topographic_mapping(y, latents=3, bumps=2)

@@ -142,6 +142,112 @@ def test_missing_and_unwanted_conditions_are_named(call: str) -> None:
         getattr(Ellipse(), call)(y, torch.zeros(3))
 
 
+#: The model, y, x, and the error.
+UNLIKE_THE_MODEL: list[tuple[LatentModel, Any, Any, Exception]] = [
+    (
+        Ellipse(),
+        torch.zeros(3, 5),
+        None,
+        ValueError("y must be [..., M, 2] as Ellipse decodes to, got shape [3, 5]"),
+    ),
+    (
+        Ellipse(),
+        torch.zeros(3, 2).double(),
+        None,
+        TypeError("y must be torch.float32 as Ellipse decodes to, got torch.float64"),
+    ),
+    (
+        Ellipse(),
+        torch.zeros(3, 2).long(),
+        None,
+        TypeError("y must be torch.float32 as Ellipse decodes to, got torch.int64"),
+    ),
+    (Ellipse(), [0.0], None, TypeError("y must be a tensor [..., M, D], got list")),
+    *(
+        (
+            model,
+            torch.zeros(3, 2),
+            0.5,
+            TypeError(
+                "x must be a tensor of one condition per observation, or one for all, got float"
+            ),
+        )
+        for model in (Ellipse(), Horn(), neural_horn())
+    ),
+    *(
+        (
+            model,
+            torch.zeros(3, 2),
+            x,
+            TypeError(f"x must be torch.float32 as the network of x is, got {x.dtype}"),
+        )
+        for model in (Horn(), neural_horn())
+        for x in (torch.zeros(3).double(), torch.arange(3))
+    ),
+    (
+        Horn(),
+        torch.zeros(3, 2),
+        torch.zeros(3, 1),
+        ValueError(
+            "x must have one condition an observation, [3] of them as y [3, 2] has, "
+            "got shape [3, 1]; x.squeeze(-1) has one each"
+        ),
+    ),
+    (
+        neural_horn(),
+        torch.zeros(3, 5),
+        torch.zeros(3),
+        ValueError("y must be [..., M, 2] as DecoderModel decodes to, got shape [3, 5]"),
+    ),
+]
+
+
+@pytest.mark.parametrize("call", ["free_energy", "posterior", "sample_latent", "log_density"])
+@pytest.mark.parametrize(("model", "y", "x", "error"), UNLIKE_THE_MODEL)
+def test_what_is_unlike_the_model_is_named_as_it_was_given(
+    call: str, model: LatentModel, y: Any, x: Any, error: Exception
+) -> None:
+    options: dict[str, Any] = {"sample_latent": {"num_samples": 1}, "log_density": {"beta": 1.0}}
+    with pytest.raises(type(error)) as caught:
+        getattr(model, call)(y, x, **options.get(call, {}))
+    assert str(caught.value) == str(error)
+
+
+def test_radii_that_are_none_are_named() -> None:
+    for radii, got in (([1.0, 2.0], "list"), (torch.tensor([1, 2]), r"torch\.int64")):
+        with pytest.raises(TypeError, match=rf"^radii must be a floating-point tensor .*{got}$"):
+            Ellipse(radii=radii)  # type: ignore[arg-type]
+
+
+def test_a_grid_that_is_none_is_named() -> None:
+    for grid in (48, torch.zeros(3)):
+        with pytest.raises(TypeError, match=r"^grid must be a LatentGrid, got (int|Tensor)$"):
+            Ellipse(grid)  # type: ignore[arg-type]
+
+
+def test_a_condition_may_be_a_class_where_the_predictor_takes_one() -> None:
+    model = DecoderModel(_Stretched(), torch.nn.Embedding(5, 2))
+    x = torch.tensor([0, 4, 4])
+    found = model.free_energy(torch.zeros(3, 2), x, beta=1.0)
+    for b in range(3):
+        alone = free_energy(torch.zeros(1, 2), model.manifold(x[b]), 1.0)
+        torch.testing.assert_close(found[b : b + 1], alone)
+
+
+def test_temperatures_of_numpy() -> None:
+    model, y = Ellipse(), torch.randn(3, 2)
+    wanted = model.log_density(y, beta=2.0)
+    for beta in (np.float32(2.0), np.float64(2.0), np.int64(2)):
+        assert torch.equal(model.log_density(y, beta=beta), wanted)
+        assert torch.equal(model.free_energy(y, beta=beta), model.free_energy(y, beta=2.0))
+        assert Ellipse().learn_beta(beta).beta.item() == pytest.approx(2.0)
+    for beta in (True, np.bool_(True)):
+        with pytest.raises(ValueError, match=r"^beta must be positive and finite"):
+            model.log_density(y, beta=beta)
+        with pytest.raises(ValueError, match=r"^beta must be positive and finite"):
+            Ellipse().learn_beta(beta)
+
+
 def test_backend_reaches_the_free_energy() -> None:
     model: LatentModel = Ellipse()
     with pytest.raises(ValueError, match="nonesuch"):
@@ -171,7 +277,7 @@ def test_conditions_do_not_multiply_the_observations(call: str) -> None:
     for model in (Horn(), neural_horn()):
         for x in (torch.rand(3, 1), torch.rand(2), torch.rand(2, 3)):
             words = re.escape(f"[3] of them as y [3, 2] has, got shape {list(x.shape)}")
-            with pytest.raises(ValueError, match=f"^x must have one .*{words}$"):
+            with pytest.raises(ValueError, match=f"^x must have one .*{words}(;|$)"):
                 getattr(model, call)(y, x, **options.get(call, {}))
     # A column of conditions is what this predictor wants: one code a row.
     model = DecoderModel(_Stretched(), _Linear())

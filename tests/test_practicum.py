@@ -63,7 +63,8 @@ def test_each_figure_is_a_picture_with_named_axes(short, name, tmp_path):
     assert len(written) > 5000
     for axes in panels(figure):
         assert axes.get_title()
-        if name not in ("energies", "overview"):  # whose inner panels share the outer's labels
+        # The inner panels of these share the outer's labels.
+        if name not in ("energies", "overview", "pulls"):
             assert axes.get_xlabel()
             assert axes.get_ylabel()
         assert axes.name != "3d" or axes.get_zlabel()
@@ -236,6 +237,9 @@ def test_too_many_sections_are_refused():
 
 def test_pulls_are_the_posteriors_average_and_half_of_the_gradient(run):
     figure = FIGURES["pulls"](run)
+    # An upper panel's label would lie on the title of the one below.
+    labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in panels(figure)]
+    assert labels == [("", "$y_2$"), ("", ""), ("$y_1$", "$y_2$"), ("$y_1$", "")]
     models = [run.cold.untrained, run.cold.model, run.warm.untrained, run.warm.model]
     betas = [math.inf, math.inf, WARM_BETA, WARM_BETA]
     y = run.cold.data.y.double().numpy()

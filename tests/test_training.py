@@ -16,9 +16,11 @@ from torch import Tensor
 
 from lebm_kernels.datasets import Dataset, horn_data, horn_radii
 from lebm_kernels.grids import periodic_grid
-from lebm_kernels.losses import energy_loss
+from lebm_kernels.losses import HingeLoss, energy_loss
 from lebm_kernels.models import Ellipse, Horn, LatentModel, neural_horn
+from lebm_kernels.negatives import GaussianNoise
 from lebm_kernels.recipes import RECIPES
+from lebm_kernels.schedules import Annealing
 from lebm_kernels.training import TrainConfig, mean_free_energy, train
 
 SHORT = TrainConfig(epochs=6, batch_size=16, learning_rate=0.03)
@@ -267,6 +269,9 @@ def test_progress_is_shown_when_asked_and_silent_otherwise(capsys) -> None:
     [
         ("beta", -1.0),
         ("beta", math.nan),
+        ("beta", True),
+        ("beta", "1"),
+        ("epochs", True),
         ("epochs", -1),
         ("epochs", 2.5),
         ("batch_size", 0),
@@ -281,6 +286,68 @@ def test_progress_is_shown_when_asked_and_silent_otherwise(capsys) -> None:
 def test_bad_fields_are_named_with_their_values(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^{field} must be .*got {value!r}"):
         TrainConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_train_and_are_kept_as_pythons(tmp_path: Path) -> None:
+    config = TrainConfig(
+        beta=np.float32(2.0),
+        annealing=Annealing(np.float64(1.0), np.float32(2.0), np.float64(0.5)),
+        epochs=np.int64(2),
+        batch_size=np.int32(100),
+        learning_rate=np.float64(0.01),
+        seed=np.uint8(3),
+    )
+    plain = TrainConfig(2.0, Annealing(1.0, 2.0, 0.5), False, 2, 100, learning_rate=0.01, seed=3)
+    straight, resumed = _horn()[0], _horn()[0]
+    wanted = train(straight, _horn()[1], plain)
+    train(resumed, _horn()[1], config, checkpoint=tmp_path / "run.pt")
+    found = train(resumed, _horn()[1], plain, checkpoint=tmp_path / "run.pt", resume=True)
+    assert found.history == wanted.history
+
+
+def test_a_loss_of_numpys_numbers_is_that_of_pythons(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    for margin in (0.5, np.float32(0.5)):
+        loss = HingeLoss(GaussianNoise(margin, torch.Generator().manual_seed(0)), margin)
+        train(*_horn(), SHORT, loss=loss, checkpoint=path, resume=path.exists())
+    with pytest.raises(ValueError, match=r"^loss must be that of checkpoint"):
+        train(*_horn(), SHORT, loss=HingeLoss(loss.negatives, 0.25), checkpoint=path, resume=True)
+
+
+def test_what_is_no_data_set_model_or_config_is_named() -> None:
+    model, data = _horn()
+    wrong: list[tuple[str, Any, str]] = [
+        ("data", data.y, r"a Dataset, as Dataset\(data\) makes of y, got Tensor"),
+        ("data", None, "a Dataset, got NoneType"),
+        ("validation", [data], "a Dataset, got list"),
+        ("model", torch.nn.Linear(1, 2), "a LatentModel, got Linear"),
+        ("config", {"epochs": 3}, "a TrainConfig, got dict"),
+    ]
+    for name, value, words in wrong:
+        given: dict[str, Any] = {"model": model, "data": data, "config": SHORT, name: value}
+        with pytest.raises(TypeError, match=rf"^{name} must be {words}$"):
+            train(**given)
+    with pytest.raises(TypeError, match=r"^data must be a Dataset"):
+        mean_free_energy(model, data.y)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", ["y", "x"])
+def test_data_that_are_not_finite_are_no_matter_of_the_learning_rate(part: str, bad: float) -> None:
+    model, data = _horn()
+    getattr(data, part)[7] = bad
+    words = rf"finite to train on, got {part} with NaN or infinities in 1 of {len(data)} obs"
+    with pytest.raises(ValueError, match=f"^data must be {words}"):
+        train(model, data, SHORT)
+    with pytest.raises(ValueError, match=f"^validation must be {words}"):
+        train(model, _horn()[1], SHORT, validation=data)
+
+
+def test_a_loss_that_was_never_finite_is_no_matter_of_the_learning_rate() -> None:
+    model = Ellipse()
+    far = Dataset(torch.full((3, 2), 1e25))
+    with pytest.raises(FloatingPointError, match=r"^the loss is .* in epoch 1; before the .*inf$"):
+        train(model, far, SHORT)
 
 
 def test_other_bad_arguments_are_named() -> None:

@@ -14,4 +14,4 @@ def unavailable(device: str) -> str | None:
 
 def describe() -> str:
     """One line for the table of backends."""
-    return "the formulas in plain PyTorch; holds queries x latents x dimensions"
+    return "the formulas, literally; holds queries x latents x dimensions"

@@ -8,9 +8,11 @@ they run, so that ``--help`` and a mistyped option are answered at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from lebm_kernels import __version__
 from lebm_kernels.cli import bench, demo, figures, gradcheck, gtm, info, show, train
 from lebm_kernels.cli.errors import OneLineErrors
 
@@ -23,7 +25,13 @@ app: typer.Typer = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _root(context: typer.Context) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"lebm_kernels {__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -1,4 +1,4 @@
-"""``lebm bench``."""
+"""``lebm bench``: our backends and their peers checked, timed and drawn, and their memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lebm demo``."""
+"""``lebm demo``: both models trained, drawn and timed in one go; what ``make run`` runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.status import Status
 
-from lebm_kernels.cli.shared import console, save, writable
+from lebm_kernels.cli.shared import console, save, writable, wrote
 from lebm_kernels.cli.train import Recipe, manifold, section, train_recipe, training_table
 from lebm_kernels.threads import thread_count
 
@@ -42,6 +42,8 @@ def demo(
         )
         runs += [cold, warm]
         for run in (cold, warm):
+            for path in run.files:
+                wrote(path)
             save(manifold(run), folder / f"{run.title}-manifold")
         maps = cold_and_warm_figure(
             cold.trained, warm.trained, beta=WARM_BETA, x=section(cold), data=cold.data

@@ -1,4 +1,4 @@
-"""``lebm figures``."""
+"""``lebm figures``: the practicum's figures, and the one at the top of the README."""
 
 from __future__ import annotations
 

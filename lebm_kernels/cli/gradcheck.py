@@ -1,4 +1,4 @@
-"""``lebm gradcheck``."""
+"""``lebm gradcheck``: whether F and its gradients are right here, as a table and an exit status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich import box
 from rich.markup import escape
@@ -24,7 +23,9 @@ def gradcheck(
     backend: Annotated[
         list[str] | None, typer.Option(help="Only this one; repeatable.", show_default="all")
     ] = None,
-    cases: Annotated[int, typer.Option(help="Random ones, beside the nasty ones.")] = 4,
+    cases: Annotated[
+        int, typer.Option(help="Random ones, beside the standard and the nasty ones, 0 for none.")
+    ] = 4,
     seed: Annotated[int, typer.Option(help="Of the cases.")] = 0,
     picture: Annotated[
         bool, typer.Option("--picture", help="Draw the error of F from beta = 0 to infinity.")
@@ -60,7 +61,7 @@ def gradcheck(
     with progress_bar() as progress, thread_count(1):
         for subject, precision in progress.track(tasks, description="checking"):
             checks.append(check_subject(subject, problems, precision.dtype, twice=True))
-    print_wide(_gradient_table(checks))
+    print_wide(_gradient_table(checks), width=100)
     failed = [check for group in checks for check in group if not check.ok]
     for check in failed:
         what = f"{check.subject}, {check.dtype}, {check.argument}: {check.message}"
@@ -68,30 +69,49 @@ def gradcheck(
     if folder is not None:
         _draw_accuracy(folder, [group[0].subject for group in checks], seed)
     count = sum(len(group) for group in checks)
-    console.print(f"FAILED {len(failed)} of {count}" if failed else f"passed {count}")
+    console.print(
+        f"FAILED {len(failed)} of {count}, each of an argument, backend and dtype"
+        if failed
+        else f"passed {_what(checks)}",
+        highlight=False,
+    )
     if failed:
         raise typer.Exit(1)
 
 
+def _what(checks: Sequence[Sequence[GradientCheck]]) -> str:
+    """What was checked, counted."""
+    each = [check for group in checks for check in group]
+    parts = (
+        (len(dict.fromkeys(check.subject for check in each)), "backend"),
+        (len(dict.fromkeys(check.dtype for check in each)), "dtype"),
+    )
+    sorts = ", ".join(f"{count} {name}{'s' if count != 1 else ''}" for count, name in parts)
+    return f"all {sum(check.cases for check in each)} checks, on {sorts}"
+
+
 def _gradient_table(checks: Sequence[Sequence[GradientCheck]]) -> Table:
     """One line a backend and dtype: its worst argument, and where that is."""
-    table = Table(title="F and its gradients", box=box.SIMPLE_HEAD)
-    for title in ("backend", "dtype", "against"):
-        table.add_column(title, no_wrap=True)
-    for title in ("checks", "largest error", "of"):
-        table.add_column(title, justify="right", no_wrap=True)
+    title = "F and its gradients: float64 against differences, others against float64"
+    caption = "the largest errors, as shares of what is allowed"
+    table = Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in ("backend", "dtype"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("checks", justify="right", no_wrap=True)
+    table.add_column("error", justify="right", no_wrap=True)
+    table.add_column("of", no_wrap=True)
     table.add_column("in")
-    table.add_column("verdict")
+    table.add_column("verdict", no_wrap=True)
     for group in checks:
         worst = max(group, key=lambda check: check.error)
         failures = sum(not check.ok for check in group)
-        double = group[0].dtype == torch.float64
         table.add_row(
             str(worst.subject),
             str(worst.dtype).removeprefix("torch."),
-            "differences" if double else "float64",
             str(sum(check.cases for check in group)),
-            f"{worst.error:.1%} of allowed",
+            f"{worst.error:.1%}",
             worst.argument,
             escape(worst.place),
             f"[red]FAILED {failures}[/red]" if failures else "[green]ok[/green]",

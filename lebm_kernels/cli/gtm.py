@@ -1,4 +1,4 @@
-"""``lebm gtm``."""
+"""``lebm gtm``: a topographic mapping of digits, beside mixtures of Gaussians."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lebm info``."""
+"""``lebm info``: the facts that a bug report needs."""
 
 from __future__ import annotations
 

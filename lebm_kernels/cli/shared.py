@@ -49,12 +49,12 @@ def writable(path: Path) -> Path:
     return path
 
 
-def print_wide(table: Table) -> None:
-    """In a file or a pipe a table is as wide as it needs to be."""
+def print_wide(table: Table, width: int = _PIPE_WIDTH) -> None:
+    """In a file or a pipe a table is as wide as it needs to be, up to a width."""
     if console.is_terminal:
         console.print(table)
     else:
-        Console(width=_PIPE_WIDTH).print(table)
+        Console(width=width).print(table)
 
 
 def progress_bar() -> Progress:

@@ -1,4 +1,4 @@
-"""``lebm show``."""
+"""``lebm show``: what goes wrong with latent variables, seen in training."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from lebm_kernels.cli.errors import errors_by_option
-from lebm_kernels.cli.shared import console, save, writable
+from lebm_kernels.cli.shared import console, save, writable, wrote
 from lebm_kernels.threads import thread_count
 
 if TYPE_CHECKING:
@@ -105,12 +105,17 @@ def train(
         ]
     console.print(training_table(runs))
     for run in runs:
+        for path in run.files:
+            wrote(path)
         save(manifold(run), folder / f"{run.title}-manifold")
         save(_maps(run), folder / f"{run.title}-free-energy")
 
 
 class Run(NamedTuple):
-    """A recipe's model before and after training, and what is drawn and printed of it."""
+    """A recipe's model before and after training, and what is drawn and printed of it.
+
+    ``files`` are the checkpoint and the curves, as far as this run has written them.
+    """
 
     title: str
     untrained: LatentModel
@@ -118,6 +123,7 @@ class Run(NamedTuple):
     data: Dataset
     result: TrainResult
     held_out: Dataset
+    files: tuple[Path, ...]
 
 
 def train_recipe(
@@ -138,17 +144,29 @@ def train_recipe(
     name, negatives, margin = contrast
     kind = "" if name == LossName.energy else f"{name.value}-{negatives.value}-"
     title = f"{recipe}-{kind}{temperature(config.beta)}"
+    checkpoint, curves = files = (folder / f"{title}.pt", folder / f"{title}.csv")
+    before = [_state(path) for path in files]
     with thread_count(1):
         result = train(
             model,
             data,
             config,
             loss=_loss(name, negatives, margin, data, seed),
-            checkpoint=folder / f"{title}.pt",
-            curves=folder / f"{title}.csv",
+            checkpoint=checkpoint,
+            curves=curves,
             resume=resume,
         )
-    return Run(title, untrained, model, data, result, RECIPES[recipe].held_out(seed))
+    # No epoch, no checkpoint: one of that name may be of an earlier run.
+    written = tuple(path for path, old in zip(files, before, strict=True) if _state(path) != old)
+    return Run(title, untrained, model, data, result, RECIPES[recipe].held_out(seed), written)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes where a file is written or replaced; None where there is none."""
+    if not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def _loss(
@@ -180,8 +198,9 @@ def manifold(run: Run) -> Figure:
     """The decoded latents before and after training, beside the data."""
     from lebm_kernels.figures import manifold_figure
 
-    figure = manifold_figure(run.untrained, run.trained, run.data)
-    if run.result.config.beta != math.inf:
+    trained = "Trained" if run.result.history else "After 0 epochs"
+    figure = manifold_figure(run.untrained, run.trained, run.data, titles=("Untrained", trained))
+    if run.result.history and run.result.config.beta != math.inf:
         figure.suptitle(f"{figure.get_suptitle()}, trained warm (β = {run.result.config.beta:g})")
     return figure
 

@@ -6,7 +6,7 @@ Each takes the records of a run and returns None where they hold no two points a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,25 @@ if TYPE_CHECKING:
 
 #: No error at all has no place on a logarithmic axis.
 _LEAST_ERROR = 0.01
+
+#: The colour of each provider, the same in every figure of every run.
+PROVIDER_COLORS = {
+    "native": "#0072B2",
+    "triton": "#56B4E9",
+    "chunked": "#009E73",
+    "reference": "#000000",
+    "eager, expansion (mm)": "#CC79A7",
+    "eager, differences": "#E69F00",
+    "eager, cdist": "#882255",
+    "torch.compile, expansion (mm)": "#F0A3A3",
+    "torch.compile, unrolled": "#661100",
+    "KeOps": "#D55E00",
+    "GeomLoss": "#999933",
+    "JAX": "#332288",
+    "attention's log-sum-exp": "#777777",
+    "KernelDensity": "#AA44DD",
+    "FlashSinkhorn": "#44CCAA",
+}
 
 #: The fields that say which case on how many threads it is.
 _CASE = ("M", "N", "D", "beta", "dtype", "layout", "device", "threads")
@@ -108,18 +127,17 @@ def _figure(
     panels = along(records, axis, value)
     if not panels:
         return None
-    # A provider looks the same in every figure of a run.
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(r.provider for r in records))}
+    styles = _styles(dict.fromkeys(record.provider for record in records))
     figure = new_figure(1.5 + 4.5 * len(panels), 4.8)
     drawn: dict[str, Any] = {}
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (backward, rows) in zip(all_axes, panels.items(), strict=True):
-        for name, number in numbers.items():
+        for name, style in styles.items():
             own = sorted((r for r in rows if r.provider == name), key=lambda r: getattr(r, axis))
             if len(own) > 1:  # one point is no line along the axis
                 x = [getattr(row, axis) for row in own]
                 y = [getattr(row, value) * factor for row in own]
-                (drawn[name],) = axes.plot(x, y, label=name, **line_style(number))
+                (drawn[name],) = axes.plot(x, y, label=name, **style)
         direction = f"forward + backward ({backward.replace('+', ', ')})" if backward else "forward"
         axes.set(title=direction, xlabel=label)
         axes.set_xscale("log", base=10 if axis == "beta" else 2)
@@ -140,6 +158,15 @@ def _figure(
         frameon=False,
     )
     return figure
+
+
+def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How to draw the line of each provider; unknown ones come after those that are known."""
+    order = list(dict.fromkeys((*PROVIDER_COLORS, *names)))
+    styles = {name: line_style(number) for number, name in enumerate(order)}
+    for name, color in PROVIDER_COLORS.items():
+        styles[name]["color"] = color
+    return {name: styles[name] for name in names}
 
 
 def _what(record: Record, axis: str) -> str:

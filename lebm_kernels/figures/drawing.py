@@ -22,7 +22,7 @@ COLOR_MAP = "cividis"
 #: For lines that are many: the whole palette, and beside it marks and dashes, so that no two of
 #: :func:`line_style`'s are alike in grey.
 _PALETTE = (DATA, MANIFOLD, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKS = "osD^vPX<>*hd"
+_MARKS = "osD^vPX<>*hdp"
 _DASHES = ("-", "--", ":", "-.")
 
 # Letters with a combining caron: mathtext sets its own \check beside the letter.

@@ -160,6 +160,7 @@ def pulls_figure(
     """
     rows = -(-len(panels) // 2)
     figure = new_figure(11.0, 3.7 * rows + 0.6)
+    figure.set_layout_engine("constrained", h_pad=0.1)  # a row's titles, apart from the one above
     first: Any = None
     shown: Any = None
     every = []
@@ -169,6 +170,7 @@ def pulls_figure(
         every.append(axes)
         shown = _draw_pulls(axes, model, beta, data, chosen)
         plane_axes(axes, f"{title}, {beta_name(beta)}")
+        axes.label_outer()
     label = f"posterior $p(z)$ of $Y[{chosen}]$, in shares of its greatest"
     figure.colorbar(shown, ax=every, shrink=0.6, label=label)
     figure.suptitle("Observations pull the manifold")
@@ -201,7 +203,7 @@ def _draw_pulls(axes: Any, model: LatentModel, beta: float, data: Dataset, chose
     axes.plot(*decoded.unbind(1), ".", color=MANIFOLD, ms=4)
     axes.quiver(*mean.unbind(1), *(y - mean).unbind(1), color=DATA, width=0.004, **style)
     axes.quiver(*mean[chosen], *(y - mean)[chosen], color=MANIFOLD, width=0.008, **style)
-    label = r"$\sum_z p(z)\,g(z)$, where the average arrow starts"
+    label = r"$\sum_z\; p(z)\,g(z)$, where the average arrow starts"
     axes.plot(*mean.unbind(1), "x", color="black", ms=5, label=label)
     axes.plot(*y.unbind(1), "o", ms=5, mfc="white", mec=DATA, label="observations")
     axes.plot(*y[chosen], "P", ms=10, color=DATA, mec="white", label=f"$Y[{chosen}]$")

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 _SECTIONS = 9
 
 
-def manifold_figure(untrained: LatentModel, trained: LatentModel, data: Dataset) -> Figure:
+def manifold_figure(
+    untrained: LatentModel,
+    trained: LatentModel,
+    data: Dataset,
+    *,
+    titles: tuple[str, str] = ("Untrained", "Trained"),
+) -> Figure:
     """The manifold before and after training, side by side, with the data.
 
     An unconditional model is drawn in the plane, with its latent points; a conditional one as
@@ -38,6 +44,7 @@ def manifold_figure(untrained: LatentModel, trained: LatentModel, data: Dataset)
         untrained: a model as it was before training.
         trained: the same model trained.
         data: the observations.
+        titles: of the two panels; the mean of F follows.
 
     Raises:
         ValueError: the models aren't both conditional or both not, or the data's x doesn't suit.
@@ -51,7 +58,7 @@ def manifold_figure(untrained: LatentModel, trained: LatentModel, data: Dataset)
         expected = "conditions x" if trained.conditional else "no x"
         raise ValueError(f"data must have {expected} for {type(trained).__name__}")
     figure = new_figure(11.0, 4.8)
-    panels = (("Untrained", untrained), ("Trained", trained))
+    panels = zip(titles, (untrained, trained), strict=True)
     first = None
     for i, (title, model) in enumerate(panels):
         if model.conditional:
@@ -155,7 +162,6 @@ def _draw_ellipse(axes: Any, model: LatentModel, data: Dataset) -> None:
 
 
 def _draw_horn(axes: Any, model: LatentModel, data: Dataset) -> None:
-
     assert data.x is not None  # checked by the caller
     x = data.x.cpu()
     _scatter_horn(axes, data)

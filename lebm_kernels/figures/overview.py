@@ -78,7 +78,7 @@ def overview_figure(
 
 
 def _draw_matrix(figure: Any, model: LatentModel, data: Dataset) -> None:
-    """The energies of all pairs, pale, and F beside them."""
+    """The energies of all pairs, and F beside them."""
     from matplotlib.colors import PowerNorm
     from matplotlib.patches import Rectangle
 
@@ -90,7 +90,7 @@ def _draw_matrix(figure: Any, model: LatentModel, data: Dataset) -> None:
     (M, N), turn = energy.shape, 2.0 * math.pi
     wide, narrow = figure.subplots(1, 2, sharey=True, width_ratios=[12.0, 1.0])
     style = {"aspect": "auto", "cmap": COLOR_MAP, "norm": PowerNorm(0.5, 0.0, float(energy.max()))}
-    wide.imshow(energy, extent=(0.0, turn, M, 0.0), alpha=0.45, **style)
+    wide.imshow(energy, extent=(0.0, turn, M, 0.0), **style)
     narrow.imshow(value[:, None], extent=(0.0, 1.0, M, 0.0), **style)
     rows, columns = _TILE
     corner = (turn * (N - columns) / (2 * N), float((M - rows) // 2))
