@@ -5,8 +5,8 @@
 //     m = min_n E,   L = log sum_n w exp(-beta (E - m)),   F = m - L/beta,
 // and, where slopes are wanted, moments of p = w exp(-beta (E - m) - L). The reference m is the
 // least energy seen so far: when a block brings a lesser one, the sums are rescaled, which happens
-// once a block at most. Sums run in vector lanes within a block and in double across blocks, F's
-// with their roundings kept where T is double (Total).
+// once a block at most. Sums run in vector lanes within a block and in double across blocks, but
+// for vectors with their roundings kept where T is double (Total).
 //
 // Where all of beta (E - m) is small, the logarithm of a sum near 1 would lose L, so that the sum
 // of w (exp(-beta (E - m)) - 1) is taken instead (kSmall), or at beta = 0 that of w (E - m) (kHot).
@@ -49,7 +49,7 @@ template <typename T>
 struct Sums {
   double least, offset;
   Total<T> sum;     // of p; of p - w in kSmall, of w (m - E) in kHot
-  double mass;      // of p, by which vectors are divided: rounded as they are
+  Total<T> mass;    // of p; its value alone is rounded as vectors are, which it divides
   Total<T> excess;  // of p log2(exp(-beta (E - m)))
   Total<T> seen;    // of w
   int64_t index;    // where the least energy is
@@ -63,7 +63,7 @@ struct Vectors {     // [D] each, or null
 
 template <typename T>
 static void clear(Sums<T>& a, Vectors& v, int64_t D, double least) {
-  a = {least, -__builtin_inf(), {}, 0, {}, {}, 0};
+  a = {least, -__builtin_inf(), {}, {}, {}, {}, 0};
   for (int64_t d = 0; d < D; ++d) {
     if (v.residual) v.residual[d] = 0;
     if (v.stretch) v.stretch[d] = 0;

@@ -129,9 +129,9 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
         q.mode == kNormal ? T(-(entropy > 0 ? entropy : 0) / q.beta / q.beta) : T(0);
   }
   for (int64_t d = 0; d < D; ++d) {
-    if (out.slope_y) out.slope_y[at * D + d] = T(2 * v.residual[d] / a.mass);
-    if (out.slope_scale) out.slope_scale[at * D + d] = T(-2 * v.stretch[d] / a.mass);
-    if (out.mean) out.mean[at * D + d] = T(v.mean[d] / a.mass);
+    if (out.slope_y) out.slope_y[at * D + d] = T(2 * v.residual[d] / a.mass.value);
+    if (out.slope_scale) out.slope_scale[at * D + d] = T(-2 * v.stretch[d] / a.mass.value);
+    if (out.mean) out.mean[at * D + d] = T(v.mean[d] / a.mass.value);
   }
 }
 
