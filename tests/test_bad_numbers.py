@@ -23,12 +23,14 @@ Outcome = Callable[[str, Arguments], None]
 BAD, LATENT = 4, 6
 HUGE = 1e25  # its square is beyond float32
 SMALL = 1e-40  # below float32's normal numbers
-ON_CUDA = ("emulated_cuda", "gpu_native")  # the native kernels of CUDA, wherever they run
 BETAS = (0.0, 1.0, math.inf)
 
 
-def good() -> Arguments:
-    return {"y": torch.randn(7, 3), "decoded": torch.randn(11, 3)}
+DIMENSIONS = (3, 64)  # of few, which are sums of differences, and of many, which may be products
+
+
+def good(D: int) -> Arguments:
+    return {"y": torch.randn(7, D), "decoded": torch.randn(11, D)}
 
 
 def of_query(arguments: Arguments, keep: Tensor) -> Arguments:
@@ -94,22 +96,14 @@ def out_of_reach(backend: str, arguments: Arguments) -> None:
     draws = sample_latent(**arguments, num_samples=50, backend=backend)
     assert (draws != LATENT).all()
     if arguments["beta"] == 0:
-        hot = math.nan if backend in ON_CUDA else math.inf
         for x in (value, found.free_energy):
-            torch.testing.assert_close(x, torch.full((7,), hot), equal_nan=True)
+            assert (x == math.inf).all()
         return
     assert_accurate(value, **finite, beta=arguments["beta"])
     assert_accurate(found.free_energy, **finite, beta=arguments["beta"])
     close(found.energy, truth.energy)
-
-
-def minus_infinite(backend: str, arguments: Arguments) -> None:
-    if backend not in ON_CUDA or arguments["beta"] != math.inf:
-        everywhere(backend, arguments)
-        return
-    assert (free_energy(**arguments, backend=backend) == -math.inf).all()
-    assert (posterior(**arguments, backend=backend).free_energy == -math.inf).all()
-    check_draws(arguments, backend)
+    if arguments["decoded"].isfinite().all():
+        close(found.mean, truth.mean)
 
 
 def all_infinite(backend: str, arguments: Arguments) -> None:
@@ -138,7 +132,8 @@ def empty(*shape: int) -> Outcome:
     def check(backend: str, arguments: Arguments) -> None:
         assert free_energy(**arguments, backend=backend).shape == shape
         found = posterior(**arguments, backend=backend)
-        assert [x.shape for x in found] == [shape, (*shape, 3), shape, shape, shape]
+        D = arguments["decoded"].shape[-1]
+        assert [x.shape for x in found] == [shape, (*shape, D), shape, shape, shape]
         assert sample_latent(**arguments, num_samples=2, backend=backend).shape == (*shape, 2)
 
     return check
@@ -152,19 +147,11 @@ def infinite(backend: str) -> float:
     return math.inf
 
 
-def nan_or_infinite(backend: str) -> float:
-    return math.inf if backend == "reference" else math.nan
-
-
-MINUS_INFINITE = "NaN in every row; on CUDA: -inf at beta = inf"
-
 OUTCOMES: dict[str, Outcome] = {
     "NaN in that row": in_row(nan),
     "inf in that row": in_row(infinite),
-    "NaN in that row; `reference`: inf": in_row(nan_or_infinite),
     "NaN in every row": everywhere,
     "inf in every row": all_infinite,
-    MINUS_INFINITE: minus_infinite,
     "out of reach": out_of_reach,
     "ordinary": ordinary,
     "shape [0]": empty(0),
@@ -177,7 +164,7 @@ class Numbers(NamedTuple):
 
     argument: str
     given: str
-    arguments: Callable[[], Arguments]
+    arguments: Callable[[int], Arguments]
     outcome: str
 
     @property
@@ -188,14 +175,14 @@ class Numbers(NamedTuple):
 def spoilt(argument: str, given: str, number: float, outcome: str) -> Numbers:
     """The row of one number in one place, of the bad query or of the bad latent."""
 
-    def arguments() -> Arguments:
+    def arguments(D: int) -> Arguments:
         more = {
-            "scale": torch.rand(7, 3) + 0.5,
+            "scale": torch.rand(7, D) + 0.5,
             "log_weight": torch.randn(11),
             "latent_energy": torch.rand(11),
             "beta": torch.rand(7) + 0.5,
         }
-        x = good()
+        x = good(D)
         if argument in more:
             x[argument] = more[argument]
         place = x[argument][BAD if argument in ("y", "scale", "beta") else LATENT]
@@ -206,24 +193,37 @@ def spoilt(argument: str, given: str, number: float, outcome: str) -> Numbers:
 
 
 def whole(argument: str, given: str, value: Any, outcome: str) -> Numbers:
-    """The row of a whole argument."""
-    return Numbers(argument, given, lambda: {**good(), argument: value}, outcome)
+    """The row of a whole argument, or of what makes it for D dimensions."""
+
+    def arguments(D: int) -> Arguments:
+        return {**good(D), argument: value(D) if callable(value) else value}
+
+    return Numbers(argument, given, arguments, outcome)
+
+
+def one_bad_scale(D: int, number: float) -> Tensor:
+    scale = torch.ones(D)
+    scale[1] = number
+    return scale
 
 
 NUMBERS: list[Numbers] = [
     spoilt("y", "NaN", math.nan, "NaN in that row"),
-    spoilt("y", "inf", math.inf, "NaN in that row; `reference`: inf"),
-    spoilt("y", "-inf", -math.inf, "NaN in that row; `reference`: inf"),
+    spoilt("y", "inf", math.inf, "inf in that row"),
+    spoilt("y", "-inf", -math.inf, "inf in that row"),
     spoilt("y", "1e25", HUGE, "inf in that row"),
     spoilt("y", "1e-40", SMALL, "ordinary"),
-    whole("y", "empty, [0, 3]", torch.zeros(0, 3), "shape [0]"),
-    whole("y", "empty, [0, 7, 3]", torch.zeros(0, 7, 3), "shape [0, 7]"),
+    whole("y", "empty, [0, 3]", lambda D: torch.zeros(0, D), "shape [0]"),
+    whole("y", "empty, [0, 7, 3]", lambda D: torch.zeros(0, 7, D), "shape [0, 7]"),
     spoilt("decoded", "NaN", math.nan, "NaN in every row"),
     spoilt("decoded", "inf", math.inf, "out of reach"),
     spoilt("decoded", "-inf", -math.inf, "out of reach"),
     spoilt("decoded", "1e25", HUGE, "out of reach"),
+    spoilt("decoded", "3e38", 3e38, "out of reach"),
     spoilt("decoded", "1e-40", SMALL, "ordinary"),
-    whole("decoded", "1e25 in every latent", torch.full((11, 3), HUGE), "inf in every row"),
+    whole(
+        "decoded", "1e25 in every latent", lambda D: torch.full((11, D), HUGE), "inf in every row"
+    ),
     spoilt("beta", "NaN in a tensor", math.nan, "NaN in that row"),
     spoilt("beta", "-1 in a tensor", -1.0, "NaN in that row"),
     spoilt("beta", "-inf in a tensor", -math.inf, "NaN in that row"),
@@ -234,12 +234,12 @@ NUMBERS: list[Numbers] = [
     whole("beta", "1e300, inf in float32", 1e300, "ordinary"),
     whole("beta", "empty, [0, 1]", torch.zeros(0, 1), "shape [0, 7]"),
     spoilt("scale", "NaN", math.nan, "NaN in that row"),
-    spoilt("scale", "inf", math.inf, "NaN in that row; `reference`: inf"),
-    spoilt("scale", "-inf", -math.inf, "NaN in that row; `reference`: inf"),
+    spoilt("scale", "inf", math.inf, "inf in that row"),
+    spoilt("scale", "-inf", -math.inf, "inf in that row"),
     spoilt("scale", "1e25", HUGE, "inf in that row"),
     spoilt("scale", "1e-40", SMALL, "ordinary"),
-    whole("scale", "NaN for all queries", torch.tensor([1.0, math.nan, 1.0]), "NaN in every row"),
-    whole("scale", "1e25 for all queries", torch.tensor([1.0, HUGE, 1.0]), "inf in every row"),
+    whole("scale", "NaN for all queries", lambda D: one_bad_scale(D, math.nan), "NaN in every row"),
+    whole("scale", "1e25 for all queries", lambda D: one_bad_scale(D, HUGE), "inf in every row"),
     spoilt("log_weight", "NaN", math.nan, "NaN in every row"),
     spoilt("log_weight", "inf", math.inf, "NaN in every row"),
     spoilt("log_weight", "-inf", -math.inf, "ordinary"),
@@ -248,7 +248,7 @@ NUMBERS: list[Numbers] = [
     spoilt("log_weight", "1e-40", SMALL, "ordinary"),
     spoilt("latent_energy", "NaN", math.nan, "NaN in every row"),
     spoilt("latent_energy", "inf", math.inf, "out of reach"),
-    spoilt("latent_energy", "-inf", -math.inf, MINUS_INFINITE),
+    spoilt("latent_energy", "-inf", -math.inf, "NaN in every row"),
     whole("latent_energy", "inf for all", torch.full((11,), math.inf), "inf in every row"),
     spoilt("latent_energy", "1e25", HUGE, "ordinary"),
     spoilt("latent_energy", "1e-40", SMALL, "ordinary"),
@@ -257,9 +257,10 @@ NUMBERS: list[Numbers] = [
 ]
 
 
+@pytest.mark.parametrize("D", DIMENSIONS)
 @pytest.mark.parametrize("case", NUMBERS, ids=lambda case: f"{case.argument}: {case.given}")
-def test_gives_what_the_page_says(any_backend: str, case: Numbers) -> None:
-    arguments = case.arguments()
+def test_gives_what_the_page_says(any_backend: str, case: Numbers, D: int) -> None:
+    arguments = case.arguments(D)
     for beta in (None,) if "beta" in arguments else BETAS:
         given = arguments if beta is None else {**arguments, "beta": beta}
         OUTCOMES[case.outcome](any_backend, given)

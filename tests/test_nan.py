@@ -85,9 +85,9 @@ def test_no_latent_left_is_no_free_energy(any_backend: str) -> None:
     assert free_energy(**arguments, backend=any_backend).isnan().all()
 
 
-# What squared is beyond the dtype: every energy of its query is infinite.
+# What squared is beyond the dtype: every energy of its query is infinite, as where it is.
 BEYOND = {torch.float32: 1e20, torch.float64: 1e160}
-SPOILT_ROWS = {2: math.nan, 7: math.nan, 11: math.nan, 13: math.inf, 16: math.inf}
+SPOILT_ROWS = (2, 7, 11, 13, 16)
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
@@ -122,10 +122,9 @@ def test_energies_beyond_the_dtype(
         found = posterior(**arguments, backend=backend)
         for a, b in zip(found, posterior(**few, backend=backend), strict=True):
             torch.testing.assert_close(a[others], b)
-        assert torch.equal(found.free_energy.isnan(), value.isnan())
+        assert torch.equal(found.free_energy == math.inf, ~others)
         assert ((found.index >= 0) & (found.index < N)).all()
-        for row, wanted in SPOILT_ROWS.items():
-            assert value[row].isnan() if math.isnan(wanted) else value[row] == wanted
+        assert (value[~others] == math.inf).all()
         slopes = gradients(partial(free_energy, backend=backend), arguments, torch.ones_like(beta))
         wanted_slopes = gradients(
             partial(free_energy, backend=backend), few, torch.ones_like(few["beta"])

@@ -112,17 +112,16 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
     const double factor = kIsSmall ? plan.factor[i] : plan.factor[i] * Power::kUnit;
     const double sum_ = sum(total[q]);
     const double mass = kIsSmall ? factor * (sum_ + weight) : factor * sum_;
-    // Without log-weights and about centres, terms are not so alike that what they lose shows.
-    a.sum.value += kIsSmall ? factor * sum_ + weight * plan.factor_minus_1[i] : mass;
+    a.sum += kIsSmall ? factor * sum_ + weight * plan.factor_minus_1[i] : mass;
     a.mass += mass;
-    a.seen.value += weight;
-    if constexpr (kExcess) a.excess.value += plan.start[i] * mass;
-    if constexpr (kByPair) a.excess.value += factor / kSteps * sum(excess[q]);
+    a.seen += weight;
+    if constexpr (kExcess) a.excess += plan.start[i] * mass;
+    if constexpr (kByPair) a.excess += factor / kSteps * sum(excess[q]);
     if constexpr (kLevel >= kMean) {
       for (int d = 0; d < kD; ++d) {
         const double by_first = factor * sum(first[q][d]), by_second = factor * sum(second[q][d]);
         if (kExcess && !kByPair)
-          a.excess.value += plan.linear[d][i] * by_first - plan.quadratic[d][i] * by_second;
+          a.excess += plan.linear[d][i] * by_first - plan.quadratic[d][i] * by_second;
         add_moments(d, by_first, by_second, mass, block.centre[d], queries[i].y[d], queries[i].s[d],
                     vectors[i]);
       }

@@ -38,10 +38,10 @@ const std::vector<const Kernels*>& available_kernels() {
 
 namespace {
 
-const Kernels& named(const std::string& name, const char* source) {
+const Kernels* named(const std::string& name, const char* source) {
   std::string names;
   for (const Kernels* kernels : available_kernels()) {
-    if (name == kernels->name) return *kernels;
+    if (name == kernels->name) return kernels;
     names += (names.empty() ? "" : ", ") + std::string(kernels->name);
   }
   throw std::runtime_error(std::string(source) + " must be one of " + names +
@@ -54,15 +54,15 @@ std::atomic<const Kernels*> forced{nullptr};
 
 const Kernels& kernels() {
   if (const Kernels* chosen = forced.load()) return *chosen;
-  static const Kernels& preferred = [&]() -> const Kernels& {
+  static const Kernels* const preferred = [] {
     const char* name = std::getenv("LEBM_KERNELS_ISA");
-    return name && *name ? named(name, "LEBM_KERNELS_ISA") : *available_kernels().front();
+    return name && *name ? named(name, "LEBM_KERNELS_ISA") : available_kernels().front();
   }();
-  return preferred;
+  return *preferred;
 }
 
 void force_kernels(const std::string& name) {
-  forced.store(name.empty() ? nullptr : &named(name, "the instruction set"));
+  forced.store(name.empty() ? nullptr : named(name, "the instruction set"));
 }
 
 Parallel on_this_thread() {

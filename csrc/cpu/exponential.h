@@ -73,14 +73,22 @@ LEBM_INLINE Vec<T> exp2_of(Vec<T> x) {
   return scale_by_power(fma(Exponent<T>::poly(f), f, broadcast(T(1))), n);
 }
 
-// 2^x - 1. Its relative error at small x is that of q at 0, hence the longer polynomial in float.
+// 2^x - 1 and 2^x. The former's relative error at small x is that of q at 0, hence the longer
+// polynomial in float.
 template <typename T, bool kFloor = true>
-LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x) {
+LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x, Vec<T>& value) {
   if constexpr (kFloor) x = max(x, broadcast(Exponent<T>::lowest));
   Vec<T> n;
   const Vec<T> f = split(x, n);
   const Vec<T> power = scale_by_power(broadcast(T(1)), n);
-  return fma(power, mul(Exponent<T>::long_poly(f), f), sub(power, broadcast(T(1))));
+  const Vec<T> rest = mul(Exponent<T>::long_poly(f), f);
+  value = fma(power, rest, power);
+  return fma(power, rest, sub(power, broadcast(T(1))));
+}
+template <typename T, bool kFloor = true>
+LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x) {
+  Vec<T> unused;
+  return exp2m1_of<T, kFloor>(x, unused);
 }
 
 // 2^x for the loops over pairs, which it bounds: 2^(x / kSteps) of K vectors in lockstep, divided

@@ -15,6 +15,10 @@
 template <typename T>
 constexpr T kAbsent = sizeof(T) == 4 ? T(8.0e37) : T(4.0e307);
 
+// Near the largest number.
+template <typename T>
+constexpr double kMost = sizeof(T) == 4 ? 3.4e38 : 1.7e308;
+
 LEBM_INLINE bool is_finite(double x) { return x - x == 0; }
 
 template <typename T>
@@ -23,7 +27,7 @@ struct Block {
   const T* g;       // [D][block]
   const T* v;       // [D][block]; beyond kFewDimensions [block][row_length(D)]
   const T* r;       // [block]
-  const T* log2_w;  // [block], log2(w / largest w)
+  const T* log2_w;  // [block], log2(w / largest w); -inf for what must not count
   const T* w;       // [block], w / largest w
   const T* centre;  // [D]
   const T* across;  // [D][block], v; from kManyDimensions on
@@ -342,11 +346,14 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
   grid.whole[i] = true;
   for (int64_t j = 0; j < block; ++j) {
     const int64_t n = grid.order && first + j < p.N ? grid.order[first + j] : first + j;
-    const double l = n >= p.N        ? -__builtin_inf()
-                     : grid.weighted ? double(*p.log_weight.at(b, n)) - largest
-                                     : 0.0;
-    bool present = l != -__builtin_inf();
-    log2_w[j] = present ? T(l * 1.4426950408889634074) : T(-1e30);
+    const double log_weight = n >= p.N        ? -__builtin_inf()
+                              : grid.weighted ? double(*p.log_weight.at(b, n))
+                                              : 0.0;
+    const double l = log_weight - largest;
+    bool present = log_weight != -__builtin_inf();
+    // The difference of two log-weights may be beyond T.
+    const double bits = l * 1.4426950408889634074;
+    log2_w[j] = T(bits < -kMost<T> ? -kMost<T> : bits);
     w[j] = present ? (l == 0 ? T(1) : T(__builtin_exp(l))) : T(0);
     r[j] = present && p.latent_energy.data ? *p.latent_energy.at(b, n) : T(0);
     weight += w[j];
@@ -363,6 +370,7 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
     }
     if (!present) {
       r[j] = kAbsent<T>;
+      log2_w[j] = -Exponent<T>::infinity;
       grid.whole[i] = false;
     } else {
       flags.r_low = r[j] < flags.r_low ? r[j] : flags.r_low;
@@ -394,6 +402,23 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
   grid.r_floor[i] = flags.r_low <= flags.r_high ? T(flags.r_low) : T(1);
   grid.r_top[i] = flags.r_low <= flags.r_high ? T(flags.r_high) : T(0);
   return flags;
+}
+
+// The place of the latent of most weight, the first of equals, among those of finite energy; -1
+// where there is none, or no latent has more weight than others.
+template <typename T>
+static int64_t heaviest(const Grid<T>& grid) {
+  int64_t place = -1;
+  T most = T(0);
+  for (int64_t i = 0; grid.weighted && i < grid.num_blocks; ++i) {
+    const Block<T> block = grid.at(i);
+    for (int64_t j = 0; j < grid.block; ++j) {
+      if (block.r[j] == kAbsent<T> || !(block.w[j] > most)) continue;
+      most = block.w[j];
+      place = i * grid.block + j;
+    }
+  }
+  return place;
 }
 
 // Whether the blocks are much larger than they would be, were neighbours in space neighbours in

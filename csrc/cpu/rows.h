@@ -5,15 +5,20 @@
 //     m = min_n E,   L = log sum_n w exp(-beta (E - m)),   F = m - L/beta,
 // and, where slopes are wanted, moments of p = w exp(-beta (E - m) - L). The reference m is the
 // least energy seen so far: when a block brings a lesser one, the sums are rescaled, which happens
-// once a block at most. Sums run in vector lanes within a block and in double across blocks, F's
-// with their roundings kept where T is double (Total).
+// once a block at most. Sums run in vector lanes within a block and in double across blocks, but
+// for vectors with their roundings kept where T is double (Total).
 //
 // Where all of beta (E - m) is small, the logarithm of a sum near 1 would lose L, so that the sum
 // of w (exp(-beta (E - m)) - 1) is taken instead (kSmall), or at beta = 0 that of w (E - m) (kHot).
 // Queries whose sum turns out near 1 are swept again as kSmall; where dF/dbeta is wanted in those
 // modes, one more sweep (kSlope) sums
 //     dF/dbeta = -sum_n w (E - F)^2 Phi(-beta (E - F)),   Phi(x) = (e^x (x - 1) + 1) / x^2,
-// which is -KL(p|w)/beta^2 without its cancellation; elsewhere KL = -beta <E - m> - L serves.
+// which is -KL(p|w)/beta^2 without its cancellation; elsewhere KL = -beta <E - m> - L serves. Where
+// one latent has nearly all of the weight, its E - F is a rounding, whose square would be the sum:
+// so the sums are about a c near F, which is E of that latent where F cannot be told from it
+// (settle_gap), and with a = E - c and Psi(x) = (e^x - 1) / x
+//     delta = F - c = -log(1 - beta sum_n w a Psi(-beta a)) / beta,
+//     dF/dbeta = -e^(beta delta) (sum_n w a^2 Phi(-beta a) - delta^2 Phi(-beta delta)).
 
 constexpr int64_t kTile = 32;
 
@@ -37,7 +42,7 @@ template <typename T>
 struct Query {
   Mode mode;
   T rate;     // beta log2 e
-  T gap;      // F - m, for kSlope
+  T gap;      // c - m, for kSlope
   T inverse;  // 1 / beta, for kSlope; 0 at beta = 0
   T stretch;  // largest s^2, beyond kFewDimensions
   double beta;
@@ -48,8 +53,9 @@ struct Query {
 template <typename T>
 struct Sums {
   double least, offset;
-  Total<T> sum;     // of p; of p - w in kSmall, of w (m - E) in kHot
-  double mass;      // of p, by which vectors are divided: rounded as they are
+  Total<T> sum;  // of p; of p - w in kSmall, of w (m - E) in kHot, of w a^2 Phi in kSlope
+  // Of p, its value alone rounded as vectors are, which it divides; of w a Psi in kSlope.
+  Total<T> mass;
   Total<T> excess;  // of p log2(exp(-beta (E - m)))
   Total<T> seen;    // of w
   int64_t index;    // where the least energy is
@@ -63,7 +69,7 @@ struct Vectors {     // [D] each, or null
 
 template <typename T>
 static void clear(Sums<T>& a, Vectors& v, int64_t D, double least) {
-  a = {least, -__builtin_inf(), {}, 0, {}, {}, 0};
+  a = {least, -__builtin_inf(), {}, {}, {}, {}, 0};
   for (int64_t d = 0; d < D; ++d) {
     if (v.residual) v.residual[d] = 0;
     if (v.stretch) v.stretch[d] = 0;
@@ -192,8 +198,11 @@ static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const
         // The floor of exp2 times an absent latent's x must be nothing.
         if (kExcess) part.excess = fma(p, max(x, broadcast(-Exponent<T>::far)), part.excess);
       } else if constexpr (kMode == kSmall) {
-        const Vec<T> minus = mul(load(block.w + j), exp2m1_of<T>(mul(excess, rate)));
-        p = add(minus, load(block.w + j));
+        Vec<T> value;
+        const Vec<T> weight = load(block.w + j);
+        const Vec<T> minus = mul(weight, exp2m1_of<T>(mul(excess, rate), value));
+        // A small p has lost digits to the 1; many that are alike lose the same ones.
+        p = sizeof(T) == 4 ? add(minus, weight) : mul(weight, value);
         part.sum = add(part.sum, minus);
       } else if constexpr (kMode == kHot) {
         p = load(block.w + j);
@@ -208,8 +217,13 @@ static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const
         const Vec<T> near = mul(mul(mul(a, weight), a), phi_near<T>(x));
         const Vec<T> far = mul(mul(fma(exp2_of<T>(bits), sub(x, one), one), inverse), inverse);
         p = select_less(square, one, near, mul(weight, far));
+        // Psi, which is 1 where e^x - 1 is x and 1 / beta may overflow.
+        const Vec<T> linear = broadcast(sizeof(T) == 4 ? T(1e-20) : T(1e-36));
+        const Vec<T> minus = mul(sub(zero, exp2m1_of<T>(bits)), inverse);
+        const Vec<T> first = mul(weight, select_less(square, linear, a, minus));
         // An absent latent's square may overflow; its weight must win.
         p = select_less(zero, weight, p, zero);
+        part.sum = add(part.sum, select_less(zero, weight, first, zero));
       }
       part.mass = add(part.mass, p);
       moments(j, p);
@@ -220,6 +234,7 @@ static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const
     add_run();
   }
   const T total = sum(all.mass);
+  if (kMode == kSlope) return {total, sum(all.sum), T(0)};
   const bool apart = kMode == kSmall || kMode == kHot;
   return {apart ? sum(all.sum) : total, total, kExcess ? sum(all.excess) : T(0)};
 }
@@ -258,8 +273,8 @@ static T sum_powers(int64_t size, T rate, T m, T* energy) {
 // The largest log2(w) - rate (E - m) of a block: where the weighted sum must be anchored.
 template <typename T, bool kIsCold>
 static T largest_exponent(const Block<T>& block, int64_t size, T rate, T m, const T* energy) {
-  const Vec<T> nothing = broadcast(T(-1e30));
-  Vec<T> smallest = broadcast(T(1e30));
+  const Vec<T> nothing = broadcast(-Exponent<T>::infinity);
+  Vec<T> smallest = broadcast(Exponent<T>::infinity);
   for (int64_t j = 0; j < size; j += kLanes<T>) {
     const Vec<T> e = load(energy + j), log2_w = load(block.log2_w + j);
     const Vec<T> x = kIsCold ? select_equal(e, broadcast(m), log2_w, nothing)
@@ -339,6 +354,21 @@ static void add_minima(const Grid<T>& grid, const Block<T>& block, const Query<T
   }
 }
 
+// Where the squared size of a block is more than this, a latent out of a query's reach may be so
+// large that its p, which is not 0 but 2^lowest, shows in the moments.
+template <typename T>
+constexpr T kWide = sizeof(T) == 4 ? T(1e30) : T(1e300);
+
+// The block's g without the latents out of reach, in `memory`.
+template <typename T>
+static const T* without_far(const Block<T>& block, int64_t D, int64_t size, const T* energy,
+                            T* memory) {
+  for (int64_t d = 0; d < D; ++d)
+    for (int64_t j = 0; j < size; ++j)
+      memory[d * size + j] = energy[j] < kAbsent<T> ? block.g[d * size + j] : T(0);
+  return memory;
+}
+
 // Adds a block to a query's sums. `energy` holds its energies, of which `smallest` is the least;
 // at general D it is overwritten with p.
 template <typename T, int kD, Level kLevel>
@@ -373,8 +403,12 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
 
   const bool near =
       kD > 0 && kLevel >= kMean && is_near<T, kD>(grid, block.first / size, q.s, smallest, v);
-  const T* latents = v.mean ? block.g : block.v;
   constexpr int kDims = kD ? kD : 1;
+  constexpr bool kGathers = kD > 0 && kLevel >= kMean;
+  alignas(64) T reached[kGathers ? kDims * kMostLatents : 1];
+  const bool wide = kGathers && !(grid.extent[block.first / size] < kWide<T>);
+  const T* all = wide ? without_far(block, kDims, size, energy, reached) : block.g;
+  const T* latents = v.mean ? all : block.v;
   const Vec<T> zero = broadcast(T(0));
   Vec<T> first[kDims], second[kDims], firsts[kDims], seconds[kDims];
   for (int d = 0; d < kD; ++d) first[d] = second[d] = firsts[d] = seconds[d] = zero;
@@ -382,7 +416,7 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
     if constexpr (kD > 0 && kLevel >= kMean) {
       for (int d = 0; d < kD; ++d) {
         if constexpr (differences.value) {
-          const Vec<T> g = load(block.g + d * size + j);
+          const Vec<T> g = load(all + d * size + j);
           const Vec<T> pull = mul(p, fnma(broadcast(q.s[d]), g, broadcast(q.y[d])));
           first[d] = add(first[d], pull);
           if constexpr (kLevel == kAllMoments) second[d] = fma(pull, g, second[d]);
@@ -459,6 +493,33 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
                     q.y[d], q.s[d], v);
       }
     }
+  }
+}
+
+// How many roundings F may be from the energy of a latent, to count as that: more than any sum has,
+// and too few for the square of the difference to show beside the energies' roundings.
+constexpr double kGapRoundings = 1024;
+
+// Lets a query's sums for dF/dbeta be about `energy`, where F cannot be told from it.
+template <typename T>
+LEBM_INLINE void settle_gap(double least, T energy, Query<T>& q) {
+  const T gap = energy - T(least);
+  const double apart = __builtin_fabs(double(gap) - double(q.gap));
+  const double size = __builtin_fabs(least) + __builtin_fabs(double(q.gap));
+  if (apart <= kGapRoundings * double(Exponent<T>::epsilon) * size) q.gap = gap;
+}
+
+// The same for a tile, about the latent at `place`.
+template <typename T, int kD>
+static void settle_gaps(const Grid<T>& grid, int64_t place, const Sums<T>* sums, int64_t count,
+                        Query<T>* queries) {
+  const Block<T> block = grid.at(place / grid.block);
+  const int64_t j = place % grid.block, lane = j % kLanes<T>;
+  alignas(64) T energy[kLanes<T>];
+  for (int64_t q = 0; q < count; ++q) {
+    if (queries[q].mode != kSlope) continue;
+    store(energy, energy_of<T, kD>(block, grid.block, j - lane, queries[q].y, queries[q].s));
+    settle_gap(sums[q].least, energy[lane], queries[q]);
   }
 }
 

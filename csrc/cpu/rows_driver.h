@@ -13,8 +13,9 @@ struct Pass {
   int64_t count;
   const Layers<T>* layers;
   Level level;
-  double unseen;  // log2 of the share of the sum that may be left out
-  bool first;     // the first sweep, which finds m and the moments
+  double unseen;        // log2 of the share of the sum that may be left out
+  bool first;           // the first sweep, which finds m and the moments
+  int64_t settle = -1;  // the place of the latent for settle_gap, or -1
 
   int64_t query_at(int64_t i) const { return query ? query[i] : i; }
 };
@@ -51,6 +52,25 @@ static Mode first_mode(const Grid<T>& grid, const Query<T>& q) {
 // KL = -beta <E - m> - L is taken as it stands where it is more than this share of |L|.
 constexpr double kMostCancelled = 0.25;
 
+// dF/dbeta from the sums of w a^2 Phi and of w a Psi, see rows.h. Never above 0.
+LEBM_INLINE double slope_about(double beta, double second, double first) {
+  const double rest = -beta * first;
+  if (!(rest > -0.5 && rest < 0.5)) return -second;
+  const double delta = beta == 0 ? first : -__builtin_log1p(rest) / beta;
+  const double phi = least(phi_near<double>(broadcast(-beta * delta)));
+  const double relative = second - delta * delta * phi;
+  return relative > 0 ? -__builtin_exp(beta * delta) * relative : relative <= 0 ? 0.0 : relative;
+}
+
+// Whether a query that is not summed is so far away that its energies are infinite, rather than no
+// number.
+template <typename T>
+static bool is_out_of_reach(const Grid<T>& grid, const Query<T>& q) {
+  bool is_nan = grid.has_nan || !(q.beta >= 0);
+  for (int64_t d = 0; d < grid.D; ++d) is_nan |= q.y[d] != q.y[d] || q.s[d] != q.s[d];
+  return !is_nan;
+}
+
 // Writes a query's results from its sums; sets the mode of its next sweep.
 template <typename T>
 static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums<T>& a,
@@ -60,7 +80,8 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
   double* state = out.state + 3 * at;
   unsigned char& mode = pass.mode[m];
   if (q.mode == kSlope) {
-    out.slope_beta[at] = T(-a.sum / pass.grid->total);
+    out.slope_beta[at] =
+        T(slope_about(q.beta, a.sum / pass.grid->total, a.mass / pass.grid->total));
     mode = kSkip;
     return;
   }
@@ -73,8 +94,9 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
     if (out.slope_beta) out.slope_beta[at] = value;
   };
   if (q.mode == kSkip || !(a.least < double(kAbsent<T>))) {
-    // Not a number somewhere, or every energy overflows.
-    const T value = q.mode == kSkip ? T(__builtin_nan("")) : T(__builtin_inf());
+    // Not a number somewhere, or every energy is infinite or overflows.
+    const bool far = q.mode != kSkip || is_out_of_reach(*pass.grid, q);
+    const T value = far ? T(__builtin_inf()) : T(__builtin_nan(""));
     out.free_energy[at] = value;
     state[0] = value;
     state[1] = state[2] = 0;
@@ -129,9 +151,9 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
         q.mode == kNormal ? T(-(entropy > 0 ? entropy : 0) / q.beta / q.beta) : T(0);
   }
   for (int64_t d = 0; d < D; ++d) {
-    if (out.slope_y) out.slope_y[at * D + d] = T(2 * v.residual[d] / a.mass);
-    if (out.slope_scale) out.slope_scale[at * D + d] = T(-2 * v.stretch[d] / a.mass);
-    if (out.mean) out.mean[at * D + d] = T(v.mean[d] / a.mass);
+    if (out.slope_y) out.slope_y[at * D + d] = T(2 * v.residual[d] / a.mass.value);
+    if (out.slope_scale) out.slope_scale[at * D + d] = T(-2 * v.stretch[d] / a.mass.value);
+    if (out.mean) out.mean[at * D + d] = T(v.mean[d] / a.mass.value);
   }
 }
 
@@ -206,6 +228,7 @@ static void sweep_level(const Pass<T>& pass, int layer, int64_t first_block, int
   Grid<T> grid = *pass.grid;
   grid.scratch = static_cast<T*>(tile.block);
   if constexpr (kD > 0) {
+    if (pass.settle >= 0) settle_gaps<T, kD>(grid, pass.settle, tile.sums, count, tile.queries);
     if (!grid.weighted) {
       auto sweep_at = [&](auto level) {
         TileSweep<T, kD, level.value> sweep{grid,
@@ -233,9 +256,10 @@ static void sweep_level(const Pass<T>& pass, int layer, int64_t first_block, int
       sweep_tile<T, kD, level.value>(grid, first_block, last_block, tile.queries, count,
                                      tile.energy, tile.sums, tile.vectors);
     } else {
-      sweep_tile_of_many<T, level.value>(
-          grid, first_block, last_block, pass.problem->scale.data != nullptr,
-          pass.first && pass.out->index, tile.queries, count, tile.energy, tile.sums, tile.vectors);
+      sweep_tile_of_many<T, level.value>(grid, first_block, last_block,
+                                         pass.problem->scale.data != nullptr,
+                                         pass.first && pass.out->index, pass.settle, tile.queries,
+                                         count, tile.energy, tile.sums, tile.vectors);
     }
   };
   pass.level == kSumOnly ? sweep_at(Constant<Level, kSumOnly>{})
@@ -355,10 +379,14 @@ static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t 
   pass.level = kSumOnly;
   pass.query = query;
   for (;;) {
+    bool slopes = false;
     pass.count = 0;
-    for (int64_t m = 0; m < p.M; ++m)
+    for (int64_t m = 0; m < p.M; ++m) {
       if (mode[m] != kSkip) query[pass.count++] = m;
+      slopes |= mode[m] == kSlope;
+    }
     if (pass.count == 0) return;
+    pass.settle = slopes ? heaviest(grid) : -1;
     run(pass, parallel);
   }
 }

@@ -36,10 +36,9 @@ static void series_block(const Grid<T>& grid, int64_t i, const BlockSeries<T>& s
       Sums<T>& sum = sums[q];
       const double factor = plan.factor[q], mass = factor * value[k];
       const bool is_small = queries[q].mode == kSmall;
-      sum.sum.value +=
-          is_small ? factor * (value[k] - weight) + weight * plan.factor_minus_1[q] : mass;
+      sum.sum += is_small ? factor * (value[k] - weight) + weight * plan.factor_minus_1[q] : mass;
       sum.mass += mass;
-      sum.seen.value += weight;
+      sum.seen += weight;
       if constexpr (kLevel >= kMean) {
         double excess = plan.start[q] * mass;
         for (int d = 0; d < kD; ++d) {
@@ -49,7 +48,7 @@ static void series_block(const Grid<T>& grid, int64_t i, const BlockSeries<T>& s
           add_moments(d, moment, second, mass, grid.centre[i * kD + d], queries[q].y[d],
                       queries[q].s[d], vectors[q]);
         }
-        if (kLevel == kAllMoments && !is_small) sum.excess.value += excess;
+        if (kLevel == kAllMoments && !is_small) sum.excess += excess;
       }
     }
   }

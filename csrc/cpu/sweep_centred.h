@@ -4,8 +4,8 @@
 // A query to which a block does not matter: it has the weights alone.
 template <typename T>
 static void leave_out(Mode mode, double weight, Sums<T>& a) {
-  a.seen.value += weight;
-  if (mode == kSmall) a.sum.value -= weight;
+  a.seen += weight;
+  if (mode == kSmall) a.sum += -weight;
 }
 
 // A tile of queries. `exact`: m and its index must be those of the least energy itself.

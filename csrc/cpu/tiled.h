@@ -194,12 +194,15 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
                                 int64_t count, const BlockSums<T>* of_block, const T* smallest,
                                 const TiledScratch<T>& scratch, Vectors* vectors) {
   const int64_t size = grid.block, D = grid.D, row = row_length<T>(D), i = block.first / size;
+  const bool wide = !(grid.extent[i] < kWide<T>);
   bool product[kMany], any = false;
   for (int64_t q = 0; q < count; ++q) {
     product[q] = false;
     // A query that summed nothing here left energies in p.
     if (of_block[q].mass == T(0)) continue;
-    const T* p = scratch.p + q * size;
+    T* p = scratch.p + q * size;
+    // See kWide; 2^lowest times what normalises it is still less than this.
+    for (int64_t j = 0; wide && j < size; ++j) p[j] = p[j] < T(1e-30) ? T(0) : p[j];
     if (vectors[q].mean) {
       moments_of_one<T, kLevel, false>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
     } else if (is_too_near(grid, i, smallest[q], queries[q].rate, queries[q].stretch)) {
@@ -225,11 +228,12 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
 }
 
 // A tile of at most kMany queries, whose y and s lie in consecutive rows, against a range of
-// blocks. `exact`: m and its index must be those of the least energy itself.
+// blocks. `exact`: m and its index must be those of the least energy itself. `settle`: the place of
+// the latent for settle_gap, or -1.
 template <typename T, Level kLevel>
 static void sweep_tile_of_many(const Grid<T>& grid, int64_t first_block, int64_t last_block,
-                               bool scaled, bool exact, const Query<T>* queries, int64_t count,
-                               T* memory, Sums<T>* sums, Vectors* vectors) {
+                               bool scaled, bool exact, int64_t settle, Query<T>* queries,
+                               int64_t count, T* memory, Sums<T>* sums, Vectors* vectors) {
   const int64_t size = grid.block, D = grid.D;
   const TiledScratch<T> scratch(memory, D, size);
   const T *y = queries[0].y, *s = queries[0].s;
@@ -241,14 +245,25 @@ static void sweep_tile_of_many(const Grid<T>& grid, int64_t first_block, int64_t
   // Rows of the last group that nobody filled are multiplied too.
   fill(scratch.p, kMany * size, T(0));
   fill(scratch.u, kMany * row_length<T>(D), T(0));
-  for (int64_t i = first_block; i < last_block; ++i) {
-    const Block<T> block = grid.at(i);
-    T smallest[kMany];
-    BlockSums<T> of_block[kMany];
+  T smallest[kMany];
+  auto take_energies = [&](const Block<T>& block) {
     for (int64_t q = 0; q < count; ++q) state.least[q] = T(sums[q].least);
     if (takes_products(grid, scaled)) centre_tile(y, block.centre, D, count, scratch.u);
     energies_of_tile(grid, block, scaled, y, s, count, scratch.u, state, scratch.p, scratch.spare,
                      smallest);
+  };
+  if (settle >= 0) {
+    take_energies(grid.at(settle / size));
+    for (int64_t q = 0; q < count; ++q) {
+      if (queries[q].mode == kSlope)
+        settle_gap(sums[q].least, scratch.p[q * size + settle % size], queries[q]);
+    }
+    state.postpone = 0;
+  }
+  for (int64_t i = first_block; i < last_block; ++i) {
+    const Block<T> block = grid.at(i);
+    BlockSums<T> of_block[kMany];
+    take_energies(block);
     for (int64_t q = 0; q < count; ++q)
       add_block<T, 0, kLevel>(grid, block, queries[q], smallest[q], scratch.p + q * size, sums[q],
                               vectors[q], of_block[q]);

@@ -48,12 +48,15 @@ __device__ double finish_warm(const RowTask<T>& task, int64_t b, int64_t m, cons
   const Problem<T>& problem = task.problem;
   const int64_t query = b * problem.M + m;
   const double beta = double(load(problem.beta, b, m)), nan = not_a_number();
-  if (!is_valid(problem, b, m)) {
+  const bool valid = is_valid(problem, b, m);
+  // Its sums are of no query, and are no number where a latent is none.
+  const bool far = !valid && t.sum == t.sum && is_out_of_reach(problem, b, m);
+  if (!valid && !far) {
     store_state(task.out, query, nan, nan, nan);
     if (task.out.slope_beta) task.out.slope_beta[query] = T(nan);
     return nan;
   }
-  if (t.sum == 0) {  // no energy is finite
+  if (far || t.sum == 0) {  // no energy is finite
     store_state(task.out, query, double(INFINITY), 0.0, 0.0);
     if (task.out.slope_beta) task.out.slope_beta[query] = T(nan);
     return nan;
@@ -101,7 +104,8 @@ __device__ double finish_cold(const RowTask<T>& task, int64_t b, int64_t m, cons
   }
   const double L = log_normaliser(task.problem, t.sum, t.a);
   // a is whole: the rest of the normaliser would be lost beside it.
-  store_state(task.out, query, t.sum == t.sum ? t.m : not_a_number(), L, 0.0);
+  const bool is_number = t.sum == t.sum && t.m > -double(INFINITY);
+  store_state(task.out, query, is_number ? t.m : not_a_number(), L, 0.0);
   task.out.state[3 * query + 2] = log2(t.sum);
   return t.sum;
 }

@@ -92,6 +92,18 @@ __device__ bool is_valid(const Problem<T>& problem, int64_t b, int64_t m) {
   return valid;
 }
 
+// Whether a query that is not valid is so far away that its energies are infinite.
+template <typename T>
+__device__ bool is_out_of_reach(const Problem<T>& problem, int64_t b, int64_t m) {
+  bool out = load(problem.beta, b, m) >= T(0);
+  for (int64_t d = 0; d < problem.D; ++d) {
+    const T y = load(problem.y, b, m, d);
+    const T s = problem.scale.data ? load(problem.scale, b, m, d) : T(1);
+    out = out && y == y && s == s;
+  }
+  return out;
+}
+
 // What a query's second look is, by its temperature and by what the first one left; or what the
 // look at its dF/dbeta is, by the state that the second left.
 template <typename T>
@@ -101,8 +113,11 @@ __device__ Mode second_mode(const RowTask<T>& task, int64_t b, int64_t m, bool r
   if (!is_valid(problem, b, m)) return Mode::kInvalid;
   if (is_cold<T>(beta)) return Mode::kCold;
   const double* s = task.out.state + 3 * (b * problem.M + m);
-  const bool looks_hot = problem.log_weight.data || beta == 0 || s[1] < kTepid;
-  const bool hot = relative ? s[1] > kWarmest && s[1] < kTepid : s[1] > kHot && looks_hot;
+  const bool looks_hot = problem.log_weight.data || s[1] < kTepid;
+  // At beta = 0, 0 times an infinite energy has left the first look without a number.
+  const bool hot = relative    ? s[1] > kWarmest && s[1] < kTepid
+                   : beta == 0 ? true
+                               : s[1] > kHot && looks_hot;
   const bool may_be = beta == 0 || task.ceiling[b * problem.M + m] > kHot;
   return hot && may_be && is_finite(s[0]) ? Mode::kHot : Mode::kWarm;
 }

@@ -10,7 +10,12 @@ With tau = log(p/w) = -t - L = -beta (E - F):
     dF/dbeta = -KL(p|w) / beta^2 = -sum_n w (E - F)^2 Phi(tau),   Phi(x) = (e^x (x - 1) + 1) / x^2
     dF/dl[n] = -(p - w) / beta   =  w (E - F) Psi(tau),           Psi(x) = (e^x - 1) / x
 
-the right-hand forms being exact for small beta, and at 0.
+the right-hand forms being exact for small beta, and at 0. Where one latent has nearly all of the
+weight, F cannot be told from its energy c, and that sum would be the square of a rounding: there,
+with a = E - c in place of E - F,
+
+    delta = F - c = -log(1 - beta sum_n w a Psi(-beta a)) / beta
+    dF/dbeta = -e^(beta delta) (sum_n w a^2 Phi(-beta a) - delta^2 Phi(-beta delta))
 """
 
 from __future__ import annotations
@@ -110,7 +115,10 @@ def normalised(problem: Problem) -> Problem:
     wide = problem.log_weight.double()
     wide = wide - wide.amax(-1, keepdim=True)
     log_w = wide - torch.logsumexp(wide, -1, keepdim=True)
-    return problem._replace(log_weight=log_w.to(problem.log_weight.dtype))
+    # The difference of two may be beyond the dtype, which drops no latent.
+    given = problem.log_weight
+    least = torch.where(given == -torch.inf, given, torch.finfo(given.dtype).min)
+    return problem._replace(log_weight=torch.maximum(log_w, least).to(given.dtype))
 
 
 def log_weights(tile: Problem, num_latents: int) -> Tensor:
@@ -209,11 +217,8 @@ class Normaliser:
         self.gap = torch.where(hot, mean_excess, torch.where(beta == torch.inf, 0.0, warm))
         self.gap = torch.where(self.least.isinf(), 0.0, self.gap)
         # No temperature, weights that are not numbers, or a query that is none.
-        tile = narrowed(self.problem, self.grid, self.query, slice(0, 1))
-        invalid = ~(beta >= 0) | self.log_normaliser.isnan() | ~tile.y.isfinite().all(-1)
+        invalid = ~(beta >= 0) | self.log_normaliser.isnan() | self.least.isnan()
         invalid |= self.least == -torch.inf
-        if tile.scale is not None:
-            invalid |= ~tile.scale.isfinite().all(-1)
         self.gap = torch.where(invalid, torch.nan, self.gap)
 
     def state(self) -> Tensor:
@@ -239,6 +244,30 @@ def shares(
     p = (log_w - cooling - whole.to(excess.dtype) - rest).exp()
     tau = -cooling - log_normaliser.to(excess.dtype)
     return p, tau, _present(excess) - state[:, :, None, 2].to(excess.dtype)
+
+
+# How many roundings F may be from the energy of a latent, to count as that: more than any sum has,
+# and too few for the square of the difference to show beside the energies' roundings.
+_GAP_ROUNDINGS = 1024
+
+
+def _about_the_heaviest(normaliser: Normaliser, state: Tensor) -> Tensor:
+    """The state with the heaviest latent's energy as F, where these cannot be told apart."""
+    problem, grid = normaliser.problem, normaliser.grid
+    if problem.log_weight is None:
+        return state
+    at = problem.log_weight[grid].argmax(-1, keepdim=True)
+    tile = narrowed(problem, grid, normaliser.query, slice(0, 1))
+    tile = tile._replace(decoded=problem.decoded[grid].take_along_dim(at[:, :, None], 1))
+    if problem.latent_energy is not None:
+        tile = tile._replace(latent_energy=problem.latent_energy[grid].take_along_dim(at, 1))
+    excess = energies(tile._replace(log_weight=None)) - normaliser.least[:, :, None]
+    cooling, gap = cooled(tile, excess)[..., 0].double(), excess[..., 0].double()
+    size = normaliser.least.double().abs() + state[..., 2].abs()
+    most = _GAP_ROUNDINGS * torch.finfo(excess.dtype).eps * size
+    near = ((gap - state[..., 2]).abs() <= most) & ((cooling + state[..., 1]).abs() < 0.25)
+    about = torch.stack((state[..., 0], -cooling, gap), -1)
+    return torch.where(near[..., None], about, state)
 
 
 @explained("chunked")
@@ -271,13 +300,16 @@ def rows(problem: Problem, want: RowWants) -> Rows:
 def _slopes(normaliser: Normaliser, state: Tensor, out: Rows, where: tuple[slice, slice]) -> None:
     """The third sweep of a tile of queries, written into ``out`` at ``where``."""
     beta = normaliser.problem.beta[where]
+    if out.slope_beta is not None:
+        state = _about_the_heaviest(normaliser, state)
     residual = torch.zeros(
         (*beta.shape, normaliser.problem.y.shape[-1]), dtype=torch.float64, device=beta.device
     )
     stretch, mean = torch.zeros_like(residual), torch.zeros_like(residual)
-    # 1, but for what the rounding of L makes of it.
+    # 1, but for what the rounding of L, or the choice of c, makes of it.
     mass = torch.zeros_like(residual[..., :1])
-    relative = torch.zeros_like(residual[..., 0])
+    spread = torch.zeros_like(residual[..., 0])
+    shift = torch.zeros_like(spread)
     for _, tile, energy, log_w in normaliser.tiles():
         p, tau, gap = shares(tile, energy - normaliser.least[:, :, None], log_w, state)
         mass += p.sum(-1, keepdim=True)
@@ -296,7 +328,10 @@ def _slopes(normaliser: Normaliser, state: Tensor, out: Rows, where: tuple[slice
             far = p * (torch.where(p > 0, tau, 0.0) - 1) + weight
             # A dropped latent has weight 0 and would divide it by beta = 0.
             far = torch.where(log_w > -torch.inf, far / tile.beta[:, :, None].square(), 0.0)
-            relative += torch.where(tau.abs() <= 0.5, near, far).sum(-1)
+            spread += torch.where(tau.abs() <= 0.5, near, far).sum(-1)
+            near = weight * gap * _psi(torch.where(tau.abs() <= 0.5, tau, 0.0))
+            far = torch.where(log_w > -torch.inf, (weight - p) / tile.beta[:, :, None], 0.0)
+            shift += torch.where(tau.abs() <= 0.5, near, far).sum(-1)
     if out.slope_y is not None:
         out.slope_y[where] = (2 * residual / mass).to(out.slope_y.dtype)
     if out.slope_scale is not None:
@@ -304,7 +339,17 @@ def _slopes(normaliser: Normaliser, state: Tensor, out: Rows, where: tuple[slice
     if out.mean is not None:
         out.mean[where] = (mean / mass).to(out.mean.dtype)
     if out.slope_beta is not None:
-        out.slope_beta[where] = torch.where(beta == torch.inf, 0.0, -relative).to(beta.dtype)
+        slope = _slope_about(beta.double(), spread, shift)
+        out.slope_beta[where] = torch.where(beta == torch.inf, 0.0, slope).to(beta.dtype)
+
+
+def _slope_about(beta: Tensor, spread: Tensor, shift: Tensor) -> Tensor:
+    """DF/dbeta from the sums of w a^2 Phi and of w a Psi."""
+    rest = torch.where((beta * shift).abs() < 0.5, -beta * shift, 0.0)
+    delta = -torch.log1p(rest) / torch.where(beta == 0, 1.0, beta)
+    delta = torch.where(beta == 0, shift, delta)
+    relative = (spread - delta.square() * _phi(-beta * delta)).clamp(min=0)
+    return -(beta * delta).exp() * relative
 
 
 @explained("chunked")

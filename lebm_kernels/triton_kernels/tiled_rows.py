@@ -45,9 +45,11 @@ def tiled_rows_kernel(
     # A query that is none: its energies are no reference.
     sound = (beta >= 0)[:, None]
     for i in range(0, D):
-        sound = sound & (tl.abs(tl.load(y_at + i)) < float("inf"))
+        y = tl.load(y_at + i)
+        sound = sound & (y == y)
         if SCALE & HAS:
-            sound = sound & (tl.abs(tl.load(scale_at + i)) < float("inf"))
+            s = tl.load(scale_at + i)
+            sound = sound & (s == s)
     c = coldness(beta)[:, None]
 
     out = partial_ptr + own
