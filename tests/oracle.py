@@ -101,23 +101,23 @@ def to_array(x: Tensor, number: type[np.floating[Any]] = np.longdouble) -> Array
     return x.detach().double().numpy().astype(number)
 
 
-# Sums of products of six numbers below MODERATE and a beta stay within float64.
+# Where products of six such numbers and 1 / beta^2 stay within float64.
 MODERATE = 1e18
-MODERATE_BETA = 1e40
+MODERATE_BETA = (1e-40, 1e40)
 
 
-def _wider(beta: Tensor, *others: Tensor | None) -> type[np.floating[Any]]:
+def _wider(beta: Tensor, *others: Tensor) -> type[np.floating[Any]]:
     """The format to compute in: the one that has bits and range to spare."""
-    for x in (beta, *others):
-        if x is None:
-            continue
-        size = x.detach().double().abs()
-        size = size[size < math.inf]
-        if size.numel() and size.max() > (MODERATE_BETA if x is beta else MODERATE):
-            return np.longdouble
-        if x is not beta and x.dtype == torch.float64:
-            return np.longdouble
-    return np.float64
+    low, high = MODERATE_BETA
+    rates = beta.detach().double()
+    rates = rates[(rates > 0) & (rates < math.inf)]
+    sizes = torch.cat([x.detach().double().abs().reshape(-1) for x in others])
+    enough = (
+        all(x.dtype != torch.float64 for x in others)
+        and bool(((rates > low) & (rates < high)).all())
+        and not bool(((sizes > MODERATE) & (sizes < math.inf)).any())
+    )
+    return np.float64 if enough else np.longdouble
 
 
 @remembered

@@ -90,4 +90,5 @@ def test_float64_is_enough_for_what_is_narrower(beta: float) -> None:
 
 def test_numbers_that_float64_may_not_hold_are_taken_wider() -> None:
     assert exact(**narrow(1e25), beta=1.0).free_energy.dtype == np.longdouble
-    assert exact(**narrow(), beta=1e41).free_energy.dtype == np.longdouble
+    for beta in (1e41, 1e-320):
+        assert exact(**narrow(), beta=beta).free_energy.dtype == np.longdouble
