@@ -9,12 +9,19 @@ c, and beta small, exactly
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 import pytest
 import torch
-from conftest import identify, kernel_parameters, selected
+from conftest import (
+    assert_gradients_accurate,
+    gradients,
+    identify,
+    kernel_parameters,
+    selected,
+)
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
@@ -68,6 +75,26 @@ def test_the_slope_is_that_of_the_others(
             assert slope[m].item() == pytest.approx(float(wanted), rel=size)
             kl = -float(wanted) * b[m].item() ** 2
             assert entropy[m].item() == pytest.approx(kl, rel=size, abs=1e-37)
+
+
+@ON_CPU
+@pytest.mark.parametrize("D", [2, 8])
+@pytest.mark.parametrize(("distance", "range_"), [(100.0, 1.0), (1000.0, 1.0), (1000.0, 4.0)])
+def test_far_away_energies_differ_by_few_roundings(
+    parameter: tuple[str, str | None], dtype: torch.dtype, D: int, distance: float, range_: float
+) -> None:
+    """The heaviest, by little, has another energy than F, though within many roundings of it."""
+    y, decoded = torch.zeros(1, D, dtype=dtype), torch.zeros(30, D, dtype=dtype)
+    y[0, 0] = distance
+    decoded[:, 0] = torch.linspace(0, range_ / (2 * distance), 30, dtype=dtype)
+    for heavy in (0, 15, 29):
+        log_weight = torch.zeros(30, dtype=dtype)
+        log_weight[heavy] = 0.01
+        arguments = {"y": y, "decoded": decoded, "beta": y.new_ones(()), "log_weight": log_weight}
+        grad = torch.ones(1, dtype=dtype)
+        with selected(*parameter) as backend:
+            found = gradients(partial(free_energy, backend=backend), arguments, grad)
+        assert_gradients_accurate({"beta": found["beta"]}, arguments, grad, of=("beta",))
 
 
 @pytest.mark.parametrize("D", [2, 8])

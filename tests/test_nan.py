@@ -7,9 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import assert_accurate, gradients
+from conftest import assert_accurate, assert_gradients_accurate, gradients
+from oracle import exact, to_array
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
@@ -144,3 +146,46 @@ def test_a_grid_out_of_reach_has_an_infinite_free_energy(
     assert (value == math.inf).all()
     huge = torch.full((3, 2), BEYOND[dtype], dtype=dtype)
     assert (free_energy(huge, decoded / far, beta, backend=backend) == math.inf).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("D", [2, 8, 64])
+@pytest.mark.parametrize("alike", [True, False], ids=["alike", "unlike"])
+@pytest.mark.parametrize("size", [0.5, 0.65, 0.999], ids=["near", "beyond", "most"])
+def test_latents_out_of_reach_have_no_share(
+    installed_backend: str, dtype: torch.dtype, D: int, weighted: bool, alike: bool, size: float
+) -> None:
+    """Whole blocks of them, and some beside latents that are in reach."""
+    near, far = 600, 700
+    decoded = torch.randn(near + far, D, dtype=dtype)
+    is_far = torch.zeros(near + far, dtype=torch.bool)
+    is_far[near:] = True
+    is_far[near - 3 :: 50] = ~is_far[near - 3 :: 50]
+    largest = torch.finfo(dtype).max ** size
+    spread = 0.0 if alike else 0.1
+    decoded[is_far] = largest * (1 - spread * torch.rand(int(is_far.sum()), D, dtype=dtype))
+    arguments = {
+        "y": torch.randn(5, D, dtype=dtype),
+        "decoded": decoded,
+        "beta": torch.full((5,), 0.7, dtype=dtype),
+        "scale": torch.rand(D, dtype=dtype) / 2 + 0.5,
+    }
+    if weighted:
+        arguments["log_weight"] = torch.randn(near + far, dtype=dtype)
+    rest = {**arguments, "decoded": decoded[~is_far]}
+    if weighted:
+        rest["log_weight"] = arguments["log_weight"][~is_far]
+    grad = torch.randn(5, dtype=dtype)
+    of = ("y", "scale")
+    fixed = {name: x for name, x in arguments.items() if name not in of}
+    function = partial(free_energy, backend=installed_backend)
+    found = gradients(
+        lambda **leaves: function(**fixed, **leaves), {name: arguments[name] for name in of}, grad
+    )
+    assert_gradients_accurate(found, rest, grad, of=of)
+    del rest["scale"], arguments["scale"]
+    truth = exact(**rest)
+    mean = posterior(**arguments, backend=installed_backend).mean
+    reach = rest["decoded"].abs().max().item()
+    bound = 16 * torch.finfo(dtype).eps * (1 + 0.7 * truth.energy.max()) * reach
+    assert (np.abs(to_array(mean) - truth.mean) <= bound).all()

@@ -405,7 +405,7 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
 }
 
 // The place of the latent of most weight, the first of equals, among those of finite energy; -1
-// where there is none, or no latent has more weight than others.
+// where there is none, and without log-weights.
 template <typename T>
 static int64_t heaviest(const Grid<T>& grid) {
   int64_t place = -1;

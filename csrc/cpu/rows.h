@@ -159,6 +159,13 @@ static void merge(const Query<T>& q, bool weighted, Sums<T>& a, Vectors& va, Sum
   }
 }
 
+// A query to which a block does not matter: it has the weights alone.
+template <typename T>
+static void leave_out(Mode mode, double weight, Sums<T>& a) {
+  a.seen += weight;
+  if (mode == kSmall) a.sum += -weight;
+}
+
 // One block's sums, still in T.
 template <typename T>
 struct BlockSums {
@@ -215,12 +222,14 @@ static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const
         const Vec<T> x = mul(bits, broadcast(T(kLn2))), square = mul(x, x);
         const Vec<T> weight = load(block.w + j), inverse = broadcast(q.inverse);
         const Vec<T> near = mul(mul(mul(a, weight), a), phi_near<T>(x));
-        const Vec<T> far = mul(mul(fma(exp2_of<T>(bits), sub(x, one), one), inverse), inverse);
+        Vec<T> power;
+        const Vec<T> minus = exp2m1_of<T>(bits, power);
+        const Vec<T> far = mul(mul(fma(power, sub(x, one), one), inverse), inverse);
         p = select_less(square, one, near, mul(weight, far));
         // Psi, which is 1 where e^x - 1 is x and 1 / beta may overflow.
         const Vec<T> linear = broadcast(sizeof(T) == 4 ? T(1e-20) : T(1e-36));
-        const Vec<T> minus = mul(sub(zero, exp2m1_of<T>(bits)), inverse);
-        const Vec<T> first = mul(weight, select_less(square, linear, a, minus));
+        const Vec<T> plus = mul(sub(zero, minus), inverse);
+        const Vec<T> first = mul(weight, select_less(square, linear, a, plus));
         // An absent latent's square may overflow; its weight must win.
         p = select_less(zero, weight, p, zero);
         part.sum = add(part.sum, select_less(zero, weight, first, zero));
@@ -401,6 +410,15 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
     return;
   }
 
+  // A block without a latent in reach, or one with a p above 2^lowest, which would stand for all of
+  // them and show in the moments where they are far away.
+  const T reach = q.mode == kNormal ? (smallest - m) * q.rate + offset : T(0);
+  const bool matters = smallest < kAbsent<T> && reach < -Exponent<T>::lowest;
+  if (!matters && (q.mode == kNormal || q.mode == kSmall)) {
+    leave_out(q.mode, grid.block_weight[block.first / size], a);
+    return;
+  }
+
   const bool near =
       kD > 0 && kLevel >= kMean && is_near<T, kD>(grid, block.first / size, q.s, smallest, v);
   constexpr int kDims = kD ? kD : 1;
@@ -497,8 +515,9 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
 }
 
 // How many roundings F may be from the energy of a latent, to count as that: more than any sum has,
-// and too few for the square of the difference to show beside the energies' roundings.
-constexpr double kGapRoundings = 1024;
+// and too few for the square of the difference to show beside the energies' roundings. slope_about
+// wants beta times the difference to be small.
+constexpr double kGapRoundings = 1024, kMostOfGap = 0.25;
 
 // Lets a query's sums for dF/dbeta be about `energy`, where F cannot be told from it.
 template <typename T>
@@ -506,7 +525,8 @@ LEBM_INLINE void settle_gap(double least, T energy, Query<T>& q) {
   const T gap = energy - T(least);
   const double apart = __builtin_fabs(double(gap) - double(q.gap));
   const double size = __builtin_fabs(least) + __builtin_fabs(double(q.gap));
-  if (apart <= kGapRoundings * double(Exponent<T>::epsilon) * size) q.gap = gap;
+  const double near = kGapRoundings * double(Exponent<T>::epsilon) * size;
+  if (apart <= near && q.beta * apart <= kMostOfGap) q.gap = gap;
 }
 
 // The same for a tile, about the latent at `place`.

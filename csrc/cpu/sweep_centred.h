@@ -1,13 +1,6 @@
 // The row pass at low D, without log-weights: which blocks, and how each is summed.
 // Included inside an instruction set's namespace, after centred.h and series_rows.h.
 
-// A query to which a block does not matter: it has the weights alone.
-template <typename T>
-static void leave_out(Mode mode, double weight, Sums<T>& a) {
-  a.seen += weight;
-  if (mode == kSmall) a.sum += -weight;
-}
-
 // A tile of queries. `exact`: m and its index must be those of the least energy itself.
 template <typename T, int kD, Level kLevel>
 struct TileSweep {

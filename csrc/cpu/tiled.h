@@ -205,7 +205,8 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
     for (int64_t j = 0; wide && j < size; ++j) p[j] = p[j] < T(1e-30) ? T(0) : p[j];
     if (vectors[q].mean) {
       moments_of_one<T, kLevel, false>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
-    } else if (is_too_near(grid, i, smallest[q], queries[q].rate, queries[q].stretch)) {
+    } else if (wide || is_too_near(grid, i, smallest[q], queries[q].rate, queries[q].stretch)) {
+      // Squares may overflow in a wide block, where differences times a p of 0 are 0.
       moments_of_one<T, kLevel, true>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
     } else {
       product[q] = any = true;

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,7 +186,8 @@ def check_operators(folder: Path, flags: list[str]) -> list[str]:
         "PYTHONMALLOC": "malloc",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-p", "no:cacheprovider"]
-    command += ["-k", "native", *(f"tests/test_{name}.py" for name in OPERATOR_TESTS)]
+    command += ["-n", "auto", "-k", "native"]
+    command += (f"tests/test_{name}.py" for name in OPERATOR_TESTS)
     done = subprocess.run(command, cwd=ROOT, env=environment)
     return [f"operators: exit status {done.returncode}"] if done.returncode else []
 
@@ -196,7 +198,9 @@ def main() -> None:
     parser.add_argument("--flags", default="", help="further flags for it: -DLEBM_BASELINE_ALONE")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "sanitizers")
     chosen = parser.parse_args()
-    wrong = [line for name in SANITIZERS for line in check_driver(name, chosen.folder)]
+    with ThreadPoolExecutor(len(SANITIZERS)) as pool:
+        found = pool.map(lambda name: check_driver(name, chosen.folder), SANITIZERS)
+        wrong = [line for lines in found for line in lines]
     if chosen.operators:
         wrong += check_operators(chosen.folder / "extension", chosen.flags.split())
     raise SystemExit("\n".join(wrong) or None)
