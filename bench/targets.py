@@ -51,7 +51,7 @@ PEERS = (*EAGER, UNROLLED, "KeOps")
 #: A peer that would hold more than this is not asked.
 MOST_BYTES = 8 << 30
 
-#: A provider that takes longer runs once.
+#: A provider that takes longer, and longer again, is in no rounds.
 PATIENCE_SECONDS = 2.0
 
 #: No round of a case begins later than this.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import Any
 
 
 def is_real(value: object) -> bool:
@@ -37,6 +38,15 @@ def number(value: object) -> float:
         return math.inf if value > 0 else -math.inf  # type: ignore[operator]
     except (TypeError, ValueError, RuntimeError):
         return math.nan
+
+
+def plain(value: Any) -> Any:
+    """Python's number for another's, as an array of no dimensions is one; else the value itself."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if is_integer(value):
+        return int(value)
+    return number(value) if is_real(value) else value
 
 
 def check_positive(name: str, value: object) -> None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lebm_kernels.checks import check_count, check_positive, number
+from lebm_kernels.functional import autocast_dtype
 
 
 def circle(z: Tensor) -> Tensor:
@@ -125,8 +127,9 @@ class HornPredictor(nn.Module):
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor of conditions, got {type(x).__name__}")
-        dtype = self.layers[0].weight.dtype
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        weight: Any = self.layers[0].weight
+        dtype = autocast_dtype(weight.dtype, x.device.type)
+        if autocast_dtype(x.dtype, x.device.type) != dtype:
             raise TypeError(f"x must be {dtype} as the network of x is, got {x.dtype}")
         return self.layers(x.unsqueeze(-1))
 

@@ -18,7 +18,8 @@ from lebm_kernels.reference import Posterior
 
 _Result = TypeVar("_Result")
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CAST = (torch.float16, torch.bfloat16, torch.float32)
+_DTYPES = (*_CAST, torch.float64)
 
 
 def free_energy(
@@ -418,14 +419,18 @@ def _broadcast(
         ) from None
 
 
+def autocast_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
+    """What stands for it in a comparison of dtypes: float32 for all that autocast may cast."""
+    cast = dtype in _CAST and torch.is_autocast_enabled(device_type)
+    return torch.float32 if cast else dtype
+
+
 def _autocast(*arguments: Any) -> tuple[Any, ...]:
     """Under autocast, what may be cast becomes float32, as for :func:`torch.cdist`."""
     y = arguments[0]
     if not isinstance(y, Tensor) or not torch.is_autocast_enabled(y.device.type):
         return arguments
-    return tuple(
-        x.float() if isinstance(x, Tensor) and x.dtype in _DTYPES[:3] else x for x in arguments
-    )
+    return tuple(x.float() if isinstance(x, Tensor) and x.dtype in _CAST else x for x in arguments)
 
 
 def _widened(arguments: Arguments) -> Arguments:

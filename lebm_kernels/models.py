@@ -24,7 +24,7 @@ from lebm_kernels.decoders import (
     circle,
 )
 from lebm_kernels.direct import unattended
-from lebm_kernels.functional import free_energy, posterior, sample_latent
+from lebm_kernels.functional import autocast_dtype, free_energy, posterior, sample_latent
 from lebm_kernels.grids import LatentGrid, periodic_grid
 from lebm_kernels.reference import Posterior
 
@@ -344,8 +344,9 @@ class LatentModel(nn.Module):
         if not isinstance(y, Tensor) or y.layout != torch.strided or y.is_nested or y.dim() < 2:
             return
         name, num_dims = type(self).__name__, decoded.shape[-1]
-        if y.dtype != decoded.dtype and not torch.is_autocast_enabled(y.device.type):
-            raise TypeError(f"y must be {decoded.dtype} as {name} decodes to, got {y.dtype}")
+        wanted = autocast_dtype(decoded.dtype, y.device.type)
+        if autocast_dtype(y.dtype, y.device.type) != wanted:
+            raise TypeError(f"y must be {wanted} as {name} decodes to, got {y.dtype}")
         if y.device != decoded.device:
             raise ValueError(f"y must be on {decoded.device} as {name} is, got {y.device}")
         if y.shape[-1] != num_dims:

@@ -25,7 +25,7 @@ from lebm_kernels.peak import ExponentialLoop
 from lebm_kernels.providers import NotAvailableError, default_backend, providers
 from lebm_kernels.threads import thread_count
 
-#: A provider that takes longer than this many seconds, once it has been checked, runs that once.
+#: A provider that takes longer than this many seconds, once it has been checked, is in no rounds.
 _PATIENCE = 2.0
 
 #: What the default sweep differentiates.

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.checks import is_count, is_integer, is_real, number
+from lebm_kernels.checks import is_count, number, plain
 from lebm_kernels.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.datasets import Dataset
 from lebm_kernels.losses import Loss, energy_loss
@@ -54,12 +54,15 @@ class TrainConfig:
         learning_rate: the optimizer's rate at the first step.
         schedule: ``"cosine"`` falls to zero at the last step, ``"constant"`` stays.
         optimizer: name of a class of ``torch.optim``.
-        optimizer_options: its further keyword arguments, numbers, strings and booleans.
+        optimizer_options: its further keyword arguments: numbers, strings, booleans and None, or
+            tuples, lists and dicts of them.
         seed: of the shuffling.
         backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
         ValueError: a field is out of range; the message names it.
+
+    NumPy's numbers, arrays and tensors of no dimensions too, become Python's.
     """
 
     beta: float = math.inf
@@ -118,11 +121,12 @@ class TrainConfig:
     def _make_plain(self) -> None:
         """Make Python's numbers of NumPy's: a checkpoint holds nothing else."""
         for f in fields(self):
-            value = getattr(self, f.name)
-            if is_integer(value):
-                object.__setattr__(self, f.name, int(value))
-            elif is_real(value):
-                object.__setattr__(self, f.name, number(value))
+            value = plain(getattr(self, f.name))
+            _require(not getattr(value, "ndim", 0), f.name, value, "a single value")
+            object.__setattr__(self, f.name, value)
+        options = self.optimizer_options
+        _require(isinstance(options, dict), "optimizer_options", options, "a dict")
+        object.__setattr__(self, "optimizer_options", _plain_options(options))
 
 
 @dataclass(frozen=True)
@@ -533,6 +537,19 @@ def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torc
         ) from error
 
 
+def _plain_options(value: Any) -> Any:
+    """Keyword arguments, or one of them, as Python's own: what a checkpoint can be read with."""
+    if isinstance(value, dict):
+        return {name: _plain_options(x) for name, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)(map(_plain_options, value))
+    value = plain(value)
+    expected = "numbers, strings, booleans and None, or tuples, lists and dicts of them"
+    known = value is None or isinstance(value, (bool, int, float, str))
+    _require(known, "optimizer_options", value, expected)
+    return value
+
+
 def _slices(data: Dataset, size: int | None) -> Iterator[Dataset]:
     """The observations in order, at most ``size`` at once."""
     if size is None or size >= len(data):
@@ -562,9 +579,7 @@ def _description(loss: object) -> str:
     if callable(loss):
         return str(getattr(loss, "__qualname__", type(loss).__qualname__))
     # NumPy's numbers as Python's: which of them a loss was made with decides nothing.
-    if is_integer(loss):
-        return repr(int(loss))  # type: ignore[call-overload]
-    return repr(number(loss)) if is_real(loss) else repr(loss)
+    return repr(plain(loss))
 
 
 def _generators(loss: object) -> list[torch.Generator]:

@@ -58,6 +58,10 @@ def kernel_parameters() -> list[tuple[str, str | None]]:
     return parameters
 
 
+BACKENDS = [*kernel_parameters(), ("reference", None)]
+"""As a test is given them, whatever it calls the parameter."""
+
+
 @contextmanager
 def selected(name: str, instruction_set: str | None) -> Iterator[str]:
     """The backend's name, while that instruction set is in use."""
@@ -93,8 +97,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order: dict[Any, int] = {}
 
     def place(item: pytest.Item) -> int:
-        parameters = getattr(getattr(item, "callspec", None), "params", {})
-        problem = {name: x for name, x in parameters.items() if not name.endswith("backend")}
+        problem = {name: x for name, x in _parameters(item).items() if not _is_backend(name, x)}
         test = (item.path, getattr(item, "originalname", item.name), repr(problem))
         return order.setdefault(test, len(order))
 
@@ -110,12 +113,26 @@ def _leave_untraced(items: list[pytest.Item]) -> None:
     """Count covered lines in few cases of a test: Python runs at half its speed meanwhile."""
     cases: Counter[Any] = Counter()
     for item in items:
-        parameters = getattr(getattr(item, "callspec", None), "params", {})
-        backend = [repr(x) for name, x in parameters.items() if name.endswith("backend")]
+        backend = [repr(x) for name, x in _parameters(item).items() if _is_backend(name, x)]
         case = (item.path, getattr(item, "originalname", item.name), *backend)
         cases[case] += 1
         if cases[case] > TRACED_CASES:
             item.add_marker("no_cover")
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+def _is_backend(name: str, x: Any) -> bool:
+    """Whether a test's parameter says where it runs: by its name, or with one of the backends."""
+    if name.endswith("backend"):
+        return True
+    if not isinstance(x, tuple):
+        return False
+    if all(part is None or isinstance(part, str) for part in x):
+        return x in BACKENDS
+    return any(_is_backend("", part) for part in x)
 
 
 def pytest_report_header() -> list[str]:
@@ -155,7 +172,7 @@ def pruning_backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=[*kernel_parameters(), ("reference", None)], ids=identify)
+@pytest.fixture(params=BACKENDS, ids=identify)
 def any_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The kernel backends, and the reference: for what all must do and none defines."""
     with selected(*request.param) as name:
@@ -199,9 +216,10 @@ def assert_gradients_accurate(
     may be small by luck. A gradient in half precision is rounded to that once more. ``beneath``
     has errors that count as none, where a problem's shares are smaller than the dtype's numbers.
     """
-    truth = exact(**arguments, grad=grad)
+    names = tuple(arguments if of is None else of)
+    truth = exact(**arguments, grad=grad, of=names)
     by_reference = _by_reference(arguments, grad)
-    assert got.keys() == set(arguments if of is None else of)
+    assert got.keys() == set(names)
     for name, found in got.items():
         assert found.dtype == arguments[name].dtype
         eps = torch.finfo(torch.float64 if found.dtype == torch.float64 else torch.float32).eps

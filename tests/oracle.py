@@ -8,8 +8,13 @@ L = log sum_n w exp(-beta (E - m)) and the gap F - m = -L / beta, everything is 
 
     tau = log(p / w) = -beta (E - m) - L = -beta (E - F)
 
-so that no small beta cancels (test_oracle.py compares with mpmath). Beside each result stand, for
-the accuracy promises to be measured by,
+so that no small beta cancels (test_oracle.py compares with mpmath). One thing does: dF/dbeta beside
+a latent that has nearly all of the weight and is not the nearest. With the others' weights at
+e^-80 and beta = 0.01 float64 has found 450 times the slope, extended precision errs by a part in
+10^4, and what the magnitude allows is 10^10 times the slope and more. There mpmath measures, in
+test_heavy_latents.py.
+
+Beside each result stand, for the accuracy promises to be measured by,
 
     its magnitude: the sum of the absolute values of the terms that make it up;
     for a gradient, its noise: what relative errors of 1 in E do to it through p, to first order.

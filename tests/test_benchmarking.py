@@ -314,6 +314,46 @@ def test_who_is_slower_than_one_is_patient_runs_once(monkeypatch, one_call_a_rou
     assert timing.error is not None
 
 
+@pytest.fixture
+def take(monkeypatch):
+    """A comparison of providers whose steps take the seconds that are told, then a tenth each."""
+
+    def compare_these(seconds, **options):
+        times = {name: iter(told) for name, told in seconds.items()}
+
+        def prepare(case, name):
+            def step(cotangent):
+                return providers._prepare_reference(case)(cotangent)
+
+            step.provider = name
+            return step
+
+        monkeypatch.setattr(
+            benchmarking, "_time", lambda step, *others: next(times[step.provider], 0.1)
+        )
+        only(monkeypatch, **{name: partial(prepare, name=name) for name in seconds})
+        timings = compare(Case(2, 3, 2), rounds=3, patience=2.0, **options).timings
+        return {timing.name: timing.seconds for timing in timings}
+
+    return compare_these
+
+
+def test_one_slow_time_is_not_believed(take):
+    assert take({"hiccup": [3.3], "fast": []}) == {"hiccup": [0.1] * 3, "fast": [0.1] * 3}
+    # Two are, and the shorter counts; and one that is far beyond what a hiccup takes.
+    assert take({"slow": [3.5, 2.5], "slower": [2.5, 3.5]}) == {"slow": [2.5], "slower": [2.5]}
+    assert take({"endless": [11.0]}) == {"endless": [11.0]}
+
+
+def test_a_second_time_is_part_of_the_budget(take):
+    assert take({"slow": [3.0], "fast": []}, budget=2.9) == {"slow": [3.0], "fast": [0.1] * 3}
+    # What is left is too little for another's second time, or for a second round.
+    found = take({"a": [3.0, 3.0], "b": [3.0], "fast": []}, budget=5.0)
+    assert found == {"a": [3.0], "b": [3.0], "fast": [0.1] * 3}
+    found = take({"a": [3.0, 3.0], "fast": []}, budget=3.0)
+    assert found == {"a": [3.0], "fast": [0.1]}
+
+
 def test_other_work_runs_in_the_same_rounds(monkeypatch, one_call_a_round):
     calls = []
     only(monkeypatch, a=providers._prepare_reference)

@@ -69,6 +69,18 @@ def plant(monkeypatch):
     monkeypatch.setattr(lebm_kernels, "free_energy", wrong)
 
 
+EACH = "each of an argument, backend, instruction set and dtype"
+
+
+def table_rows(output):
+    """The cells of each backend and dtype."""
+    return [x.split() for x in output.splitlines() if re.search(r" (ok|FAILED \d+)$", x.rstrip())]
+
+
+def total_checks(rows):
+    return sum(int(row[2]) for row in rows)
+
+
 def test_what_is_right_passes_with_status_0(few_cases):
     result = lebm("gradcheck", "--backend", FASTEST, "--cases", 1, "--seed", 3)
     assert result.exit_code == 0, result.output
@@ -79,10 +91,12 @@ def test_what_is_right_passes_with_status_0(few_cases):
     for dtype in ("float64", "float32", "bfloat16", "float16"):
         assert dtype in result.output
     assert max(map(len, result.output.splitlines())) <= 100
-    rows = [line.split() for line in result.output.splitlines() if line.strip().endswith(" ok")]
-    total, backends = sum(int(row[2]) for row in rows), len(sets)
-    words = f"passed all {total} checks, on {backends} backend{'s' * (backends > 1)}, 4 dtypes"
-    assert result.output.splitlines()[-1] == words
+    rows = table_rows(result.output)
+    assert len(rows) == 4 * len(sets)
+    # In float64 second derivatives are one check more, in the others F is.
+    assert [int(row[2]) for row in rows] == [len(ARGUMENTS) + 1] * len(rows)
+    assert all(int(row[3]) > int(row[2]) for row in rows)  # of two cases each
+    assert result.output.splitlines()[-1] == f"passed all {total_checks(rows)} checks, {EACH}"
 
 
 def test_a_planted_wrong_gradient_makes_status_1(few_cases, monkeypatch):
@@ -91,7 +105,9 @@ def test_a_planted_wrong_gradient_makes_status_1(few_cases, monkeypatch):
     assert result.exit_code == 1
     words = " ".join(result.output.split())
     # In half precision one part in a hundred may be rounding.
-    assert re.search(r"FAILED \d+ of \d+, each of an argument", words)
+    rows = table_rows(result.output)
+    failed = sum(int(row[-1]) for row in rows if row[-2] == "FAILED")
+    assert words.endswith(f"FAILED {failed} of {total_checks(rows)} checks, {EACH}")
     assert "torch.float64, scale: hot, shared scale" in words
     assert "torch.float32, scale: hot, shared scale" in words
     assert f"{subjects([FASTEST])[0]}, torch.float64, scale" in words

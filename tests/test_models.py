@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,15 @@ def test_horn_scales_each_query_by_its_own_radii(beta: float) -> None:
     value = model.free_energy(y, x, beta=beta)
     # The buffers were rounded to float32 before the model became double.
     np.testing.assert_allclose(value.detach().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [Ellipse, Horn, neural_horn])
+def test_halves_are_observations_under_autocast(make: Callable[[], LatentModel]) -> None:
+    model = make()
+    y, x = torch.randn(9, 2).bfloat16(), torch.rand(9).bfloat16() if model.conditional else None
+    wide = y.float(), x if x is None else x.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.free_energy(y, x, beta=2.0), model.free_energy(*wide, beta=2.0))
 
 
 def test_horn_under_autocast() -> None:
@@ -199,16 +209,24 @@ UNLIKE_THE_MODEL: list[tuple[LatentModel, Any, Any, Exception]] = [
         torch.zeros(3),
         ValueError("y must be [..., M, 2] as DecoderModel decodes to, got shape [3, 5]"),
     ),
+    (
+        neural_horn().double(),
+        torch.zeros(3, 2),
+        torch.zeros(3).double(),
+        TypeError("y must be torch.float64 as DecoderModel decodes to, got torch.float32"),
+    ),
 ]
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
 @pytest.mark.parametrize("call", ["free_energy", "posterior", "sample_latent", "log_density"])
 @pytest.mark.parametrize(("model", "y", "x", "error"), UNLIKE_THE_MODEL)
 def test_what_is_unlike_the_model_is_named_as_it_was_given(
-    call: str, model: LatentModel, y: Any, x: Any, error: Exception
+    call: str, model: LatentModel, y: Any, x: Any, error: Exception, autocast: bool
 ) -> None:
     options: dict[str, Any] = {"sample_latent": {"num_samples": 1}, "log_density": {"beta": 1.0}}
-    with pytest.raises(type(error)) as caught:
+    cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast)
+    with cast, pytest.raises(type(error)) as caught:
         getattr(model, call)(y, x, **options.get(call, {}))
     assert str(caught.value) == str(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,39 @@ def test_numbers_of_numpy_train_and_are_kept_as_pythons(tmp_path: Path) -> None:
     train(resumed, _horn()[1], config, checkpoint=tmp_path / "run.pt")
     found = train(resumed, _horn()[1], plain, checkpoint=tmp_path / "run.pt", resume=True)
     assert found.history == wanted.history
+
+
+def test_options_of_numpys_numbers_can_be_resumed_with(tmp_path: Path) -> None:
+    """And so can a rate and a temperature that are arrays of no dimensions."""
+    decay, rates = np.float64(0.125), (np.float32(0.75), np.array(0.5))
+    config = TrainConfig(
+        beta=np.array(2.0),  # type: ignore[arg-type]
+        epochs=np.array(2),  # type: ignore[arg-type]
+        learning_rate=torch.tensor(0.25),  # type: ignore[arg-type]
+        optimizer_options={"weight_decay": decay, "betas": rates, "amsgrad": np.bool_(True)},
+    )
+    options = {"weight_decay": 0.125, "betas": (0.75, 0.5), "amsgrad": True}
+    assert config == TrainConfig(2.0, epochs=2, learning_rate=0.25, optimizer_options=options)
+    path = tmp_path / "run.pt"
+    model, data = _horn()
+    wanted = train(model, data, config, checkpoint=path)
+    found = train(_horn()[0], data, config, checkpoint=path, resume=True)
+    assert found.history == wanted.history
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "given"),
+    [
+        ("optimizer_options", {"weight_decay": np.zeros(2)}, np.zeros(2)),
+        ("optimizer_options", {"betas": [0.5, 1j]}, 1j),
+        ("optimizer_options", [("nesterov", True)], [("nesterov", True)]),
+        ("learning_rate", np.full(1, 0.5), np.full(1, 0.5)),
+        ("beta", torch.ones(1), torch.ones(1)),
+    ],
+)
+def test_what_a_checkpoint_cannot_hold_is_named(name: str, value: Any, given: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be .*got {re.escape(repr(given))}"):
+        TrainConfig(**{name: value})
 
 
 def test_a_loss_of_numpys_numbers_is_that_of_pythons(tmp_path: Path) -> None:
