@@ -226,13 +226,16 @@ static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const
         const Vec<T> minus = exp2m1_of<T>(bits, power);
         const Vec<T> far = mul(mul(fma(power, sub(x, one), one), inverse), inverse);
         p = select_less(square, one, near, mul(weight, far));
-        // Psi, which is 1 where e^x - 1 is x and 1 / beta may overflow.
-        const Vec<T> linear = broadcast(sizeof(T) == 4 ? T(1e-20) : T(1e-36));
-        const Vec<T> plus = mul(sub(zero, minus), inverse);
-        const Vec<T> first = mul(weight, select_less(square, linear, a, plus));
         // An absent latent's square may overflow; its weight must win.
         p = select_less(zero, weight, p, zero);
-        part.sum = add(part.sum, select_less(zero, weight, first, zero));
+        if constexpr (kWeighted) {
+          // Psi, which is 1 where e^x - 1 is x and 1 / beta may overflow. Where weights are equal,
+          // c is F, and this would sum to nothing.
+          const Vec<T> linear = broadcast(sizeof(T) == 4 ? T(1e-20) : T(1e-36));
+          const Vec<T> plus = mul(sub(zero, minus), inverse);
+          const Vec<T> first = mul(weight, select_less(square, linear, a, plus));
+          part.sum = add(part.sum, select_less(zero, weight, first, zero));
+        }
       }
       part.mass = add(part.mass, p);
       moments(j, p);
@@ -485,7 +488,10 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
         break;
       case kSlope:
         if constexpr (kLevel == kSumOnly) {
-          sums = sweep<T, kSlope, true, false>(block, size, q, m, offset, energy, gather, add_run);
+          sums = grid.weighted ? sweep<T, kSlope, true, false>(block, size, q, m, offset, energy,
+                                                               gather, add_run)
+                               : sweep<T, kSlope, false, false>(block, size, q, m, offset, energy,
+                                                                gather, add_run);
         }
         break;
       default:
