@@ -49,14 +49,13 @@ __device__ double finish_warm(const RowTask<T>& task, int64_t b, int64_t m, cons
   const int64_t query = b * problem.M + m;
   const double beta = double(load(problem.beta, b, m)), nan = not_a_number();
   const bool valid = is_valid(problem, b, m);
-  // Its sums are of no query, and are no number where a latent is none.
-  const bool far = !valid && t.sum == t.sum && is_out_of_reach(problem, b, m);
-  if (!valid && !far) {
+  // The sums of a query that is not valid are no number where a latent is none.
+  if (!valid && !(t.sum == t.sum && is_out_of_reach(problem, b, m))) {
     store_state(task.out, query, nan, nan, nan);
     if (task.out.slope_beta) task.out.slope_beta[query] = T(nan);
     return nan;
   }
-  if (far || t.sum == 0) {  // no energy is finite
+  if (!valid || t.sum == 0) {  // no energy is finite
     store_state(task.out, query, double(INFINITY), 0.0, 0.0);
     if (task.out.slope_beta) task.out.slope_beta[query] = T(nan);
     return nan;

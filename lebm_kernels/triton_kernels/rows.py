@@ -162,17 +162,14 @@ def rows_kernel(
     beta = tl.load(beta_at, mask=inside, other=0.0)
     # A bad number is kept apart, lest the whole tile look for a reference that is none.
     sound = beta >= 0
-    number = sound
     y, s = (), ()
     for i in tl.static_range(D):
         x = tl.load(y_at + i, mask=inside, other=0.0)
         sound = sound & (tl.abs(x) < float("inf"))
-        number = number & (x == x)
         y = y + (x,)
         if SCALE & HAS:
             x = tl.load(scale_at + i, mask=inside, other=0.0)
             sound = sound & (tl.abs(x) < float("inf"))
-            number = number & (x == x)
         s = s + (x,)
     sound_y, sound_s = (), ()
     for i in tl.static_range(D):
@@ -238,12 +235,8 @@ def rows_kernel(
             first = next_first
             tried = tried * 0
 
-    # No latent is within reach of an infinite query, and what was summed is of none.
-    far = (sound == 0) & number
-    m = tl.where(far, largest(dtype), m)
-    totals = (tl.where(far, totals[0] * 0.0, totals[0]),) + totals[1:]
     out = partial_ptr + own
-    tl.store(out, tl.where(number, m.to(tl.float64), float("nan")), mask=inside)
+    tl.store(out, tl.where(sound, m.to(tl.float64), float("nan")), mask=inside)
     if (LOG_WEIGHT & HAS) == 0:
         k = tl.log2(tl.maximum(peak, 1.0))
     tl.store(out + field, k.to(tl.float64), mask=inside)
@@ -251,3 +244,14 @@ def rows_kernel(
     SKIP: tl.constexpr = 2 if ENERGY & WANT else 3
     for i in tl.static_range(1, FIELDS):
         tl.store(out + (i + SKIP) * field, totals[i], mask=inside)
+
+    # No latent is within reach of an infinite query, and what was summed is of none.
+    far = (sound == 0) & (totals[0] == totals[0]) & (tl.load(beta_at, mask=inside, other=0.0) >= 0)
+    for i in tl.static_range(D):
+        x = tl.load(y_at + i, mask=inside, other=0.0)
+        far = far & (x == x)
+        if SCALE & HAS:
+            x = tl.load(scale_at + i, mask=inside, other=0.0)
+            far = far & (x == x)
+    tl.store(out, tl.full((BLOCK_M,), largest(dtype), dtype).to(tl.float64), mask=inside & far)
+    tl.store(out + 2 * field, tl.zeros((BLOCK_M,), tl.float64), mask=inside & far)
