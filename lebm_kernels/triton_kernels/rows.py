@@ -246,7 +246,7 @@ def rows_kernel(
         tl.store(out + (i + SKIP) * field, totals[i], mask=inside)
 
     # No latent is within reach of an infinite query, and what was summed is of none.
-    far = (sound == 0) & (totals[0] == totals[0]) & (tl.load(beta_at, mask=inside, other=0.0) >= 0)
+    far = (sound == 0) & (tl.load(beta_at, mask=inside, other=0.0) >= 0)
     for i in tl.static_range(D):
         x = tl.load(y_at + i, mask=inside, other=0.0)
         far = far & (x == x)
