@@ -28,9 +28,10 @@ def is_integer(value: object) -> bool:
 
 
 def number(value: object) -> float:
-    """The value as a float; NaN, which no range holds, for what is no number."""
+    """The value as a float; NaN, which no range holds, for what is no number, or several."""
     boolean = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
-    if boolean or isinstance(value, (str, bytes)):
+    several = getattr(value, "ndim", None) not in (None, 0)
+    if boolean or several or isinstance(value, (str, bytes)):
         return math.nan
     try:
         return float(value)  # type: ignore[arg-type]

@@ -103,6 +103,8 @@ class Record:
 def default_sweep(device: str, *, quick: bool, names: Sequence[str] = ()) -> list[Point]:
     """Along latents, dimensions, temperatures and threads, each case once.
 
+    The largest cases come last: where the budget ends before the sweep, little is left out.
+
     Args:
         device: ``cpu`` or ``cuda``.
         quick: few and small cases, none of which a peer compiles code for.
@@ -145,7 +147,7 @@ def default_sweep(device: str, *, quick: bool, names: Sequence[str] = ()) -> lis
     if names:
         points = [replace(point, names=tuple(names)) for point in points]
     unique = {(point.case, point.threads): point for point in reversed(points)}
-    return [checked(point) for point in reversed(unique.values())]
+    return sorted(map(checked, reversed(unique.values())), key=lambda point: point.case.N)
 
 
 def chosen_sweep(

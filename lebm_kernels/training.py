@@ -9,27 +9,24 @@ for bit.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels import checkpoints
 from lebm_kernels.checks import is_count, number, plain
 from lebm_kernels.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.datasets import Dataset
 from lebm_kernels.losses import Loss, energy_loss
 from lebm_kernels.models import LatentModel
 from lebm_kernels.schedules import SCHEDULES, Annealing
-
-CHECKPOINT_FORMAT = 3
 
 # Keeps the order of the batches apart from data that were drawn from the same seed.
 _SHUFFLING = 0x5F3759DF
@@ -427,67 +424,34 @@ class _Run:
         return self.loss(self.model, part.y, part.x, beta=beta, backend=self.config.backend)
 
     def save(self, path: Path) -> None:
-        """Write the state to a file beside ``path``, then put it in its place in one step."""
-        state = {
-            "format": CHECKPOINT_FORMAT,
-            "config": asdict(self.config),
-            "data": _fingerprint(self.data),
-            "validation": None if self.validation is None else _fingerprint(self.validation),
-            "loss": _description(self.loss),
-            "loss_generators": [g.get_state() for g in _generators(self.loss)],
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            # The shuffling never draws from it, but a model or a loss may.
-            "global_rng": torch.get_rng_state(),
-            "initial": self.initial,
-            "records": [tuple(record) for record in self.records],
-            "best": self.best,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        """Write the state to a checkpoint."""
+        checkpoints.write(
+            path,
+            {
+                **self._identity(),
+                "loss_generators": [g.get_state() for g in checkpoints.generators(self.loss)],
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                # The shuffling never draws from it, but a model or a loss may.
+                "global_rng": torch.get_rng_state(),
+                "initial": self.initial,
+                "records": [tuple(record) for record in self.records],
+                "best": self.best,
+            },
+        )
 
     def load(self, path: Path) -> None:
         """Take up the state of a checkpoint of the same run."""
-        if not path.exists():
-            raise FileNotFoundError(f"checkpoint {path} does not exist: nothing to resume from")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            raise ValueError(f"checkpoint {path} cannot be read: it is damaged or none") from error
-        if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(f"checkpoint {path} is not one of format {CHECKPOINT_FORMAT}")
-        mine = asdict(self.config)
+        state = checkpoints.read(path)
         # Under a constant rate no step depends on how many there are, so that one can train on.
         steady = self.config.schedule == "constant" and self.config.annealing is None
         free = {"epochs"} if steady else set()
-        for name in (f.name for f in fields(TrainConfig)):
-            if name not in free and state["config"][name] != mine[name]:
-                raise ValueError(
-                    f"{name} must be that of checkpoint {path}, "
-                    f"{state['config'][name]!r}, to resume, got {mine[name]!r}"
-                )
+        checkpoints.check_identity(path, state, self._identity(), free)
         if len(state["records"]) > self.config.epochs:
             raise ValueError(
                 f"epochs must be at least the {len(state['records'])} that checkpoint {path} "
                 f"has done, got {self.config.epochs}"
-            )
-        if state["data"] != _fingerprint(self.data):
-            raise ValueError(f"data must be that of checkpoint {path} to resume, got other data")
-        mine_too = None if self.validation is None else _fingerprint(self.validation)
-        if state["validation"] != mine_too:
-            raise ValueError(
-                f"validation must be that of checkpoint {path} to resume, got other data"
-            )
-        if state["loss"] != _description(self.loss):
-            raise ValueError(
-                f"loss must be that of checkpoint {path}, {state['loss']}, to resume, "
-                f"got {_description(self.loss)}"
             )
         try:
             self.model.load_state_dict(state["model"])
@@ -496,14 +460,18 @@ class _Run:
                 f"model must be that of checkpoint {path} to resume, got one of other parameters: "
                 f"{' '.join(str(error).split())}"
             ) from error
-        for generator, drawn in zip(_generators(self.loss), state["loss_generators"], strict=True):
-            generator.set_state(drawn)
+        drawn = state["loss_generators"]
+        for generator, its_state in zip(checkpoints.generators(self.loss), drawn, strict=True):
+            generator.set_state(its_state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["global_rng"])
         self.initial = state["initial"]
         self.records = [Epoch(*record) for record in state["records"]]
         self.best = None if state["best"] is None else tuple(state["best"])
+
+    def _identity(self) -> dict[str, Any]:
+        return checkpoints.identity(asdict(self.config), self.data, self.validation, self.loss)
 
 
 def _progress_bar(run: _Run, progress: bool | None) -> Iterator[int]:
@@ -567,37 +535,6 @@ def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer] | None:
     found = getattr(torch.optim, name, None)
     is_optimizer = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
     return found if is_optimizer and found is not torch.optim.Optimizer else None
-
-
-def _description(loss: object) -> str:
-    """What tells one loss from another: its name and the fields it was made with."""
-    if isinstance(loss, torch.Generator):
-        return "Generator"
-    if is_dataclass(loss) and not isinstance(loss, type):
-        parts = (f"{f.name}={_description(getattr(loss, f.name))}" for f in fields(loss))
-        return f"{type(loss).__qualname__}({', '.join(parts)})"
-    if callable(loss):
-        return str(getattr(loss, "__qualname__", type(loss).__qualname__))
-    # NumPy's numbers as Python's: which of them a loss was made with decides nothing.
-    return repr(plain(loss))
-
-
-def _generators(loss: object) -> list[torch.Generator]:
-    """The generators that a loss draws from by its fields, each once, in their order."""
-    if isinstance(loss, torch.Generator):
-        return [loss]
-    if not is_dataclass(loss) or isinstance(loss, type):
-        return []
-    found = [g for f in fields(loss) for g in _generators(getattr(loss, f.name))]
-    return list({id(g): g for g in found}.values())
-
-
-def _fingerprint(data: Dataset) -> str:
-    digest = hashlib.sha256()
-    for tensor in (data.y, data.x):
-        if tensor is not None:
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_data(name: str, data: Dataset | None) -> None:

@@ -186,6 +186,13 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return chosen
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _build_the_emulator_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each of pytest-xdist's workers has its folder, side by side in that of the run."""
+    folder = tmp_path_factory.getbasetemp()
+    emulated_cuda.share(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ the table of backends by conftest.py, so that every operator test runs on the ke
 from __future__ import annotations
 
 import atexit
+import fcntl
 import shutil
 import tempfile
 from functools import cache
@@ -31,14 +32,32 @@ _WHY_NOT = None if simt.compiler() else "there is no g++"  # known before anythi
 _lock = Lock()  # the emulator runs one launch at a time
 
 
+_shared: Path | None = None
+
+
+def share(folder: Path) -> None:
+    """Keep what is built there, for the processes of one run of the tests."""
+    global _shared
+    _shared = folder
+
+
 @cache
 def library(mode: simt.Mode = "plain") -> simt.Library:
-    """The kernels, built once a session."""
-    folder = Path(tempfile.mkdtemp(prefix="lebm-emulated-cuda-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """The kernels, built once a run."""
+    folder = _shared
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="lebm-emulated-cuda-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # With every access instrumented, kernels take long to compile: those of D = 2 stand for D <= 4.
     flags = "-g1" if mode == "plain" else "-DSIMT_DIMENSIONS=2"
-    return simt.Builder(folder, flags=(flags,)).build(HARNESS, mode=mode)
+    with (folder / f"emulated-cuda-{mode}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        path = folder / f"emulated-cuda-{mode}.so"
+        if not path.exists():
+            builder = simt.Builder(folder / f"emulated-cuda-{mode}", flags=(flags,))
+            parts = ("SIMT_FLOAT", "SIMT_DOUBLE")
+            builder.build(HARNESS, mode=mode, parts=parts).path.rename(path)
+    return simt.Library(path, mode)
 
 
 def unavailable(device: str) -> str | None:

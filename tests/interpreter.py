@@ -107,6 +107,8 @@ def _take_short_cuts() -> None:
     for name in ("lt", "le", "gt", "ge", "eq", "ne"):
         of = getattr(operator, name)
         _set(core.tensor, f"__{name}__", of, method=True, result=core.int1)
+    core.tensor.__neg__ = _negated(core.tensor.__neg__)
+    core.tensor.__floordiv__ = _divided(core.tensor.__floordiv__)
     core.tensor.__and__ = _of_flags(core.tensor.__and__, operator.and_)
     core.tensor.__or__ = _of_flags(core.tensor.__or__, operator.or_)
     core.tensor.__add__ = _pointer_shifted(core.tensor.__add__)
@@ -118,6 +120,8 @@ def _take_short_cuts() -> None:
                 _set(module, name, of, floats_only=name not in ("minimum", "maximum"))
         if module is not language.math:
             module.where = _where(module.where)
+            module.full = _full(module.full)
+            module.arange = _arange(module.arange)
             module.load = _load(module.load)
             module.store = _store(module.store)
 
@@ -233,6 +237,51 @@ def _set(
         return _made(of(*found[0]), result or found[1], found[2])
 
     setattr(owner, name, quick)
+
+
+def _negated(slow: Any) -> Any:
+    def quick(self: Any, **options: Any) -> Any:
+        if self.dtype.name not in _ARRAYS:
+            return slow(self, **options)
+        return _made(-self.handle.data, self.dtype, self.type.is_block())
+
+    return quick
+
+
+def _divided(slow: Any) -> Any:
+    """Triton's quotients of integers are cut towards zero, as NumPy's are of none below it."""
+
+    def quick(self: Any, other: Any, **options: Any) -> Any:
+        found = _operands((self, other)) if self.dtype.name in _INTEGERS else None
+        if found is None or any(np.less(x, 0).any() for x in found[0]):
+            return slow(self, other, **options)
+        return _made(operator.floordiv(*found[0]), found[1], found[2])
+
+    return quick
+
+
+def _full(slow: Any) -> Any:
+    def quick(shape: Any, value: Any, dtype: Any, **options: Any) -> Any:
+        number, wanted = _number(value), getattr(dtype, "value", dtype)
+        sizes = [_number(x) for x in shape] if type(shape) in (tuple, list) else []
+        if number is None or not sizes or None in sizes or wanted.name not in _ARRAYS:
+            return slow(shape, value, dtype, **options)
+        return _made(np.full(sizes, number, dtype=_ARRAYS[wanted.name]), wanted, True)
+
+    return quick
+
+
+def _arange(slow: Any) -> Any:
+    from triton.language import core
+
+    def quick(start: Any, end: Any, **options: Any) -> Any:
+        first, last = _number(start), _number(end)
+        # What it refuses, it refuses in its own words.
+        if first is None or last is None or last <= first or (last - first) & (last - first - 1):
+            return slow(start, end, **options)
+        return _made(np.arange(first, last, dtype=np.int32), core.int32, True)
+
+    return quick
 
 
 def _of_flags(slow: Any, of: Callable[..., Any]) -> Any:

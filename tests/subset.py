@@ -17,6 +17,9 @@ from torch import Tensor
 
 from lebm_kernels import free_energy, posterior, reference
 
+# Of a backend that does nothing special with many queries, as many as fill its tiles, and some.
+FEWER = {"chunked": 40, "emulated_cuda": 140}
+
 # The dimensions that these have where there is one for each query.
 _PER_QUERY = {"y": 2, "beta": 1, "scale": 2}
 

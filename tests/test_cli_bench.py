@@ -139,6 +139,8 @@ def test_the_default_sweep_goes_along_every_axis_once():
         assert both == {"forward", "forward + backward (y, decoded)"}
         for axis in ("N", "D", "beta"):
             assert len({getattr(point.case, axis) for point in points}) >= 3
+        latents = [point.case.N for point in points]
+        assert latents == sorted(latents)
     names = ("chunked", "eager, cdist")
     assert {p.names for p in default_sweep("cpu", quick=True, names=names)} == {names}
 

@@ -288,19 +288,19 @@ def test_gradcheck(any_backend: str, beta: float, name: str) -> None:
 
 def test_gradcheck_where_arguments_broadcast(any_backend: str) -> None:
     tensors: dict[str, Any] = {
-        "y": torch.randn(2, 1, 3, 2),
-        "decoded": torch.randn(4, 5, 2),
+        "y": torch.randn(2, 1, 2, 2),
+        "decoded": torch.randn(3, 4, 2),
         "beta": torch.rand(2, 1, 1) + 0.5,
         "scale": torch.rand(2) + 0.5,
-        "log_weight": torch.randn(2, 1, 5),
-        "latent_energy": torch.rand(5),
+        "log_weight": torch.randn(2, 1, 4),
+        "latent_energy": torch.rand(4),
     }
     leaves = [x.double().requires_grad_() for x in tensors.values()]
 
     def of_all(*values: Tensor) -> Tensor:
         return free_energy(**named(tensors, values), backend=any_backend)
 
-    assert of_all(*leaves).shape == (2, 4, 3)
+    assert of_all(*leaves).shape == (2, 3, 2)
     torch.autograd.gradcheck(of_all, leaves)
 
 

@@ -22,6 +22,7 @@ from conftest import (
     kernel_parameters,
     selected,
 )
+from oracle import remembered
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
@@ -35,6 +36,7 @@ ON_CPU = pytest.mark.parametrize(
 )
 
 
+@partial(remembered, most=20)
 def exact_slope(y: Tensor, decoded: Tensor, log_weight: Tensor, beta: float) -> Any:
     """dF/dbeta of one query."""
     number = EXTENDED.mpf

@@ -153,22 +153,22 @@ def test_the_index_and_the_mean(backend: str, dtype: torch.dtype, D: int, beta: 
     torch.testing.assert_close(found.mean.double(), wanted.mean, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("D", [8, 64])
-def test_the_same_bits_each_time(backend: str, dtype: torch.dtype, D: int, threads: int) -> None:
+def test_the_same_bits_each_time(backend: str, dtype: torch.dtype, D: int) -> None:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    arguments = problem(dtype, D, 1.0, M=101, N=805, full=True)
+    function = partial(free_energy, backend=backend)
+    grad = torch.randn(101, dtype=dtype)
     try:
-        arguments = problem(dtype, D, 1.0, M=101, N=805, full=True)
         for dropped in ("nothing", "scale"):
             arguments.pop(dropped, None)
+            for threads in (1,) if backend == "emulated_cuda" else (1, 2):
+                torch.set_num_threads(threads)
+                assert torch.equal(function(**arguments), function(**arguments))
+                one, other = (gradients(function, arguments, grad) for _ in range(2))
+                for name, slope in one.items():
+                    assert torch.equal(slope, other[name])
             check(backend, arguments)
-            function = partial(free_energy, backend=backend)
-            grad = torch.randn(101, dtype=dtype)
-            assert torch.equal(function(**arguments), function(**arguments))
-            one, other = (gradients(function, arguments, grad) for _ in range(2))
-            for name, slope in one.items():
-                assert torch.equal(slope, other[name])
     finally:
         torch.set_num_threads(before)
 

@@ -15,7 +15,7 @@ import subset
 import torch
 from conftest import gradients
 from oracle import exact
-from subset import check_index, restricted
+from subset import FEWER, check_index, restricted
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
@@ -25,8 +25,6 @@ PER_QUERY = ("y", "beta", "scale")
 
 # Sizes at which queries come in tiles, and latents in blocks that are sorted.
 M, N = 260, 600
-# Of a slow backend that does nothing special with many queries, as many as it takes.
-FEWER = {"chunked": 40}
 
 
 def problem(backend: str, dtype: torch.dtype, D: int, *, M: int = M, N: int = N) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_energies_beyond_the_dtype(
     spoilt["y"][16, D - 1] = -BEYOND[dtype]
     others = torch.tensor([row not in SPOILT_ROWS for row in range(17)])
     mixed = torch.tensor([1e-7, 0.1, 3.0, 1e4, math.inf], dtype=dtype).repeat(4)[:17]
-    for beta in (*(torch.full_like(mixed, b) for b in (1e-7, 1.0, 1e4, math.inf)), mixed):
+    for beta in (*(torch.full_like(mixed, b) for b in (1e-7, 1.0, math.inf)), mixed):
         arguments, few = {**spoilt, "beta": beta}, {**good, "beta": beta}
         for name in arguments.keys() - {"decoded"}:
             few[name] = few[name][others]

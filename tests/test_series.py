@@ -10,17 +10,13 @@ from functools import partial
 import pytest
 import torch
 from conftest import assert_accurate, gradients
-from subset import check
+from subset import FEWER, check
 from torch import Tensor
 
 from lebm_kernels import free_energy
 
 # Enough queries for series to be made, and latents for three layers of blocks.
 M, N = 600, 2100
-
-
-# Of a backend that does nothing special with many queries, as many as it takes.
-FEWER = {"chunked": 40}
 
 
 def problem(

@@ -14,16 +14,13 @@ import pytest
 import torch
 from conftest import assert_accurate, assert_gradients_accurate, gradients
 from oracle import exact
-from subset import check, check_posterior, chosen, restricted
+from subset import FEWER, check, check_posterior, chosen, restricted
 from torch import Tensor
 
 from lebm_kernels import free_energy
 
 # Enough queries for series to be made, and latents for three layers of blocks.
 M, N = 520, 1100
-
-# Of a backend that does nothing special with many queries, as many as it takes.
-FEWER = {"chunked": 40}
 
 
 def problem(

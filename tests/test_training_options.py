@@ -353,9 +353,14 @@ def test_bad_fields_are_named(fields: dict[str, Any], named: str) -> None:
 
 @pytest.mark.parametrize(
     ("values", "named"),
-    [((0.0, 1.0), "start"), ((1.0, math.inf), "end"), ((1.0, 2.0, 0.0), "share")],
+    [
+        ((0.0, 1.0), "start"),
+        ((1.0, math.inf), "end"),
+        ((1.0, 2.0, 0.0), "share"),
+        ((np.ones(1), 2.0), "start"),
+    ],
 )
-def test_bad_annealings_are_named(values: tuple[float, ...], named: str) -> None:
+def test_bad_annealings_are_named(values: tuple[Any, ...], named: str) -> None:
     with pytest.raises(ValueError, match=rf"^{named} must be"):
         Annealing(*values)
 

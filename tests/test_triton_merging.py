@@ -37,7 +37,7 @@ def problem(dtype: torch.dtype, M: int, N: int, D: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize(
-    ("multiprocessors", "M", "N", "D"), [(132, 3, 8801, 2), (1, 37, 1300, 1), (132, 3, 2100, 6)]
+    ("multiprocessors", "M", "N", "D"), [(132, 3, 4401, 2), (1, 21, 1300, 1), (132, 3, 2100, 6)]
 )
 def test_shares(
     backend: str,

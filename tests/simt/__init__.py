@@ -112,20 +112,27 @@ class Library:
         else:
             self.run_here(function, arguments, schedule, guard=_GUARD)
 
-    def check(self, function: str, *arguments: Any, left_out: tuple[str, int] = ("", 0)) -> None:
-        """Call it under all ``SCHEDULES``; all must write the same bits into the arrays.
+    def check(
+        self,
+        function: str,
+        *arguments: Any,
+        left_out: tuple[str, int] = ("", 0),
+        schedules: Sequence[Schedule] | None = None,
+    ) -> None:
+        """Call it under all of these, or ``SCHEDULES``; all must write the same bits.
 
         Raises:
             Fault: also of kind "order" or "poison", where results depend on the one or the other.
         """
         copies: list[list[Any]] = []
-        for schedule in SCHEDULES:
+        schedules = schedules or SCHEDULES
+        for schedule in schedules:
             copies.append([x.copy() if _is_output(x) else x for x in arguments])
             schedule = replace(schedule, left_out=left_out)
             self.run(function, *copies[-1], schedule=schedule)
             for number, (first, now) in enumerate(zip(copies[0], copies[-1], strict=True)):
                 if _is_output(first) and first.tobytes() != now.tobytes():
-                    same_order = schedule.order == SCHEDULES[0].order
+                    same_order = schedule.order == schedules[0].order
                     kind = "poison" if same_order else "order"
                     raise Fault(kind, f"argument {number} of {function} differs under {schedule}")
         for given, found in zip(arguments, copies[0], strict=True):
@@ -281,6 +288,11 @@ def _execute(command: Sequence[str]) -> None:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
+def _execute_all(commands: Sequence[Sequence[str]]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(_execute, commands))
+
+
 class Builder:
     """Builds harnesses below a folder, in which it keeps the emulator's object files."""
 
@@ -300,11 +312,12 @@ class Builder:
         *,
         mode: Mode = "plain",
         edits: Mapping[str, tuple[str, str]] | None = None,
+        parts: Sequence[str] = ("",),
     ) -> Library:
         """Build a harness whose kernels lie in the folders ``include``.
 
-        ``edits`` plants faults: by a kernel file's name, a text that it has once and what to put in
-        its place.
+        It is compiled once with each macro of ``parts``, side by side. ``edits`` plants faults: by
+        a kernel file's name, a text that it has once and what to put in its place.
         """
         self._count += 1
         folder = self._folder / f"{harness.stem}-{self._count}"
@@ -320,12 +333,17 @@ class Builder:
             "asan": ["-O0", "-fsanitize=address"],
         }
         command += instrument[mode]
-        compiled = folder / f"{harness.stem}.o"
-        _execute([*command, "-c", str(harness), "-o", str(compiled)])
+        compiled = [folder / f"{harness.stem}{part}.o" for part in parts]
+        commands = [
+            [*command, *([f"-D{part}"] if part else []), "-c", str(harness), "-o", str(object_)]
+            for part, object_ in zip(parts, compiled, strict=True)
+        ]
+        _execute_all(commands)
         # Not linked with the sanitizers whose functions checker.cpp has in their place.
         link = ["-shared", *(instrument[mode] if mode == "asan" else [])]
         objects = self._emulator(mode == "asan")
-        _execute([self._compiler, *link, str(compiled), *map(str, objects), "-o", str(library)])
+        files = map(str, (*compiled, *objects))
+        _execute([self._compiler, *link, *files, "-o", str(library)])
         return Library(library, mode)
 
     def _emulator(self, with_asan: bool) -> list[Path]:
@@ -339,8 +357,7 @@ class Builder:
                 [*start, str(source), "-o", str(compiled)]
                 for source, compiled in zip(SOURCES, objects, strict=True)
             ]
-            with ThreadPoolExecutor(2) as pool:
-                list(pool.map(_execute, commands))
+            _execute_all(commands)
         return objects
 
 

@@ -1,4 +1,4 @@
-// The package's operators by the kernels of csrc/cuda, for float and double, and with
+// The package's operators by the kernels of csrc/cuda, for SIMT_FLOAT or SIMT_DOUBLE, and with
 // SIMT_DIMENSIONS only at those numbers of dimensions, and at D > 4.
 #include "columns.cuh"
 #include "host.h"
@@ -78,5 +78,10 @@ void columns(const lebm::Problem<T>& p, const lebm::ColumnArguments<T>& argument
                  multiprocessors, workspace, size);                                            \
     });                                                                                        \
   }
+
+#ifdef SIMT_FLOAT
 LEBM_EXPORT(float, f32)
+#endif
+#ifdef SIMT_DOUBLE
 LEBM_EXPORT(double, f64)
+#endif
