@@ -30,16 +30,16 @@ run: say-run setup ## set up, train the ellipse and the horn, write the figures 
 TRITON := accuracy closed_forms gradients nan ops posterior shapes triton_merging
 # Then the lines of the package that either has reached are counted.
 test: say-test setup ## set up, run all the tests, print their coverage
-	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto -p no:benchmark \
-	  --cov=lebm_kernels --cov-report=
+	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto --dist worksteal \
+	  -p no:benchmark --cov=lebm_kernels --cov-report=
 	@$(MAKE) -s test-triton FILES='$(addprefix tests/test_,$(addsuffix .py,$(TRITON)))' \
 	  COVERAGE='--cov=lebm_kernels --cov-append --cov-report='
 	@$(MAKE) -s coverage
 
 test-triton: setup ## run tests of the Triton backend in Triton's interpreter; FILES says which
 	@! $(BIN)/python -c 'import triton' 2>/dev/null || TRITON_INTERPRET=1 \
-	  $(BIN)/python -m pytest -q -n auto -p no:benchmark -p no:cacheprovider -k '[triton' $(COVERAGE) \
-	  $(FILES)
+	  $(BIN)/python -m pytest -q -n auto --dist worksteal -p no:benchmark -p no:cacheprovider \
+	  -k '[triton' $(COVERAGE) $(FILES)
 
 # Without Triton or a compiler much of the package is not reached, and is no fault.
 LEAST ?= 0

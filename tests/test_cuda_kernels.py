@@ -132,7 +132,9 @@ MEETS = {
 
 @pytest.mark.parametrize(("file", "line"), barriers())
 def test_every_barrier_is_missed(file: str, line: int) -> None:
-    checks = (call for name in MEETS[Path(file).stem] for call in calls(name))
+    # The column passes come last.
+    order = reversed if "columns" in file else iter
+    checks = (call for name in MEETS[Path(file).stem] for call in order(calls(name)))
     assert any(fault_of(call, (file, line)) in FAULTS for call in checks)
 
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from conftest import identify, kernel_parameters, selected
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from lebm_kernels import free_energy, posterior, sample_latent
 
 OPS = torch.ops.lebm_kernels
+
+# Of a backend's instruction sets, which differ in nothing that PyTorch sees, the best.
+BACKENDS = {name: (name, best) for name, best in reversed(kernel_parameters())}
+
+UNTRACED = pytest.mark.no_cover
+"""Where PyTorch traces much of its own Python, which would take twice the time."""
+
+
+@pytest.fixture(params=BACKENDS.values(), ids=identify)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each kernel backend once."""
+    with selected(*request.param) as name:
+        yield name
 
 
 def arguments(**shapes: tuple[int, ...]) -> dict[str, Any]:
@@ -43,6 +57,7 @@ ABSENT = pytest.mark.parametrize(
 )
 
 
+@UNTRACED
 @SHAPES
 @ABSENT
 @pytest.mark.parametrize("requires_grad", [True, False], ids=["grad", "no_grad"])
@@ -57,6 +72,7 @@ def test_opcheck_free_energy(
     torch.library.opcheck(OPS.free_energy.default, (*tensors, None, backend, slopes))
 
 
+@UNTRACED
 @SHAPES
 @ABSENT
 def test_opcheck_free_energy_backward(
@@ -71,6 +87,7 @@ def test_opcheck_free_energy_backward(
         torch.library.opcheck(OPS.free_energy_backward.default, given)
 
 
+@UNTRACED
 @SHAPES
 @ABSENT
 def test_opcheck_posterior(backend: str, shapes: dict[str, Any], absent: tuple[str, ...]) -> None:
@@ -78,6 +95,7 @@ def test_opcheck_posterior(backend: str, shapes: dict[str, Any], absent: tuple[s
     torch.library.opcheck(OPS.posterior.default, (*tensors, None, backend))
 
 
+@UNTRACED
 @SHAPES
 @ABSENT
 def test_opcheck_sample_latent(shapes: dict[str, Any], absent: tuple[str, ...]) -> None:
@@ -86,13 +104,14 @@ def test_opcheck_sample_latent(shapes: dict[str, Any], absent: tuple[str, ...]) 
     torch.library.opcheck(OPS.sample_latent.default, (*tensors, 5, None))
 
 
+@UNTRACED
 def test_half_precision_opcheck(backend: str) -> None:
     tensors = [x.half().requires_grad_() for x in arguments().values()]
     tensors[2] = tensors[2].detach().float().requires_grad_()
     torch.library.opcheck(OPS.free_energy.default, (*tensors, None, backend, [True] * 3))
 
 
-@pytest.mark.no_cover  # traced, PyTorch's compiler would take twice the time
+@UNTRACED
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compile_fullgraph(backend: str, dynamic: bool) -> None:
     def loss(given: dict[str, Any]) -> Tensor:
