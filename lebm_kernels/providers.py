@@ -66,7 +66,10 @@ def _prepare_backend(case: Case, backend: str) -> Step:
     status = next(row for row in lebm_kernels.backends() if row.name == backend)
     if case.device not in status.devices:
         raise NotAvailableError(status.reason)
-    return stepper(case, partial(lebm_kernels.free_energy, backend=backend))
+    step = stepper(case, partial(lebm_kernels.free_energy, backend=backend))
+    if backend == "triton":
+        step(case.cotangent())  # which compiles
+    return step
 
 
 def _prepare_reference(case: Case) -> Step:
