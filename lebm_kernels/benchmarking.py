@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import lebm_kernels
+from lebm_kernels.backends.hindrances import is_out_of_memory
 from lebm_kernels.cases import TOLERANCE, Case
 from lebm_kernels.memory import available_bytes, peak_bytes
 from lebm_kernels.providers import (
@@ -47,9 +48,6 @@ _BEYOND_DOUBT = 5.0
 #: The share of the free memory that a provider may be expected to need: the rest of the machine,
 #: and what an estimate leaves out, need some as well.
 _SHARE_OF_MEMORY = 0.5
-
-#: The beginnings of what PyTorch says, in an error of no class of its own, where a host is full.
-_HOST_IS_FULL = ("not enough memory", "can't allocate memory")
 
 
 @dataclass
@@ -183,12 +181,6 @@ def _too_large(name: str, case: Case) -> str:
     return f"out of memory: not asked, needs about {needed / 2**30:.3g} of {free / 2**30:.3g} GiB"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in _HOST_IS_FULL)
-
-
 def compare(
     case: Case,
     names: Sequence[str] | None = None,
@@ -263,7 +255,7 @@ def compare(
         except NotAvailableError as error:
             timing.failure = f"not available: {error}"
         except Exception as error:  # whatever stops one provider must not stop the others
-            kind = "out of memory" if _is_out_of_memory(error) else "failed"
+            kind = "out of memory" if is_out_of_memory(error) else "failed"
             timing.failure = f"{kind}: {one_line(error)}"
         else:
             if not timing.error <= TOLERANCE[case.dtype]:

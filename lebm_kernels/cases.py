@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lebm_kernels.checks import check_count, number
+
 #: Arguments that a case can differentiate. Those beyond ``y`` and ``decoded`` are given to the
 #: providers only where their gradient is asked for.
 ARGUMENTS = ("y", "decoded", "scale", "log_weight", "latent_energy", "beta")
@@ -26,8 +28,6 @@ TOLERANCE = {
     torch.bfloat16: 1e-1,
     torch.float16: 1e-1,
 }
-
-#: Pairs that the float64 check visits, and that the sliced reference holds at once.
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,9 @@ class Case:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("M", "N", "D"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.beta >= 0:
-            raise ValueError(f"beta must lie in [0, inf], got {self.beta}")
+            check_count(name, getattr(self, name), 1)
+        if not number(self.beta) >= 0:
+            raise ValueError(f"beta must lie in [0, inf], got {self.beta!r}")
         if self.dtype not in TOLERANCE:
             raise ValueError(f"dtype must be one of {list(TOLERANCE)}, got {self.dtype}")
         for name in self.backward:

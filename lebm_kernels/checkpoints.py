@@ -18,7 +18,7 @@ import torch
 from lebm_kernels.checks import plain
 from lebm_kernels.datasets import Dataset
 
-FORMAT = 3
+FORMAT = 4
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -113,5 +113,8 @@ def _fingerprint(data: Dataset) -> str:
     digest = hashlib.sha256()
     for tensor in (data.y, data.x):
         if tensor is not None:
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+            # As bytes, for NumPy knows no bfloat16.
+            values = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -11,6 +11,8 @@ import math
 import numbers
 from typing import Any
 
+from torch import Tensor
+
 
 def is_real(value: object) -> bool:
     """Whether it is a real number by its type: Python's, NumPy's or another's, and no bool."""
@@ -48,6 +50,21 @@ def plain(value: Any) -> Any:
     if is_integer(value):
         return int(value)
     return number(value) if is_real(value) else value
+
+
+def check_floating(name: str, value: object, form: str = "") -> None:
+    """Refuse what isn't a tensor of floating-point numbers; ``form`` is the shape in words."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        wanted = f"a floating-point tensor {form}".rstrip()
+        raise TypeError(f"{name} must be {wanted}, got {kind}")
+
+
+def check_interval(name: str, interval: Any) -> None:
+    """Refuse what isn't two numbers, finite, of which the first is less."""
+    ends = [number(x) for x in interval] if isinstance(interval, (tuple, list)) else []
+    if not (len(ends) == 2 and -math.inf < ends[0] < ends[1] < math.inf):
+        raise ValueError(f"{name} must be (low, high) with low < high, got {interval!r}")
 
 
 def check_positive(name: str, value: object) -> None:

@@ -142,11 +142,12 @@ def digits(held_out: float = 0.2, *, seed: int = 0) -> Digits:
         seed: of the split.
 
     Raises:
-        ValueError: ``held_out`` is out of range.
+        ValueError: ``held_out`` or ``seed`` is out of range.
         ModuleNotFoundError: scikit-learn is not installed.
     """
     if not (0.0 < number(held_out) < 1.0):
         raise ValueError(f"held_out must be in (0, 1), got {held_out!r}")
+    check_count("seed", seed, 0)
     from sklearn.datasets import load_digits
 
     found = load_digits()

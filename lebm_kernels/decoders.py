@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.checks import check_count, check_positive, number
+from lebm_kernels.checks import check_count, check_floating, check_interval, check_positive
 from lebm_kernels.functional import autocast_dtype
 
 
@@ -54,10 +54,8 @@ class EllipseDecoder(nn.Module):
         super().__init__()
         if radii is None:
             radii = torch.randn(2, generator=generator)
-        elif not isinstance(radii, Tensor) or not radii.is_floating_point():
-            kind = radii.dtype if isinstance(radii, Tensor) else type(radii).__name__
-            raise TypeError(f"radii must be a floating-point tensor [2], got {kind}")
-        elif radii.shape != (2,):
+        check_floating("radii", radii, "[2]")
+        if radii.shape != (2,):
             raise ValueError(f"radii must have shape [2], got {list(radii.shape)}")
         self.radii: nn.Parameter = nn.Parameter(radii.detach().clone())
 
@@ -92,7 +90,7 @@ class HornPredictor(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_domain(domain)
+        check_interval("domain", domain)
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
         check_count("outputs", outputs, 1)
         sizes = ((1, 8), (8, 8), (8, outputs))
@@ -166,9 +164,9 @@ class NeuralDecoder(nn.Module):
         check_count("latent_dim", latent_dim, 1)
         check_count("outputs", outputs, 1)
         check_count("code_dim", code_dim, 0)
-        _check_domain(domain)
-        if not hidden:
-            raise ValueError("hidden must hold at least one layer's number of units, got none")
+        check_interval("domain", domain)
+        if not isinstance(hidden, Sequence) or not hidden:
+            raise ValueError(f"hidden must be the layers' numbers of units, got {hidden!r}")
         for units in hidden:
             check_count("hidden", units, 1)
         self.domain = domain
@@ -224,6 +222,7 @@ class RBFDecoder(nn.Module):
         outputs: D, the number of dimensions of the observations.
 
     Raises:
+        TypeError: ``centres`` is not a floating-point tensor.
         ValueError: an argument is out of range.
     """
 
@@ -232,6 +231,7 @@ class RBFDecoder(nn.Module):
 
     def __init__(self, centres: Tensor, width: float, outputs: int) -> None:
         super().__init__()
+        check_floating("centres", centres, "[B, K]")
         if centres.dim() != 2 or centres.numel() == 0:
             raise ValueError(f"centres must have shape [B, K], got {list(centres.shape)}")
         check_positive("width", width)
@@ -250,9 +250,3 @@ class RBFDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Decode points ``z[N, K]`` to ``[N, D]``."""
         return self.features(z) @ self.weight
-
-
-def _check_domain(domain: tuple[float, float]) -> None:
-    low, high = map(number, domain)
-    if not (-math.inf < low < high < math.inf):
-        raise ValueError(f"domain must be (low, high) with low < high, got {domain}")

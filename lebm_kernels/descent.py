@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_not_negative
+from lebm_kernels.checks import check_count, check_floating, check_not_negative
 
 Function = Callable[[Tensor, Tensor], Tensor]
 Projection = Callable[[Tensor, Tensor], Tensor]
@@ -74,9 +74,7 @@ def descend(
         ValueError: ``method``, ``max_steps`` or ``tol`` is out of range, ``start`` has no rows'
             dimension, or ``project`` is given to another method than ``"gradient"``.
     """
-    if not isinstance(start, Tensor) or not start.is_floating_point():
-        kind = start.dtype if isinstance(start, Tensor) else type(start).__name__
-        raise TypeError(f"start must be a floating-point tensor, got {kind}")
+    check_floating("start", start)
     if start.dim() == 0:
         raise ValueError("start must have shape [M, ...], got []")
     if method not in METHODS:

@@ -255,6 +255,7 @@ def softargmax(
         >>> softargmax(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
         tensor([0., 1.])
     """
+    _checked_energy(energy, beta, dim, log_weight)
     return softargmin(-energy, beta, dim, log_weight)
 
 
@@ -291,7 +292,8 @@ def _check_subclass(name: str, x: Tensor, shape: str) -> None:
         raise TypeError(f"{name} must be a plain tensor {shape}, got {kind.__name__}")
 
 
-def _temperature(beta: float | Tensor, dtype: torch.dtype, like: Tensor) -> Tensor:
+def _temperature(beta: float | Tensor, dtype: torch.dtype, of: str, like: Tensor) -> Tensor:
+    """Beta as a tensor; ``of`` is the name of what it must be like."""
     if not isinstance(beta, Tensor):
         if not is_real(beta):
             raise TypeError(f"beta must be a number or a tensor, got {type(beta).__name__}")
@@ -313,7 +315,7 @@ def _temperature(beta: float | Tensor, dtype: torch.dtype, like: Tensor) -> Tens
     if beta.dtype not in (dtype, like.dtype):
         raise TypeError(f"beta must be {dtype}, like the free energy, got {beta.dtype}")
     if beta.device != like.device:
-        raise ValueError(f"beta must be on {like.device}, got {beta.device}")
+        raise ValueError(f"beta must be on {like.device} as {of} is, got {beta.device}")
     return beta
 
 
@@ -371,7 +373,7 @@ def _checked(
             raise TypeError(f"{name} must be {y.dtype} as y is, got {x.dtype}")
         if x is not None and x.device != y.device:
             raise ValueError(f"{name} must be on {y.device} as y is, got {x.device}")
-    beta = _temperature(beta, ops.accumulation_dtype(y.dtype), y)
+    beta = _temperature(beta, ops.accumulation_dtype(y.dtype), "y", y)
     checked = Arguments(y, decoded, beta, scale, log_weight, latent_energy)
     _check_leading(checked)
     return checked
@@ -504,12 +506,16 @@ def _checked_energy(
     if energy.shape[dim] == 0:
         raise ValueError(f"energy must have at least one latent in dim {dim}, got none")
     energy = energy.movedim(dim, -1)
-    beta = _temperature(beta, energy.dtype, energy)
+    beta = _temperature(beta, energy.dtype, "energy", energy)
     shape = _broadcast("beta", beta, "[...]", "[...]", beta.shape, energy.shape[:-1], "energy")
     if log_weight is not None:
         _tensor("log_weight", log_weight, "[..., N]", 1)
         if log_weight.dtype != energy.dtype:
             raise TypeError(f"log_weight must be {energy.dtype}, got {log_weight.dtype}")
+        if log_weight.device != energy.device:
+            raise ValueError(
+                f"log_weight must be on {energy.device} as energy is, got {log_weight.device}"
+            )
         if log_weight.shape[-1] != energy.shape[-1]:
             raise ValueError(
                 f"log_weight must be [..., N] with N = {energy.shape[-1]}, "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from lebm_kernels.checks import check_count, check_positive, number
+from lebm_kernels.checks import check_count, check_floating, check_positive, number
 
 PRACTICUM_POINTS = 48
 """Points of the practicum's grid: [0, 2 pi) in steps of pi/24."""
@@ -46,9 +46,7 @@ class LatentGrid:
         for name, value in (("z", self.z), ("log_weight", self.log_weight)):
             if value is None and name == "log_weight":
                 continue
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+            check_floating(name, value)
         if self.z.dim() not in (1, 2) or self.z.numel() == 0:
             raise ValueError(
                 f"z must have shape [N] or [N, K] with N, K >= 1, got {list(self.z.shape)}"
@@ -193,6 +191,7 @@ def product_grid(*grids: LatentGrid) -> LatentGrid:
             points multiply.
 
     Raises:
+        TypeError: one isn't a :class:`LatentGrid`.
         ValueError: no grid is given, or their dtypes or devices differ.
 
     Example:
@@ -201,6 +200,9 @@ def product_grid(*grids: LatentGrid) -> LatentGrid:
     """
     if not grids:
         raise ValueError("grids must hold at least one grid, got none")
+    for grid in grids:
+        if not isinstance(grid, LatentGrid):
+            raise TypeError(f"grids must be LatentGrids, got {type(grid).__name__}")
     for name in ("dtype", "device"):
         kinds = {str(getattr(grid.z, name)) for grid in grids}
         if len(kinds) > 1:
@@ -247,6 +249,8 @@ def sobol_grid(
     if dim > SobolEngine.MAXDIM:
         raise ValueError(f"dim must be at most {SobolEngine.MAXDIM}, got {dim}")
     _check_interval(low, high)
+    if seed is not None:
+        check_count("seed", seed, 0)
     engine = SobolEngine(dim, scramble=seed is not None, seed=seed)
     z = low + (high - low) * engine.draw(num, dtype=torch.float64)
     return LatentGrid(z.to(device=device, dtype=dtype))

@@ -25,7 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_not_negative, check_positive
+from lebm_kernels.checks import check_count, check_floating, check_not_negative, check_positive
 from lebm_kernels.decoders import RBFDecoder
 from lebm_kernels.functional import free_energy, posterior
 from lebm_kernels.grids import LatentGrid, interval_grid, product_grid
@@ -59,9 +59,7 @@ def topographic_mapping(
     for name, value in (("latents", latents), ("bumps", bumps)):
         check_count(name, value, 2)
     check_positive("width", width)
-    if not isinstance(y, Tensor) or not y.is_floating_point():
-        kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise TypeError(f"y must be a floating-point tensor [M, D], got {kind}")
+    check_floating("y", y, "[M, D]")
     if y.dim() != 2 or min(y.shape) < 2:
         raise ValueError(f"y must have shape [M, D] with M, D >= 2, got {list(y.shape)}")
     grid = LatentGrid(_square(latents, y))
@@ -116,6 +114,7 @@ def fit(
         The mean log-density of ``y`` before each iteration.
 
     Raises:
+        TypeError: ``y`` is not a floating-point tensor.
         ValueError: an argument is out of range, or the model is no mapping.
         FloatingPointError: the log-density is no longer finite.
     """
@@ -125,6 +124,7 @@ def fit(
         raise ValueError("model must be a mapping: an RBFDecoder with a learned beta")
     if model.regulariser is not None:
         raise ValueError("model must have no regulariser to be fitted by EM")
+    check_floating("y", y, "[M, D]")
     D = model.decoder.weight.shape[1]
     if y.dim() != 2 or y.shape[1] != D or len(y) == 0:
         raise ValueError(f"y must have shape [M, {D}] with M >= 1, got {list(y.shape)}")
@@ -145,10 +145,12 @@ def mean_log_density(model: DecoderModel, y: Tensor, *, backend: str | None = No
     """The mean of log p(y) in nats, at the beta that the model has learned.
 
     Raises:
+        TypeError: ``y`` is not a floating-point tensor.
         ValueError: the model has learned none.
     """
     if model.beta is None:
         raise ValueError("model must have a learned beta to give densities by itself")
+    check_floating("y", y, "[M, D]")
     value = model.log_density(y.to(model.z), beta=model.beta, backend=backend)
     return float(value.double().mean())
 
@@ -173,16 +175,18 @@ def restore(
         ``[M, D]``, in the model's dtype.
 
     Raises:
-        TypeError: ``seen`` is not boolean.
+        TypeError: ``y`` is not a floating-point tensor, or ``seen`` is not boolean.
         ValueError: the model has learned no beta, or ``seen`` does not broadcast.
     """
     if model.beta is None:
         raise ValueError("model must have a learned beta to restore at")
+    check_floating("y", y, "[M, D]")
     y = y.to(model.z)
     scale = None
     if seen is not None:
-        if seen.dtype != torch.bool:
-            raise TypeError(f"seen must be a boolean tensor, got {seen.dtype}")
+        if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
+            kind = seen.dtype if isinstance(seen, Tensor) else type(seen).__name__
+            raise TypeError(f"seen must be a boolean tensor, got {kind}")
         try:
             seen = seen.to(y.device).expand_as(y)
         except RuntimeError as error:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lebm_kernels.checks import check_floating, is_real
 from lebm_kernels.descent import descend
 from lebm_kernels.models import LatentModel
 
@@ -125,6 +126,7 @@ def infer(
         backend: of the search on the grid, as in :func:`lebm_kernels.free_energy`.
 
     Raises:
+        TypeError: ``start`` is neither a tensor nor a number.
         ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, ``start`` doesn't
             broadcast, or a value is out of range.
 
@@ -137,6 +139,8 @@ def infer(
     """
     best = infer_on_grid(model, y, x, backend=backend)
     y, x = y.detach(), _each(y, x)
+    if not (start is None or is_real(start) or isinstance(start, Tensor)):
+        raise TypeError(f"start must be a tensor or a number, got {type(start).__name__}")
     first = best.z if start is None else torch.as_tensor(start).to(best.z)
     try:
         first = first.expand_as(best.z)
@@ -187,10 +191,12 @@ def denoise(
         backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
+        TypeError: ``y`` is not a floating-point tensor.
         ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, or a value is out of
             range.
     """
     x = _each(y, x)
+    check_floating("y", y, "[M, D]")
 
     def function(point: Tensor, rows: Tensor) -> Tensor:
         at = None if x is None else x[rows]

@@ -38,7 +38,7 @@ class Loss(Protocol):
         beta: float = torch.inf,
         backend: str | None = None,
     ) -> Tensor:
-        """A differentiable scalar from observations ``y[M, 2]`` and conditions ``x[M]``."""
+        """A differentiable scalar from observations ``y[M, D]`` and conditions ``x[M]``."""
         ...
 
 
@@ -57,7 +57,7 @@ def energy_loss(
 
     Args:
         model: gives the free energies.
-        y: observations, ``[M, 2]``.
+        y: observations, ``[M, D]``.
         x: conditions, ``[M]``; conditional models only.
         beta: inverse temperature of the free energy; infinity is zero temperature.
         backend: as in :func:`lebm_kernels.free_energy`.

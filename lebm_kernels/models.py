@@ -84,8 +84,11 @@ class LatentModel(nn.Module):
         """A copy of this model, sharing nothing with it, over another latent grid.
 
         Raises:
+            TypeError: it is no :class:`~lebm_kernels.grids.LatentGrid`.
             ValueError: the grid has another number of dimensions.
         """
+        if not isinstance(grid, LatentGrid):
+            raise TypeError(f"grid must be a LatentGrid, got {type(grid).__name__}")
         if grid.dim != self.grid.dim:
             raise ValueError(f"grid must have {self.grid.dim} dimensions, got {grid.dim}")
         model = copy.deepcopy(self)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels import checkpoints
-from lebm_kernels.checks import is_count, number, plain
+from lebm_kernels.checks import check_count, is_count, number, plain
 from lebm_kernels.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.datasets import Dataset
 from lebm_kernels.losses import Loss, energy_loss
@@ -86,6 +86,12 @@ class TrainConfig:
             whole = value is None or is_count(value, 1)
             _require(whole, name, value, "None or an integer of at least 1")
         _require(
+            self.annealing is None or isinstance(self.annealing, Annealing),
+            "annealing",
+            self.annealing,
+            "None or an Annealing",
+        )
+        _require(
             not self.learn_beta or self.annealing is None,
             "annealing",
             self.annealing,
@@ -104,7 +110,10 @@ class TrainConfig:
             "positive and finite",
         )
         _require(
-            self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {sorted(SCHEDULES)}"
+            str(self.schedule) in SCHEDULES,
+            "schedule",
+            self.schedule,
+            f"one of {sorted(SCHEDULES)}",
         )
         _require(
             _optimizer_class(self.optimizer) is not None,
@@ -172,8 +181,14 @@ def free_energies(
         backend: as in :func:`lebm_kernels.free_energy`.
         slice_size: observations that are taken at once, for data that a conditional decoder
             can't decode all together; ``None`` takes all.
+
+    Raises:
+        TypeError: ``data`` is no :class:`~lebm_kernels.datasets.Dataset`.
+        ValueError: ``slice_size`` is below 1, or what the model refuses.
     """
     _check_kind("data", data, Dataset, "a Dataset")
+    if slice_size is not None:
+        check_count("slice_size", slice_size, 1)
     parts = [
         model.free_energy(part.y, part.x, beta=beta, backend=backend)
         for part in _slices(data.to(model.z), slice_size)
@@ -532,7 +547,7 @@ def _slices(data: Dataset, size: int | None) -> Iterator[Dataset]:
 
 
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer] | None:
-    found = getattr(torch.optim, name, None)
+    found = getattr(torch.optim, str(name), None)
     is_optimizer = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
     return found if is_optimizer and found is not torch.optim.Optimizer else None
 

@@ -470,6 +470,8 @@ def test_the_good_ones_are_not_refused() -> None:
 
 SOFT_CASES: list[tuple[str, dict[str, Any], Error, str]] = [
     ("energy", {"energy": 3.0}, TypeError, "float"),
+    ("energy", {"energy": [1.0, 2.0]}, TypeError, "list"),
+    ("energy", {"energy": torch.zeros(5, dtype=torch.bool)}, TypeError, "bool"),
     ("energy", {"energy": torch.zeros(5, dtype=torch.int64)}, TypeError, "int64"),
     ("energy", {"energy": torch.tensor(1.0)}, ValueError, r"\[\]"),
     ("energy", {"energy": torch.zeros(4, 0)}, ValueError, "none"),

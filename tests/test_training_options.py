@@ -343,6 +343,9 @@ def test_a_warm_recipe_anneals_no_further_than_its_beta() -> None:
         ({"patience": 0}, "patience"),
         ({"patience": 1.5}, "patience"),
         ({"learn_beta": True}, "beta"),
+        ({"optimizer": 3}, "optimizer"),
+        ({"schedule": []}, "schedule"),
+        ({"annealing": 0.5}, "annealing"),
         ({"learn_beta": True, "beta": 1.0, "annealing": Annealing(1.0, 2.0)}, "annealing"),
     ],
 )

@@ -63,8 +63,11 @@ class OneLineErrors(TyperGroup):
 
 
 @contextmanager
-def errors_by_option() -> Iterator[None]:
-    """Turn an error about an argument, which it names first, into one about its option."""
+def errors_by_option(not_finite: str = "--learning-rate") -> Iterator[None]:
+    """Turn an error about an argument, which it names first, into one about its option.
+
+    ``not_finite`` is the option to blame where a result is no longer finite.
+    """
     try:
         yield
     except (ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
@@ -73,4 +76,4 @@ def errors_by_option() -> Iterator[None]:
             raise
         raise typer.BadParameter(str(error), param_hint=f"'{option}'") from error
     except FloatingPointError as error:
-        raise typer.BadParameter(str(error), param_hint="'--learning-rate'") from error
+        raise typer.BadParameter(str(error), param_hint=f"'{not_finite}'") from error

@@ -228,10 +228,15 @@ def training_table(runs: Sequence[Run]) -> Table:
             run.trained.on_grid(periodic_grid(_FINE_GRID)),
             run.data,
             beta=result.config.beta,
+            backend=result.config.backend,
             slice_size=_AT_ONCE,
         )
         held_out = mean_free_energy(
-            run.trained, run.held_out, beta=result.config.beta, slice_size=_AT_ONCE
+            run.trained,
+            run.held_out,
+            beta=result.config.beta,
+            backend=result.config.backend,
+            slice_size=_AT_ONCE,
         )
         table.add_row(
             run.title,
