@@ -249,13 +249,15 @@ def test_accuracy_over_beta():
     assert max(accuracy(None)) > 1000
 
 
-def test_the_picture_is_written(tmp_path, few_cases, monkeypatch):
+@pytest.mark.parametrize("asked", [["--picture"], ["--out", "pictures"]])
+def test_the_picture_is_written(tmp_path, few_cases, monkeypatch, asked):
     monkeypatch.setattr(gradient_checks, "BETAS", (0.0, 1.0, math.inf))
-    options = ["--backend", FASTEST, "--cases", 0]
-    result = lebm("gradcheck", *options, "--picture", "--out", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = lebm("gradcheck", "--backend", FASTEST, "--cases", 0, *asked)
     assert result.exit_code == 0, result.output
+    folder = tmp_path / (asked[1] if asked[1:] else "out")
     for suffix in ("png", "svg"):
-        assert (tmp_path / f"accuracy.{suffix}").stat().st_size > 1000
+        assert (folder / f"accuracy.{suffix}").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(("option", "value"), [("--backend", "nobody"), ("--cases", -1)])

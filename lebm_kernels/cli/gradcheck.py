@@ -34,8 +34,9 @@ def gradcheck(
         bool, typer.Option("--picture", help="Draw the error of F from beta = 0 to infinity.")
     ] = False,
     output: Annotated[
-        Path, typer.Option("--output", "--out", help="Folder for the picture.")
-    ] = Path("out"),
+        Path | None,
+        typer.Option("--output", "--out", help="Folder for the picture.", show_default="out"),
+    ] = None,
 ) -> None:
     """Check F and its gradients on every backend, instruction set and dtype; 1 if one is wrong.
 
@@ -57,7 +58,8 @@ def gradcheck(
             raise typer.BadParameter(reason, param_hint="'--backend'")
     if cases < 0:
         raise typer.BadParameter(f"must be at least 0, got {cases}", param_hint="'--cases'")
-    folder = writable(output) if picture else None
+    # Whoever names a folder for the picture wants one.
+    folder = writable(output or Path("out")) if picture or output else None
     problems = [*standard_cases(seed), *random_cases(seed, cases), *nasty_cases(seed)]
     tasks = [(subject, precision) for subject in subjects(backend) for precision in Precision]
     checks = []
