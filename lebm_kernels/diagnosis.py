@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from lebm_kernels.backends import native
 from lebm_kernels.environment import describe, version
+from lebm_kernels.peak import compiler
+from lebm_kernels.providers import NotAvailableError
 
 #: Packages whose versions may matter beside PyTorch's and Triton's: what the models, the figures
 #: and the command line use, and the peers of a benchmark.
@@ -141,9 +143,13 @@ def _library() -> str:
 
 def _compilers() -> str:
     """What would build the extension if it were built again."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    first = next((name for name in names if shutil.which(name)), names[0])
-    lines = {name: _said(name, "--version") for name in (first, "nvcc")}
+    commands = [["nvcc"]]
+    with suppress(NotAvailableError):
+        commands.insert(0, compiler())
+    lines = {
+        " ".join([Path(program).name, *options]): _said(program, *options, "--version")
+        for program, *options in commands
+    }
     return ", ".join(f"{name}: {line}" for name, line in lines.items() if line) or "none found"
 
 

@@ -111,6 +111,8 @@ def test_a_compiler_is_told_by_its_own_words(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     told = diagnosis.report()["compilers here"]
     assert told == "c++: c++ (Some) 9.8.7, nvcc: release 13.0, V13.0.88"
+    monkeypatch.setenv("CXX", "env c++")
+    assert diagnosis.report()["compilers here"].startswith("env c++: c++ (Some) 9.8.7, nvcc")
 
 
 def test_a_machine_without_any_of_it_is_still_described(monkeypatch: pytest.MonkeyPatch) -> None:

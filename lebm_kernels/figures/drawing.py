@@ -58,6 +58,12 @@ def manifold_curve(model: LatentModel, x: float | None = None) -> Tensor:
     return torch.cat([points, points[:1]])
 
 
+@torch.no_grad()
+def free_energy_at(model: LatentModel, y: Tensor, beta: float) -> Tensor:
+    """F of points ``[M, 2]``, on the CPU."""
+    return model.free_energy(y.to(model.z), beta=beta).cpu()
+
+
 def as_condition(model: LatentModel, x: float | None) -> Tensor | None:
     """The condition as the model takes it."""
     return None if x is None else torch.as_tensor(x).to(model.z)

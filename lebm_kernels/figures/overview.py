@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from lebm_kernels.datasets import Dataset
 from lebm_kernels.figures.drawing import (
@@ -16,6 +15,7 @@ from lebm_kernels.figures.drawing import (
     MANIFOLD,
     angle_ticks,
     beta_name,
+    free_energy_at,
     legend_below,
     manifold_curve,
     new_figure,
@@ -55,7 +55,7 @@ def overview_figure(
     # One scale for all: F of one point rises from panel to panel.
     side = torch.linspace(-half, half, _MAP_POINTS)
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
-    values = [_free_energy(model, plane.flatten(0, 1), beta) for beta in betas]
+    values = [free_energy_at(model, plane.flatten(0, 1), beta) for beta in betas]
     high = float(torch.stack(values).max())
     levels = (high * torch.linspace(0.0, 1.0, _LEVELS).double() ** 2).tolist()
     norm = PowerNorm(0.5, vmin=0.0, vmax=high)
@@ -86,7 +86,7 @@ def _draw_matrix(figure: Any, model: LatentModel, data: Dataset) -> None:
     y = y[torch.atan2(y[:, 1], y[:, 0]).remainder(2.0 * math.pi).argsort()]
     with torch.no_grad():
         energy = (y[:, None] - model.manifold()).square().sum(-1).cpu().numpy()
-    value = _free_energy(model, y, math.inf).numpy()
+    value = free_energy_at(model, y, math.inf).numpy()
     (M, N), turn = energy.shape, 2.0 * math.pi
     wide, narrow = figure.subplots(1, 2, sharey=True, width_ratios=[12.0, 1.0])
     style = {"aspect": "auto", "cmap": COLOR_MAP, "norm": PowerNorm(0.5, 0.0, float(energy.max()))}
@@ -107,9 +107,3 @@ def _draw_matrix(figure: Any, model: LatentModel, data: Dataset) -> None:
     narrow.set_title(r"$F_\infty$")
     narrow.set_xticks([])
     narrow.tick_params(left=False)
-
-
-@torch.no_grad()
-def _free_energy(model: LatentModel, y: Tensor, beta: float) -> Tensor:
-    """F of points ``[M, 2]``, on the CPU."""
-    return model.free_energy(y.to(model.z), beta=beta).cpu()

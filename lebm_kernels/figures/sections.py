@@ -13,6 +13,7 @@ from lebm_kernels.figures.drawing import (
     DATA,
     MANIFOLD,
     beta_name,
+    free_energy_at,
     legend_below,
     manifold_curve,
     new_figure,
@@ -116,7 +117,7 @@ def surface_figure(model: LatentModel) -> Figure:
     half = float(curve.abs().max()) + 1.1 * math.sqrt(top)
     side = torch.linspace(-half, half, _SURFACE_POINTS)
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
-    value = _values(model, plane.flatten(0, 1), math.inf).reshape(plane.shape[:-1])
+    value = free_energy_at(model, plane.flatten(0, 1), math.inf).reshape(plane.shape[:-1])
     levels = (torch.arange(1, _CONTOURS + 1).double() * (top / _CONTOURS)).tolist()
     axes.computed_zorder = False  # it would hide the manifold
     lines = axes.contour(
@@ -145,15 +146,9 @@ def surface_figure(model: LatentModel) -> Figure:
     return figure
 
 
-@torch.no_grad()
-def _values(model: LatentModel, y: Tensor, beta: float) -> Tensor:
-    """F of points ``[M, 2]``, on the CPU."""
-    return model.free_energy(y.to(model.z), beta=beta).cpu()
-
-
 def _along(model: LatentModel, line: Tensor, beta: float) -> Tensor:
     """F of the points (0, y2), y2 of the line ``[M]``."""
-    return _values(model, torch.stack((torch.zeros_like(line), line), dim=1), beta)
+    return free_energy_at(model, torch.stack((torch.zeros_like(line), line), dim=1), beta)
 
 
 def _crossings(model: LatentModel) -> Tensor:
