@@ -106,7 +106,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 TRACED_CASES = 2
-"""Of a test and backend, how many count which lines are reached; of an interpreted one, one."""
+"""Of a test and backend, how many count which lines are reached."""
 
 
 def _leave_untraced(items: list[pytest.Item]) -> None:
@@ -116,7 +116,7 @@ def _leave_untraced(items: list[pytest.Item]) -> None:
         backend = [repr(x) for name, x in _parameters(item).items() if _is_backend(name, x)]
         case = (item.path, getattr(item, "originalname", item.name), *backend)
         cases[case] += 1
-        if cases[case] > (1 if "triton" in KERNELS else TRACED_CASES):
+        if cases[case] > TRACED_CASES:
             item.add_marker("no_cover")
 
 
