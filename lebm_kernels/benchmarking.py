@@ -93,12 +93,14 @@ class Comparison:
         timings: of the providers.
         beside: of whatever else ran in the same rounds.
         limit: pairs a second that the machine could do at best; None where it is not known.
+        threads: of PyTorch, meanwhile; None where nobody says.
     """
 
     case: Case
     timings: tuple[Timing, ...]
     beside: tuple[Timing, ...] = ()
     limit: float | None = None
+    threads: int | None = None
 
     def share(self, timing: Timing) -> float | None:
         """This provider's share of the machine's limit; None where that is not known."""
@@ -311,11 +313,14 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     extra = [column for column in _EXTRA if any(column.shown(c) for c in comparisons)]
     for title in ("median", "spread", "pairs", "ratio", "error", *(c.title for c in extra)):
         table.add_column(title, justify="right", no_wrap=True)
+    several = len({comparison.threads for comparison in comparisons}) > 1
     missing: dict[str, None] = {}
     for comparison in comparisons:
         table.add_section()
         case = comparison.case
         own = [part for part in str(case).split(", ") if part not in str(first).split(", ")]
+        if several:
+            own.append(f"threads={comparison.threads}")
         title = ", ".join([case.direction, *own])
         table.add_row(f"[bold]{escape(title)}[/bold]")
         for timing in comparison.timings:

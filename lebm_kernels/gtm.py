@@ -62,6 +62,7 @@ def topographic_mapping(
     check_floating("y", y, "[M, D]")
     if y.dim() != 2 or min(y.shape) < 2:
         raise ValueError(f"y must have shape [M, D] with M, D >= 2, got {list(y.shape)}")
+    _check_finite(y)
     grid = LatentGrid(_square(latents, y))
     centres = _square(bumps, y)
     distance = 2.0 / (bumps - 1)
@@ -128,6 +129,7 @@ def fit(
     D = model.decoder.weight.shape[1]
     if y.dim() != 2 or y.shape[1] != D or len(y) == 0:
         raise ValueError(f"y must have shape [M, {D}] with M >= 1, got {list(y.shape)}")
+    _check_finite(y)
     y = y.to(model.z)
     features = model.decoder.features(model.grid.points).double()
     history: list[float] = []
@@ -138,6 +140,14 @@ def fit(
         if on_iteration is not None:
             on_iteration(iteration + 1, history[-1])
     return history
+
+
+def _check_finite(y: Tensor) -> None:
+    bad = int((~y.isfinite()).any(1).sum())
+    if bad:
+        raise ValueError(
+            f"y must be finite, got NaN or infinities in {bad} of {len(y)} observations"
+        )
 
 
 @torch.no_grad()
@@ -181,6 +191,9 @@ def restore(
     if model.beta is None:
         raise ValueError("model must have a learned beta to restore at")
     check_floating("y", y, "[M, D]")
+    D = model.manifold().shape[-1]
+    if y.dim() != 2 or y.shape[1] != D:
+        raise ValueError(f"y must have shape [M, {D}], got {list(y.shape)}")
     y = y.to(model.z)
     scale = None
     if seen is not None:

@@ -95,7 +95,8 @@ def infer_on_grid(
     z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
     energy = _energy(model, y, z, x)
     never = torch.zeros_like(energy, dtype=torch.bool)
-    return Inference(z, model.decode_each(z, x), energy, ~never, never)
+    # An observation of NaN has no nearest point.
+    return Inference(z, model.decode_each(z, x), energy, ~energy.isnan(), never)
 
 
 def infer(
@@ -142,6 +143,8 @@ def infer(
     if not (start is None or is_real(start) or isinstance(start, Tensor)):
         raise TypeError(f"start must be a tensor or a number, got {type(start).__name__}")
     first = best.z if start is None else torch.as_tensor(start).to(best.z)
+    if not first.isfinite().all():
+        raise ValueError("start must be finite, got NaN or infinities")
     try:
         first = first.expand_as(best.z)
     except RuntimeError as error:
@@ -157,7 +160,7 @@ def infer(
         restored = model.decode_each(found.point, x)
     # Within a convex basin no point is lower by more than slope times distance; two energies
     # differ by their rounding too.
-    apart = (found.point - best.z).abs().reshape(len(y), -1).sum(1)
+    apart = (found.point - best.z).abs().reshape(len(y), model.grid.dim).sum(1)
     size = (y - restored).norm(dim=-1) * restored.norm(dim=-1) + found.value.abs()
     slack = found.slope * apart + 8.0 * torch.finfo(size.dtype).eps * size
     local = found.value > best.energy + slack

@@ -242,7 +242,7 @@ def measure(
         else:
             limit = exponentials_per_second(case.device)
         done(point)
-        yield point, replace(comparison, limit=limit)
+        yield point, replace(comparison, limit=limit, threads=point.threads)
 
 
 def _bound(case: Case) -> ExponentialLoop | Product | None:

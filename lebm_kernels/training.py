@@ -252,7 +252,7 @@ def train(
         What the run did.
 
     Raises:
-        TypeError: ``model``, ``data``, ``validation`` or ``config`` is something else.
+        TypeError: ``model``, ``data``, ``validation``, ``config`` or ``loss`` is something else.
         ValueError: an argument is out of range, the data aren't finite, or the checkpoint is of
             another run.
         FileNotFoundError: ``resume`` is asked for and there is no checkpoint.
@@ -272,6 +272,9 @@ def train(
         if name == "data" or observations is not None:
             _check_data(name, observations)
     _check_kind("config", config, TrainConfig, "a TrainConfig")
+    if not callable(loss):
+        given = type(loss).__name__
+        raise TypeError(f"loss must be a function as lebm_kernels.losses has them, got {given}")
     _require(
         is_count(checkpoint_every, 1),
         "checkpoint_every",

@@ -417,6 +417,9 @@ def test_the_table_says_in_which_size_a_section_differs():
     Console(file=text, width=120).print(comparison_table([first, second]))
     assert "M=4096, N=64, D=2" in text.getvalue()
     assert "forward + backward (y), M=128" in " ".join(text.getvalue().split())
+    one, two = (Comparison(Case(4096, 64, 2), (ours,), threads=n) for n in (1, 2))
+    Console(file=text, width=120).print(comparison_table([one, two]))
+    assert "forward, threads=2" in text.getvalue()
 
 
 def test_gradients_of_every_backend_that_can_run_agree_with_differences():

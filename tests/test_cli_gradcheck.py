@@ -260,6 +260,15 @@ def test_the_picture_is_written(tmp_path, few_cases, monkeypatch, asked):
         assert (folder / f"accuracy.{suffix}").stat().st_size > 1000
 
 
+def test_a_backend_that_cannot_run_says_why_once():
+    if "cpu" in next(row for row in lebm_kernels.backends() if row.name == "triton").devices:
+        pytest.skip("Triton runs here")
+    result = lebm("gradcheck", "--backend", "triton")
+    assert result.exit_code == 2
+    assert "backend 'triton' cannot run on cpu" in " ".join(result.output.split())
+    assert "FAILED" not in result.output
+
+
 @pytest.mark.parametrize(("option", "value"), [("--backend", "nobody"), ("--cases", -1)])
 def test_a_mistake_is_answered_by_its_option(option, value):
     result = lebm("gradcheck", option, value)

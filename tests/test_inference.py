@@ -145,6 +145,19 @@ def test_not_a_number_stays_in_its_row(method: str) -> None:
     assert found.energy[1].isnan()
 
 
+def test_on_the_grid_not_a_number_has_not_converged() -> None:
+    y = torch.randn(3, 2)
+    y[1] = math.nan
+    found = infer_on_grid(Ellipse(radii=torch.tensor([2.0, 1.5])), y)
+    assert found.converged.tolist() == [True, False, True]
+    assert found.energy.isnan().tolist() == [False, True, False]
+
+
+def test_of_no_observations_nothing_is_inferred() -> None:
+    found = infer(Ellipse(radii=torch.tensor([2.0, 1.5])), torch.randn(0, 2))
+    assert [len(x) for x in found] == [0] * 5
+
+
 def test_on_the_grid_the_search_is_exhaustive() -> None:
     model = Ellipse(interval_grid(-1.0, 2.0, 17), radii=torch.tensor([2.0, 1.5]))
     y = 2 * torch.randn(25, 2, generator=_generator())

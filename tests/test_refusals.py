@@ -32,6 +32,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "start",
     ),
+    "a start that is none": (
+        lambda: inference.infer(MODEL, Y, start=math.nan),
+        ValueError,
+        "start",
+    ),
     "points for a grid": (lambda: MODEL.on_grid(Y), TypeError, "grid"),  # type: ignore[arg-type]
     "no grid": (lambda: MODEL.on_grid(None), TypeError, "grid"),  # type: ignore[arg-type]
     "points in a product": (lambda: product_grid(Y), TypeError, "grids"),  # type: ignore[arg-type]
@@ -60,6 +65,26 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: gtm.mean_log_density(mapping(), [[0.0] * 3]),  # type: ignore[arg-type]
         TypeError,
         "y",
+    ),
+    "observations of NaN": (
+        lambda: gtm.topographic_mapping(torch.full((5, 3), math.nan)),
+        ValueError,
+        "y",
+    ),
+    "infinite observations": (
+        lambda: gtm.fit(mapping(), torch.full((5, 3), math.inf)),
+        ValueError,
+        "y",
+    ),
+    "observations of another size": (
+        lambda: gtm.restore(mapping(), torch.zeros(5, 2)),
+        ValueError,
+        "y",
+    ),
+    "a loss by name": (
+        lambda: train(MODEL, ellipse_data(), TrainConfig(), loss="hinge"),  # type: ignore[arg-type]
+        TypeError,
+        "loss",
     ),
     "a list of centres": (
         lambda: RBFDecoder([[0.0]], 1.0, 2),  # type: ignore[arg-type]

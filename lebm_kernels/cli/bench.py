@@ -142,10 +142,11 @@ def bench(
         console.print(f"not begun, the budget was spent: {title}", highlight=False)
     for name in ("bench.json", "bench.csv"):
         wrote(folder / name)
-    for name, draw in FIGURES.items():
-        figure = draw(rows)
-        if figure is not None:
-            save(figure, folder / f"bench-{name}", "png", "svg")
+    figures = {name: figure for name, draw in FIGURES.items() if (figure := draw(rows))}
+    for name, figure in figures.items():
+        save(figure, folder / f"bench-{name}", "png", "svg")
+    if not figures:
+        console.print("no picture: one needs several sizes, temperatures or numbers of threads")
     console.print(
         f"{facts['processor']}, {facts['instruction set in use']}, {facts['threads']} threads, "
         f"PyTorch {facts['PyTorch']}; lebm bench took {time.perf_counter() - start:.0f} s",

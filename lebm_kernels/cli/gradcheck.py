@@ -56,6 +56,10 @@ def gradcheck(
         if name not in known:
             reason = f"must be among {', '.join(known)}, got {name!r}"
             raise typer.BadParameter(reason, param_hint="'--backend'")
+        row = lebm_kernels.backends()[known.index(name)]
+        if "cpu" not in row.devices:
+            reason = f"backend {name!r} cannot run on cpu: {row.reason}"
+            raise typer.BadParameter(reason, param_hint="'--backend'")
     if cases < 0:
         raise typer.BadParameter(f"must be at least 0, got {cases}", param_hint="'--cases'")
     # Whoever names a folder for the picture wants one.
