@@ -272,9 +272,7 @@ def train(
         if name == "data" or observations is not None:
             _check_data(name, observations)
     _check_kind("config", config, TrainConfig, "a TrainConfig")
-    if not callable(loss):
-        given = type(loss).__name__
-        raise TypeError(f"loss must be a function as lebm_kernels.losses has them, got {given}")
+    _check_kind("loss", loss, Callable, "a function as those of lebm_kernels.losses")  # type: ignore[arg-type]
     _require(
         is_count(checkpoint_every, 1),
         "checkpoint_every",

@@ -214,7 +214,8 @@ def test_restoring_says_what_is_wrong() -> None:
     [
         (torch.empty(0, 5, dtype=DOUBLE), ValueError, r"y must have shape \[M, 5\] with M >= 1"),
         (torch.ones(4, 3, dtype=DOUBLE), ValueError, r"y must have shape \[M, 5\]"),
-        (torch.full((4, 5), math.nan, dtype=DOUBLE), FloatingPointError, "log-density is nan"),
+        (torch.full((4, 5), math.nan, dtype=DOUBLE), ValueError, "y must be finite"),
+        (torch.full((4, 5), 1e200, dtype=DOUBLE), FloatingPointError, "log-density is -inf"),
     ],
 )
 def test_what_cannot_be_fitted_leaves_the_model_alone(y, error, words) -> None:
