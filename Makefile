@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIBRARY := lebm_kernels/_native.abi3.so
 # Where there is a compiler, the tests take a missing extension for a failure.
-CXX_OR_FIRST := $(if $(filter default,$(origin CXX)),c++ || command -v g++ || command -v clang++,$(firstword $(CXX)))
-COMPILER := $(if $(shell command -v $(CXX_OR_FIRST)),1,0)
+NAMED_CXX := $(if $(filter default,$(origin CXX)),,$(firstword $(CXX)))
+ANY_CXX := c++ || command -v g++ || command -v clang++
+COMPILER := $(if $(shell command -v $(or $(NAMED_CXX),$(ANY_CXX))),1,0)
 KERNELS := $(wildcard $(foreach kind,cpp h inl cu cuh,csrc/*.$(kind) csrc/*/*.$(kind)))
 EMULATOR := $(wildcard $(foreach kind,cpp h,tests/simt/*.$(kind)) tests/simt/*/*.cpp tests/simt/*/*.cuh)
 SOURCES := $(KERNELS) $(EMULATOR) $(wildcard lebm_kernels/*.cpp tests/sanitizers/*.cpp)
@@ -58,8 +59,8 @@ fuzz: setup ## put CASES random problems to the CPU backends (20000: 15 minutes 
 	@seed=$(SEED); echo "make fuzz: CASES=$(CASES) SEED=$$seed"; LEBM_KERNELS_FUZZ_CASES=$(CASES) \
 	  $(BIN)/python -m pytest -q -p no:benchmark --hypothesis-seed=$$seed tests/test_fuzz.py
 
-# With the operators' tests it takes some 12 minutes on two cores. FLAGS=-DLEBM_BASELINE_ALONE leaves the other
-# instruction sets out; OPERATORS= leaves out all but the driver of the kernels.
+# With the operators' tests it takes some 12 minutes on two cores. FLAGS=-DLEBM_BASELINE_ALONE leaves
+# the other instruction sets out; OPERATORS= leaves out all but the driver of the kernels.
 OPERATORS := --operators
 sanitize: setup ## run the CPU kernels under ASan, UBSan and TSan, and plant faults to be found
 	@$(BIN)/python tests/sanitizers $(OPERATORS) $(if $(FLAGS),--flags='$(FLAGS)')

@@ -60,6 +60,11 @@ def check_floating(name: str, value: object, form: str = "") -> None:
         raise TypeError(f"{name} must be {wanted}, got {kind}")
 
 
+def count_not_finite(values: Tensor) -> int:
+    """How many rows of ``values[M, ...]`` hold NaN or an infinity."""
+    return int((~values.isfinite()).reshape(len(values), -1).any(1).sum())
+
+
 def check_interval(name: str, interval: Any) -> None:
     """Refuse what isn't two numbers, finite, of which the first is less."""
     ends = [number(x) for x in interval] if isinstance(interval, (tuple, list)) else []

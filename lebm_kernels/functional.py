@@ -238,10 +238,7 @@ def softargmin(
         >>> softargmin(torch.tensor([1.0, 2.0, 1.0]), float("inf"), dim=0)
         tensor([0.5000, 0.0000, 0.5000])
     """
-    last, beta = _checked_energy(energy, beta, dim, log_weight)
-    # Counted from the end, where several betas at once leave it.
-    place = dim if dim < 0 else dim - energy.dim()
-    return reference.softargmin(last, beta, log_weight).movedim(-1, place)
+    return _softargmin(energy, beta, dim, log_weight, sign=1)
 
 
 def softargmax(
@@ -255,8 +252,16 @@ def softargmax(
         >>> softargmax(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
         tensor([0., 1.])
     """
-    _checked_energy(energy, beta, dim, log_weight)
-    return softargmin(-energy, beta, dim, log_weight)
+    return _softargmin(energy, beta, dim, log_weight, sign=-1)
+
+
+def _softargmin(
+    energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
+) -> Tensor:
+    last, beta = _checked_energy(energy, beta, dim, log_weight)
+    # Counted from the end, where several betas at once leave it.
+    place = dim if dim < 0 else dim - energy.dim()
+    return reference.softargmin(sign * last, beta, log_weight).movedim(-1, place)
 
 
 def _tensor(name: str, x: object, shape: str, min_dims: int) -> Tensor:

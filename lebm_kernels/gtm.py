@@ -25,7 +25,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_floating, check_not_negative, check_positive
+from lebm_kernels.checks import (
+    check_count,
+    check_floating,
+    check_not_negative,
+    check_positive,
+    count_not_finite,
+)
 from lebm_kernels.decoders import RBFDecoder
 from lebm_kernels.functional import free_energy, posterior
 from lebm_kernels.grids import LatentGrid, interval_grid, product_grid
@@ -143,8 +149,7 @@ def fit(
 
 
 def _check_finite(y: Tensor) -> None:
-    bad = int((~y.isfinite()).any(1).sum())
-    if bad:
+    if bad := count_not_finite(y):
         raise ValueError(
             f"y must be finite, got NaN or infinities in {bad} of {len(y)} observations"
         )
@@ -191,7 +196,8 @@ def restore(
     if model.beta is None:
         raise ValueError("model must have a learned beta to restore at")
     check_floating("y", y, "[M, D]")
-    D = model.manifold().shape[-1]
+    decoded = model.manifold()
+    D = decoded.shape[-1]
     if y.dim() != 2 or y.shape[1] != D:
         raise ValueError(f"y must have shape [M, {D}], got {list(y.shape)}")
     y = y.to(model.z)
@@ -208,7 +214,7 @@ def restore(
         y, scale = torch.where(seen, y, 0.0), seen.to(y.dtype)
     return posterior(
         y,
-        model.manifold(),
+        decoded,
         model.beta,
         scale=scale,
         log_weight=model.log_weight,

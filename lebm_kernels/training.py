@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels import checkpoints
-from lebm_kernels.checks import check_count, is_count, number, plain
+from lebm_kernels.checks import check_count, count_not_finite, is_count, number, plain
 from lebm_kernels.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.datasets import Dataset
 from lebm_kernels.losses import Loss, energy_loss
@@ -560,8 +560,7 @@ def _check_data(name: str, data: Dataset | None) -> None:
     for part, values in (("y", data.y), ("x", data.x)):
         if values is None or not values.is_floating_point():
             continue
-        bad = int((~values.isfinite()).reshape(len(data), -1).any(1).sum())
-        if bad:
+        if bad := count_not_finite(values):
             raise ValueError(
                 f"{name} must be finite to train on, got {part} with NaN or infinities in {bad} of "
                 f"{len(data)} observations"

@@ -17,13 +17,13 @@ from lebm_kernels import free_energy, posterior, sample_latent
 OPS = torch.ops.lebm_kernels
 
 # Of a backend's instruction sets, which differ in nothing that PyTorch sees, the best.
-BACKENDS = {name: (name, best) for name, best in reversed(kernel_parameters())}
+EACH_ONCE = {name: (name, best) for name, best in reversed(kernel_parameters())}
 
 UNTRACED = pytest.mark.no_cover
 """Where PyTorch traces much of its own Python, which would take twice the time."""
 
 
-@pytest.fixture(params=BACKENDS.values(), ids=identify)
+@pytest.fixture(params=EACH_ONCE.values(), ids=identify)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each kernel backend once."""
     with selected(*request.param) as name:
