@@ -10,7 +10,7 @@ ANY_CXX := c++ || command -v g++ || command -v clang++
 COMPILER := $(if $(shell command -v $(or $(NAMED_CXX),$(ANY_CXX))),1,0)
 KERNELS := $(wildcard $(foreach kind,cpp h inl cu cuh,csrc/*.$(kind) csrc/*/*.$(kind)))
 EMULATOR := $(wildcard $(foreach kind,cpp h,tests/simt/*.$(kind)) tests/simt/*/*.cpp tests/simt/*/*.cuh)
-SOURCES := $(KERNELS) $(EMULATOR) $(wildcard lebm_kernels/*.cpp tests/sanitizers/*.cpp)
+SOURCES := $(KERNELS) $(EMULATOR) $(wildcard lebm_kernels/*/*.cpp tests/sanitizers/*.cpp)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -29,12 +29,13 @@ run: say-run setup ## set up, train the ellipse and the horn, write the figures 
 
 # Triton's kernels run in its interpreter, which a process has on or off. It is slow: `make test` runs
 # the core of the operators' tests on it, `make test-triton` all.
-TRITON := accuracy closed_forms gradients nan ops posterior shapes triton_merging
+TRITON := $(addprefix ops/test_,accuracy closed_forms gradients nan pytorch_contract posterior shapes) \
+  kernels/test_triton_merging
 # Then the lines of the package that either has reached are counted.
 test: say-test setup ## set up, run all the tests, print their coverage
 	@LEBM_KERNELS_EXPECT_NATIVE=$(COMPILER) $(BIN)/python -m pytest -q -n auto --dist worksteal \
 	  -p no:benchmark --cov=lebm_kernels --cov-report=
-	@$(MAKE) -s test-triton FILES='$(addprefix tests/test_,$(addsuffix .py,$(TRITON)))' \
+	@$(MAKE) -s test-triton FILES='$(addprefix tests/,$(addsuffix .py,$(TRITON)))' \
 	  COVERAGE='--cov=lebm_kernels --cov-append --cov-report='
 	@$(MAKE) -s coverage
 
@@ -57,7 +58,7 @@ CASES ?= 20000
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 fuzz: setup ## put CASES random problems to the CPU backends (20000: 15 minutes or more); SEED repeats a run
 	@seed=$(SEED); echo "make fuzz: CASES=$(CASES) SEED=$$seed"; LEBM_KERNELS_FUZZ_CASES=$(CASES) \
-	  $(BIN)/python -m pytest -q -p no:benchmark --hypothesis-seed=$$seed tests/test_fuzz.py
+	  $(BIN)/python -m pytest -q -p no:benchmark --hypothesis-seed=$$seed tests/ops/test_fuzz.py
 
 # With the operators' tests it takes some 12 minutes on two cores. FLAGS=-DLEBM_BASELINE_ALONE leaves
 # the other instruction sets out; OPERATORS= leaves out all but the driver of the kernels.
@@ -72,7 +73,7 @@ wheel: setup ## build the source distribution and the wheel into dist/
 # WITH is an interpreter that has PyTorch, of any version >= 2.10, and what the tests import.
 WITH ?= $(BIN)/python
 wheel-test: wheel ## install that wheel elsewhere and run the operators' tests on it; WITH says in which Python
-	@$(BIN)/python tests/wheel.py "$$(ls -t dist/*.whl | head -n 1)" --python $(WITH)
+	@$(BIN)/python tests/packaging/wheel.py "$$(ls -t dist/*.whl | head -n 1)" --python $(WITH)
 
 bench: say-bench setup $(VENV)/peers ## set up, measure what the package aims for, print one table
 	@$(BIN)/python bench/targets.py

@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from rich.status import Status
 
-from lebm_kernels.benchmarking import compare, comparison_table
-from lebm_kernels.cases import ARGUMENTS, Case
-from lebm_kernels.environment import describe
-from lebm_kernels.providers import providers
+from lebm_kernels.benchmarks.cases import ARGUMENTS, Case
+from lebm_kernels.benchmarks.compare import compare, comparison_table
+from lebm_kernels.benchmarks.providers import providers
+from lebm_kernels.diagnostics.environment import describe
 
 DTYPES = {
     "float16": torch.float16,

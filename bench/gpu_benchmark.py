@@ -20,10 +20,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpu_peak import peak
-from lebm_kernels.benchmarking import Comparison, compare, format_pairs, format_seconds
-from lebm_kernels.cases import Case
-from lebm_kernels.environment import describe
-from lebm_kernels.providers import NotAvailableError, providers
+from lebm_kernels.benchmarks.cases import Case
+from lebm_kernels.benchmarks.compare import Comparison, compare, format_pairs, format_seconds
+from lebm_kernels.benchmarks.providers import NotAvailableError, providers
+from lebm_kernels.diagnostics.environment import describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -95,7 +95,7 @@ def build() -> dict[str, Any]:
 
 
 def tests(timeout: float, arguments: Sequence[str]) -> dict[str, Any]:
-    """The operators' tests with the GPU's kernels, and those of tests/test_gpu.py."""
+    """The operators' tests with the GPU's kernels, and those of tests/kernels/test_gpu.py."""
     command = [
         sys.executable,
         "-m",

@@ -3,7 +3,7 @@
 One pair of the loop is two FMAs for the exponent, one exponential and one addition, all in
 registers; the special function units, 16 exponentials a clock and multiprocessor, bound it. Where D
 is large it is the matrix product of the same shape that bounds F, see
-:class:`lebm_kernels.limits.Product`.
+:class:`lebm_kernels.benchmarks.limits.Product`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lebm_kernels.benchmarking import format_pairs
+from lebm_kernels.benchmarks.compare import format_pairs
 
 _WARPS = 8
 _BLOCK = 32 * _WARPS * 8

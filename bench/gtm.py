@@ -26,8 +26,8 @@ from rich.table import Table
 from scipy.special import logsumexp
 from sklearn.mixture import GaussianMixture
 
-from lebm_kernels.datasets import digits
-from lebm_kernels.gtm import fit, mean_log_density, topographic_mapping
+from lebm_kernels.models.gtm import fit, mean_log_density, topographic_mapping
+from lebm_kernels.training.datasets import digits
 
 ITERATIONS = (1, 2, 4, 8, 16, 32, 64)
 

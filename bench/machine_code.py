@@ -207,8 +207,8 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lebm_kernels.triton_kernels import columns, launch, rows
-    from lebm_kernels.triton_kernels.arguments import Arguments, Facts, Shape, plan
+    from lebm_kernels.backends.triton import columns, launch, rows
+    from lebm_kernels.backends.triton.arguments import Arguments, Facts, Shape, plan
 
     large = 1 << 20
     shape = Shape(1, large, large, variant.D, variant.has, variant.dtype == "fp64")

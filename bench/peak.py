@@ -1,7 +1,7 @@
 """What this machine can do at best, pairs a second: ``python bench/peak.py``.
 
-The loop of exponentials of :mod:`lebm_kernels.peak` bounds F where D is small, the product
-``y @ decoded.T`` where D is large.
+The loop of exponentials of :mod:`lebm_kernels.benchmarks.peak` bounds F where D is small. The
+product ``y @ decoded.T`` bounds it where D is large.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lebm_kernels.benchmarking import format_pairs
-from lebm_kernels.cases import Case
-from lebm_kernels.environment import describe
-from lebm_kernels.limits import Product
-from lebm_kernels.peak import VARIANTS, ExponentialLoop, measure
-from lebm_kernels.providers import NotAvailableError
+from lebm_kernels.benchmarks.cases import Case
+from lebm_kernels.benchmarks.compare import format_pairs
+from lebm_kernels.benchmarks.limits import Product
+from lebm_kernels.benchmarks.peak import VARIANTS, ExponentialLoop, measure
+from lebm_kernels.benchmarks.providers import NotAvailableError
+from lebm_kernels.diagnostics.environment import describe
 
 
 def main(arguments: list[str]) -> int:

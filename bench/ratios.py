@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lebm_kernels.benchmarking import format_seconds
+from lebm_kernels.benchmarks.compare import format_seconds
 
 PEER = "eager, expansion (mm)"
 

@@ -25,23 +25,23 @@ from torch import Tensor
 
 import lebm_kernels
 from compare import tell
-from lebm_kernels.benchmarking import (
+from lebm_kernels.benchmarks.cases import Case
+from lebm_kernels.benchmarks.compare import (
     Comparison,
     Timing,
     compare,
     format_pairs,
     format_seconds,
 )
-from lebm_kernels.cases import Case
-from lebm_kernels.environment import describe
-from lebm_kernels.limits import bound
-from lebm_kernels.providers import (
+from lebm_kernels.benchmarks.limits import bound
+from lebm_kernels.benchmarks.providers import (
     NotAvailableError,
     Step,
     default_backend,
     needed_bytes,
     stepper,
 )
+from lebm_kernels.diagnostics.environment import describe
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
 UNROLLED = "torch.compile, unrolled"

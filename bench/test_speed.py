@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 import lebm_kernels
-from lebm_kernels.cases import Case
-from lebm_kernels.providers import providers
+from lebm_kernels.benchmarks.cases import Case
+from lebm_kernels.benchmarks.providers import providers
 
 CASES = {
     "practicum": Case(24, 48, 2),

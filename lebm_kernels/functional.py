@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lebm_kernels import derivatives, direct, ops, reference
+from lebm_kernels import reference
 from lebm_kernels.backends import choose
 from lebm_kernels.backends.hindrances import is_out_of_memory, too_many_pairs
 from lebm_kernels.checks import is_integer, is_real, number
-from lebm_kernels.ops import Arguments
+from lebm_kernels.ops import derivatives, eager, schemas
+from lebm_kernels.ops.schemas import Arguments
 from lebm_kernels.reference import Posterior
 
 _Result = TypeVar("_Result")
@@ -79,7 +80,7 @@ def free_energy(
         tensor([4.])
     """
     if tol is None and (backend is None or backend == "native"):
-        value = direct.free_energy(y, decoded, beta, scale, log_weight, latent_energy)
+        value = eager.free_energy(y, decoded, beta, scale, log_weight, latent_energy)
         if value is not None:
             return value
     arguments = _checked(y, decoded, beta, scale, log_weight, latent_energy)
@@ -378,7 +379,7 @@ def _checked(
             raise TypeError(f"{name} must be {y.dtype} as y is, got {x.dtype}")
         if x is not None and x.device != y.device:
             raise ValueError(f"{name} must be on {y.device} as y is, got {x.device}")
-    beta = _temperature(beta, ops.accumulation_dtype(y.dtype), "y", y)
+    beta = _temperature(beta, schemas.accumulation_dtype(y.dtype), "y", y)
     checked = Arguments(y, decoded, beta, scale, log_weight, latent_energy)
     _check_leading(checked)
     return checked
@@ -442,7 +443,7 @@ def _autocast(*arguments: Any) -> tuple[Any, ...]:
 
 def _widened(arguments: Arguments) -> Arguments:
     """The arguments in the dtype that F is computed in."""
-    dtype = ops.accumulation_dtype(arguments.y.dtype)
+    dtype = schemas.accumulation_dtype(arguments.y.dtype)
     y, decoded, beta, scale, log_weight, latent_energy = arguments
     return Arguments(
         y.to(dtype),
@@ -463,7 +464,7 @@ def _by_reference(function: Callable[..., _Result], arguments: Arguments, *rest:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        why = too_many_pairs(arguments.y, arguments.decoded, ops.value_shape(arguments))
+        why = too_many_pairs(arguments.y, arguments.decoded, schemas.value_shape(arguments))
         raise torch.OutOfMemoryError(why) from error
 
 

@@ -1,85 +1,21 @@
-"""Which backends are tested, and the rule that says how close is close enough."""
+"""Fixtures, the order of the tests, and what the report says of what is tested."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
-import emulated_cuda
-import interpreter
-import numpy as np
-import numpy.typing as npt
-import on_gpu
 import pytest
 import torch
-from oracle import Array, exact, remembered, to_array
-from torch import Tensor
+from support import emulated_cuda, interpreter
+from support.backends import BACKENDS, KERNELS, STAND_INS, identify, kernel_parameters, selected
 
 import lebm_kernels
-from lebm_kernels import reference
-from lebm_kernels.backends import _TABLE, BackendStatus, native
 
-collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
+collect_ignore = [] if torch.cuda.is_available() else ["kernels/test_gpu.py"]
 """Files that are left out, with a word in the report's header."""
-
-KERNELS = tuple(
-    row.name for row in lebm_kernels.backends() if "cpu" in row.devices and row.name != "reference"
-)
-"""What must run in every test: the tests' tensors are on the CPU."""
-
-# The kernels of GPUs, as the CPU runs them; and on a GPU, where there is one. In the table of
-# backends while selected.
-STAND_INS: dict[str, Any] = {
-    name: module
-    for name, module in {"emulated_cuda": emulated_cuda, **on_gpu.STAND_INS}.items()
-    if module.unavailable("cpu") is None
-}
-KERNELS += tuple(STAND_INS)
-
-BETAS = (0.0, 1e-12, 1e-7, 1e-3, 0.1, 1.0, 30.0, 1e4, 1e12, float("inf"))
-"""From hot to cold."""
-
-
-def status(name: str) -> BackendStatus:
-    """The row of the table of backends."""
-    return next(row for row in lebm_kernels.backends() if row.name == name)
-
-
-def kernel_parameters() -> list[tuple[str, str | None]]:
-    """The backends to test, the native one with each instruction set."""
-    parameters: list[tuple[str, str | None]] = []
-    for name in KERNELS:
-        sets = native.instruction_sets() if name == "native" else [None]
-        parameters += [(name, instruction_set) for instruction_set in sets]
-    return parameters
-
-
-BACKENDS = [*kernel_parameters(), ("reference", None)]
-"""As a test is given them, whatever it calls the parameter."""
-
-
-@contextmanager
-def selected(name: str, instruction_set: str | None) -> Iterator[str]:
-    """The backend's name, while that instruction set is in use."""
-    if name in STAND_INS:
-        _TABLE[name] = STAND_INS[name]
-        try:
-            yield name
-        finally:
-            del _TABLE[name]
-        return
-    if instruction_set is None:
-        yield name
-        return
-    native.force_instruction_set(instruction_set)
-    try:
-        yield name
-    finally:
-        native.force_instruction_set(None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -146,11 +82,6 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
-def identify(parameter: tuple[str, str | None]) -> str:
-    """Such a parameter in a test's name."""
-    return "-".join(filter(None, parameter))
-
-
 @pytest.fixture(params=kernel_parameters(), ids=identify)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every kernel backend that can run here; the native one on each instruction set."""
@@ -196,94 +127,3 @@ def _build_the_emulator_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def assert_accurate(
-    got: Tensor, y: Tensor, decoded: Tensor, beta: Any = 1.0, **options: Any
-) -> None:
-    """The promise on F: ``|F - F64| <= 16 eps scale`` for F = ``got`` of these arguments.
-
-    ``scale`` is min E + min(<E>_w - min E, (1 + log N)/beta); eps is that of F's dtype.
-    """
-    truth = exact(y, decoded, beta, **options)
-    _assert_within(got, truth.free_energy, 16 * _eps(got) * truth.magnitude, "F")
-
-
-def assert_gradients_accurate(
-    got: dict[str, Tensor],
-    arguments: dict[str, Tensor],
-    grad: Tensor,
-    of: Iterable[str] | None = None,
-    beneath: dict[str, float] | None = None,
-) -> None:
-    """The promise on the gradients of sum(grad F) by name: ``of`` those arguments, or of all.
-
-    ``|d - d64| <= 2 (error of the same-dtype reference) + 16 eps magnitude``. The reference's
-    error is its largest in the tensor, and not less than what E, wrong by eps/2, makes of p: it
-    may be small by luck. A gradient in half precision is rounded to that once more. ``beneath``
-    has errors that count as none, where a problem's shares are smaller than the dtype's numbers.
-    """
-    names = tuple(arguments if of is None else of)
-    truth = exact(**arguments, grad=grad, of=names)
-    by_reference = _by_reference(arguments, grad)
-    assert got.keys() == set(names)
-    for name, found in got.items():
-        assert found.dtype == arguments[name].dtype
-        eps = torch.finfo(torch.float64 if found.dtype == torch.float64 else torch.float32).eps
-        wanted = truth.gradients[name]
-        slip = np.abs(to_array(by_reference[name]) - wanted).max(initial=0)
-        bound = 2 * np.maximum(slip, eps / 2 * truth.gradient_noises[name])
-        bound = bound + 16 * eps * truth.gradient_magnitudes[name]
-        bound = bound + (beneath or {}).get(name, 0.0)
-        if found.dtype in (torch.float16, torch.bfloat16):
-            half = torch.finfo(found.dtype)
-            bound = bound + half.eps * np.abs(wanted) + half.smallest_normal
-        _assert_within(found, wanted, bound, f"gradient of {name}")
-
-
-def check(backend: str, arguments: dict[str, Any]) -> Tensor:
-    """F and its gradients by every argument keep the promises; returns F."""
-    function = partial(lebm_kernels.free_energy, backend=backend)
-    value = function(**arguments)
-    assert_accurate(value, **arguments)
-    grad = torch.randn_like(value)
-    assert_gradients_accurate(gradients(function, arguments, grad), arguments, grad)
-    return value
-
-
-def gradients(function: Any, arguments: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    """The gradients of sum(grad F) by every argument, F = ``function(**arguments)``."""
-    leaves = {name: x.detach().requires_grad_() for name, x in arguments.items()}
-    found = torch.autograd.grad(function(**leaves), list(leaves.values()), grad)
-    return dict(zip(leaves, found, strict=True))
-
-
-def reference_free_energy(**arguments: Tensor) -> Tensor:
-    """The formulas with autograd, computed in the dtype that F has."""
-    wide = torch.float64 if arguments["y"].dtype == torch.float64 else torch.float32
-    return reference.free_energy(**{name: x.to(wide) for name, x in arguments.items()})
-
-
-@remembered
-def _by_reference(arguments: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    return gradients(reference_free_energy, arguments, grad)
-
-
-def _eps(x: Tensor) -> float:
-    return torch.finfo(x.dtype).eps
-
-
-def _assert_within(got: Tensor, wanted: Array, bound: npt.ArrayLike, what: str) -> None:
-    assert got.shape == wanted.shape, f"{what} has shape {list(got.shape)}, not {wanted.shape}"
-    found = to_array(got)
-    error = np.abs(found - wanted)
-    bad = ~(error <= bound)
-    if bad.any():
-        with np.errstate(all="ignore"):
-            ratio = np.where(bad, np.nan_to_num(error / bound, nan=np.inf), 0)
-        worst = np.unravel_index(ratio.argmax(), ratio.shape)
-        raise AssertionError(
-            f"{what} is wrong in {bad.sum()} of {bad.size} places; worst at "
-            f"{[int(i) for i in worst]}: {float(found[worst])!r} for {float(wanted[worst])!r}, "
-            f"{float(ratio[worst]):.3g} times what is allowed"
-        )

@@ -23,7 +23,7 @@ from lebm_kernels.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from lebm_kernels.sweeps import Point
+    from lebm_kernels.benchmarks.sweeps import Point
 
 #: Seconds that a sweep may take, quick or not, and the rounds of a case.
 _BUDGET = {True: 45.0, False: 780.0}
@@ -68,10 +68,8 @@ def bench(
 
     Without sizes, a sweep along latents, dimensions, temperatures and threads.
     """
-    from lebm_kernels.benchmarking import comparison_table
-    from lebm_kernels.environment import describe
-    from lebm_kernels.figures.benchmarks import FIGURES
-    from lebm_kernels.sweeps import (
+    from lebm_kernels.benchmarks.compare import comparison_table
+    from lebm_kernels.benchmarks.sweeps import (
         BOTH,
         chosen_sweep,
         default_sweep,
@@ -81,6 +79,8 @@ def bench(
         write_csv,
         write_json,
     )
+    from lebm_kernels.diagnostics.environment import describe
+    from lebm_kernels.figures.benchmarks import FIGURES
 
     start = time.perf_counter()
     folder = writable(output)

@@ -12,12 +12,12 @@ import typer
 from rich.markup import escape
 from rich.status import Status
 
+from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.shared import console, save, writable, wrote
 from lebm_kernels.cli.train import Recipe, manifold, section, train_recipe, training_table
-from lebm_kernels.threads import thread_count
 
 if TYPE_CHECKING:
-    from lebm_kernels.benchmarking import Comparison
+    from lebm_kernels.benchmarks.compare import Comparison
 
 #: What the demonstration trains: the figure's models.
 _DEMO = (Recipe.ellipse, Recipe.horn)
@@ -51,7 +51,7 @@ def demo(
         save(maps, folder / f"{recipe.value}-cold-and-warm")
     console.print(training_table(runs))
 
-    from lebm_kernels.benchmarking import comparison_table
+    from lebm_kernels.benchmarks.compare import comparison_table
 
     console.print(comparison_table(_timings(quick)))
     passed = _print_gradient_verdict()
@@ -62,9 +62,9 @@ def demo(
 
 def _timings(quick: bool) -> list[Comparison]:
     """The operation on a large grid, forward and forward + backward, against its peers."""
-    from lebm_kernels.benchmarking import compare
-    from lebm_kernels.cases import Case
-    from lebm_kernels.providers import default_backend
+    from lebm_kernels.benchmarks.cases import Case
+    from lebm_kernels.benchmarks.compare import compare
+    from lebm_kernels.benchmarks.providers import default_backend
 
     ours = default_backend()
     peers = ["eager, expansion (mm)", "eager, cdist"]
@@ -95,7 +95,7 @@ def _tell(status: Status, what: str, text: str) -> None:
 
 def _print_gradient_verdict() -> bool:
     """Run gradcheck; print one line, and one more for each failure."""
-    from lebm_kernels.gradient_checks import check_gradients
+    from lebm_kernels.diagnostics.gradient_checks import check_gradients
 
     with console.status("gradcheck in float64"), thread_count(1):
         checks = check_gradients()

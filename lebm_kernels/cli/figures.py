@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.errors import errors_by_option
 from lebm_kernels.cli.shared import console, save, writable
-from lebm_kernels.threads import thread_count
 
 
 class Drawn(str, Enum):

@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import lebm_kernels
+from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.shared import Precision, console, print_wide, progress_bar, save, writable
-from lebm_kernels.threads import thread_count
 
 if TYPE_CHECKING:
-    from lebm_kernels.gradient_checks import GradientCheck, Subject
+    from lebm_kernels.diagnostics.gradient_checks import GradientCheck, Subject
 
 _EACH = "each of an argument, backend, instruction set and dtype"
 """What is counted as one check, however many cases it has."""
@@ -43,7 +43,7 @@ def gradcheck(
     float64 against finite differences, to second order; the other dtypes against float64 by the
     README's promise.
     """
-    from lebm_kernels.gradient_checks import (
+    from lebm_kernels.diagnostics.gradient_checks import (
         check_subject,
         nasty_cases,
         random_cases,
@@ -116,8 +116,8 @@ def _gradient_table(checks: Sequence[Sequence[GradientCheck]]) -> Table:
 
 
 def _draw_accuracy(folder: Path, checked: Sequence[Subject], seed: int) -> None:
+    from lebm_kernels.diagnostics.gradient_checks import BETAS, accuracy
     from lebm_kernels.figures.benchmarks import accuracy_figure
-    from lebm_kernels.gradient_checks import BETAS, accuracy
 
     with thread_count(1), console.status("accuracy"):
         errors = {str(subject): accuracy(subject, seed) for subject in dict.fromkeys(checked)}

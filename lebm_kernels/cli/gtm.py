@@ -11,9 +11,9 @@ import typer
 from rich import box
 from rich.table import Table
 
+from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.errors import errors_by_option
 from lebm_kernels.cli.shared import console, save, writable
-from lebm_kernels.threads import thread_count
 
 #: Of the digits that a mapping restores, whose pixels lie in [0, 1].
 _NOISE = 0.2
@@ -41,9 +41,9 @@ def gtm(
         raise typer.BadParameter(
             "the digits are scikit-learn's, which is not installed", param_hint="'gtm'"
         ) from None
-    from lebm_kernels.datasets import digits
     from lebm_kernels.figures import latent_map_figure, restored_images_figure
-    from lebm_kernels.gtm import fit, mean_log_density, restore, topographic_mapping
+    from lebm_kernels.models.gtm import fit, mean_log_density, restore, topographic_mapping
+    from lebm_kernels.training.datasets import digits
 
     with errors_by_option():
         data = digits(seed=seed)

@@ -12,7 +12,7 @@ from lebm_kernels.cli.shared import console
 
 def info() -> None:
     """Print what a bug report needs: versions, machine, build, and which backends can run here."""
-    from lebm_kernels.diagnosis import report
+    from lebm_kernels.diagnostics.bug_report import report
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(no_wrap=True)

@@ -9,8 +9,8 @@ import typer
 from rich import box
 from rich.table import Table
 
+from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.shared import console
-from lebm_kernels.threads import thread_count
 
 
 class Shown(str, Enum):
@@ -28,7 +28,7 @@ def show(what: Annotated[Shown, typer.Argument(help="What goes wrong.")]) -> Non
 
 
 def _memorising_table() -> Table:
-    from lebm_kernels.demonstrations import MEMORISING_DIM, memorising
+    from lebm_kernels.practicum.demonstrations import MEMORISING_DIM, memorising
 
     title = f"{MEMORISING_DIM}-dimensional latents: mean free energy"
     table = Table(title=title, box=box.SIMPLE_HEAD)
@@ -44,7 +44,7 @@ def _memorising_table() -> Table:
 
 
 def _collapsing_table() -> Table:
-    from lebm_kernels.demonstrations import collapsing
+    from lebm_kernels.practicum.demonstrations import collapsing
 
     table = Table(title="ellipse trained warm", box=box.SIMPLE_HEAD)
     for column in ("β · 2 <y₁²>", "β", "radii found", "to collapse"):

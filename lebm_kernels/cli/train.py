@@ -14,17 +14,17 @@ import typer
 from rich import box
 from rich.table import Table
 
+from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.errors import errors_by_option
 from lebm_kernels.cli.shared import console, save, writable, wrote
-from lebm_kernels.threads import thread_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lebm_kernels.datasets import Dataset
-    from lebm_kernels.losses import Loss
-    from lebm_kernels.models import LatentModel
-    from lebm_kernels.training import TrainResult
+    from lebm_kernels.models.latent_model import LatentModel
+    from lebm_kernels.training.datasets import Dataset
+    from lebm_kernels.training.loop import TrainResult
+    from lebm_kernels.training.losses import Loss
 
 _FINE_GRID = 1536
 
@@ -136,8 +136,8 @@ def train_recipe(
     **changes: Any,
 ) -> Run:
     """Train a recipe from its seed, keeping its checkpoint in the folder."""
-    from lebm_kernels.recipes import RECIPES
-    from lebm_kernels.training import train
+    from lebm_kernels.practicum.recipes import RECIPES
+    from lebm_kernels.training.loop import train
 
     model, data, config = RECIPES[recipe].start(seed, **changes)
     untrained = copy.deepcopy(model)
@@ -173,8 +173,8 @@ def _loss(
     name: LossName, negatives: NegativesName, margin: float, data: Dataset, seed: int
 ) -> Loss:
     """The loss of that name; its samples are drawn from the seed, boxes are about the data."""
-    from lebm_kernels.losses import HingeLoss, LogLoss, energy_loss
-    from lebm_kernels.negatives import GaussianNoise, MostOffending, Negatives, UniformBox
+    from lebm_kernels.training.losses import HingeLoss, LogLoss, energy_loss
+    from lebm_kernels.training.negatives import GaussianNoise, MostOffending, Negatives, UniformBox
 
     if name == LossName.energy:
         return energy_loss
@@ -213,8 +213,8 @@ def _maps(run: Run) -> Figure:
 
 def training_table(runs: Sequence[Run]) -> Table:
     """The mean free energy of each run's data, before and after."""
-    from lebm_kernels.grids import periodic_grid
-    from lebm_kernels.training import mean_free_energy
+    from lebm_kernels.models.grids import periodic_grid
+    from lebm_kernels.training.loop import mean_free_energy
 
     table = Table(title="mean free energy of the data", box=box.SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)

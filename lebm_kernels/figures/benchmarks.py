@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from lebm_kernels.benchmarks.sweeps import Record
 from lebm_kernels.figures.drawing import line_style, new_figure
-from lebm_kernels.sweeps import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lebm_kernels.grids import periodic_grid
-from lebm_kernels.models import LatentModel
+from lebm_kernels.models.grids import periodic_grid
+from lebm_kernels.models.latent_model import LatentModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lebm_kernels.datasets import Dataset
 from lebm_kernels.figures.drawing import (
     COLOR_MAP,
     CURVE_POINTS,
@@ -25,10 +24,11 @@ from lebm_kernels.figures.drawing import (
     plane_axes,
 )
 from lebm_kernels.functional import softargmin
-from lebm_kernels.gtm import restore
-from lebm_kernels.inference import infer_on_grid
-from lebm_kernels.models import DecoderModel, LatentModel
+from lebm_kernels.models.gtm import restore
+from lebm_kernels.models.inference import infer_on_grid
+from lebm_kernels.models.latent_model import DecoderModel, LatentModel
 from lebm_kernels.reference import energies
+from lebm_kernels.training.datasets import Dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

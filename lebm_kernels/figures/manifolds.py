@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lebm_kernels.datasets import Dataset, horn_radii
-from lebm_kernels.decoders import circle
 from lebm_kernels.figures.drawing import (
     CURVE_POINTS,
     DATA,
@@ -19,8 +17,10 @@ from lebm_kernels.figures.drawing import (
     new_figure,
     plane_axes,
 )
-from lebm_kernels.models import LatentModel
-from lebm_kernels.training import mean_free_energy
+from lebm_kernels.models.decoders import circle
+from lebm_kernels.models.latent_model import LatentModel
+from lebm_kernels.training.datasets import Dataset, horn_radii
+from lebm_kernels.training.loop import mean_free_energy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

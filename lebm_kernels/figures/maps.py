@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lebm_kernels.datasets import Dataset
 from lebm_kernels.figures.drawing import (
     COLOR_MAP,
     DATA,
@@ -22,7 +21,8 @@ from lebm_kernels.figures.drawing import (
     plane_axes,
     tick,
 )
-from lebm_kernels.models import LatentModel
+from lebm_kernels.models.latent_model import LatentModel
+from lebm_kernels.training.datasets import Dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

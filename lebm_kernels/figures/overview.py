@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lebm_kernels.datasets import Dataset
 from lebm_kernels.figures.drawing import (
     COLOR_MAP,
     DATA,
@@ -21,7 +20,8 @@ from lebm_kernels.figures.drawing import (
     new_figure,
     plane_axes,
 )
-from lebm_kernels.models import LatentModel
+from lebm_kernels.models.latent_model import LatentModel
+from lebm_kernels.training.datasets import Dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,7 +18,7 @@ from lebm_kernels.figures.drawing import (
     manifold_curve,
     new_figure,
 )
-from lebm_kernels.models import LatentModel
+from lebm_kernels.models.latent_model import LatentModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

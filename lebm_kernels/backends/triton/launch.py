@@ -1,0 +1,219 @@
+"""Which kernels run for a row pass and for a column pass, on what workspace."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.backends.chunked import normalised
+from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.triton.arguments import Arguments, Plan, Shape, facts, plan, unpack
+from lebm_kernels.backends.triton.columns import (
+    DECODED,
+    ENERGIES,
+    columns_kernel,
+    merge_kernel,
+    pack_kernel,
+)
+from lebm_kernels.backends.triton.finish import finish_kernel
+from lebm_kernels.backends.triton.hot import hot_finish_kernel, hot_kernel
+from lebm_kernels.backends.triton.index import least_kernel, merge_least_kernel
+from lebm_kernels.backends.triton.pairs import LOG2_E, SCALE
+from lebm_kernels.backends.triton.rows import ENERGY, MEAN, PULL, STRETCH, rows_kernel
+from lebm_kernels.backends.triton.tiled_columns import tiled_columns_kernel
+from lebm_kernels.backends.triton.tiled_rows import tiled_rows_kernel
+from lebm_kernels.backends.triton.weights import weights_kernel
+
+# No product is fused with a sum but by an explicit fma: see pairs.py.
+OPTIONS: dict[str, int | bool] = {"num_stages": 1, "enable_fp_fusion": False}
+
+
+class Outputs(NamedTuple):
+    """Where finish_kernel writes; what is not wanted points to the free energy."""
+
+    free_energy_ptr: Tensor
+    state_ptr: Tensor
+    slope_y_ptr: Tensor
+    slope_scale_ptr: Tensor
+    slope_beta_ptr: Tensor
+    mean_ptr: Tensor
+
+
+class Hot(NamedTuple):
+    """The queries that finish_kernel found to be hot, and what hot_kernel found of them.
+
+    How many in each grid, ``[B]``; which, ``[B, M]``; E0 - m of query m, ``[B, M]``; B, B0 and K,
+    ``[3, B, slots]``.
+    """
+
+    count_ptr: Tensor
+    query_ptr: Tensor
+    energy_ptr: Tensor
+    sums_ptr: Tensor
+
+
+def _prepared(problem: Problem) -> Problem:
+    """Log-weights normalised, in bits."""
+    if problem.log_weight is None:
+        return problem
+    problem = normalised(problem)
+    return problem._replace(log_weight=problem.log_weight * LOG2_E.value)
+
+
+def rows(problem: Problem, want: RowWants) -> Rows:
+    """See :mod:`lebm_kernels.backends.contract`."""
+    B, M, D = problem.y.shape
+    new, vector = problem.y.new_empty, (B, M, D)
+    out = Rows(
+        free_energy=new((B, M)),
+        state=new((B, M, 3), dtype=torch.float64),
+        slope_y=new(vector) if want.slope_y else None,
+        slope_scale=new(vector) if want.slope_scale else None,
+        slope_beta=new((B, M)) if want.slope_beta else None,
+        mean=new(vector) if want.mean else None,
+        index=new((B, M), dtype=torch.int64) if want.index else None,
+    )
+    if B * M == 0:
+        return out
+    arguments, shape = unpack(_prepared(problem))
+    with torch.cuda.device_of(problem.y):
+        _launch_rows(arguments, shape, out)
+    return out
+
+
+def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
+    B, M, N, D, has, _ = shape
+    vectors = {PULL: out.slope_y, STRETCH: out.slope_scale, MEAN: out.mean}
+    wanted = [bit.value for bit, x in vectors.items() if x is not None]
+    want = sum(wanted) + (0 if out.slope_beta is None else ENERGY.value)
+    cut = plan(shape, facts(a.y_ptr.device))
+    programs, beside = cut.programs(M, B), cut.beside()
+    options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
+    blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
+    double: dict[str, Any] = {"dtype": torch.float64, "device": a.y_ptr.device}
+    partial = torch.empty((4 + D * len(wanted), cut.shares, B, M), **double)
+    if shape.low:
+        rows_kernel[programs](
+            a, partial, M, N, cut.share_size, cut.shares, D=D, HAS=has, WANT=want,
+            CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
+        )  # fmt: skip
+    else:
+        tiled_rows_kernel[programs](
+            a, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, **blocks
+        )
+    blocks["BLOCK_M"] = beside.outer
+    outputs = Outputs(
+        out.free_energy,
+        out.state,
+        *(
+            out.free_energy if x is None else x
+            for x in (out.slope_y, out.slope_scale, out.slope_beta, out.mean)
+        ),
+    )
+    turns = beside.turns(M, N, B)
+    slots = max(turns, -(-M // beside.outer)) * beside.outer
+    whole: dict[str, Any] = {"dtype": torch.int64, "device": a.y_ptr.device}
+    hot = Hot(
+        torch.zeros(B, **whole),
+        torch.empty((B, M), **whole),
+        torch.empty((B, M), **double),
+        torch.empty((3, B, slots), **double),
+    )
+    merging = cut.merging(B * M)
+    merges = (-(-B * M // merging["BLOCK"]),)
+    finish_kernel[merges](
+        a, partial, hot, outputs, B, M, N, D, cut.shares, HAS=has, WANT=want, **merging, **options
+    )
+    hot_kernel[(B * turns,)](
+        a, hot, out.state, M, N, D, turns, slots, HAS=has, WANT=want, LOW=shape.low, **blocks
+    )
+    of_hot = beside.merging_any(M)
+    tiles = -(-M // of_hot["BLOCK"])
+    hot_finish_kernel[(B * tiles,)](
+        a, hot, outputs, M, N, turns, slots, tiles, WANT=want, **of_hot, **blocks
+    )
+    if out.index is not None:
+        energy = out.free_energy.new_empty((cut.shares, B, M))
+        place = torch.empty((cut.shares, B, M), dtype=torch.int64, device=energy.device)
+        least_kernel[beside.programs(M, B)](
+            a, energy, place, M, N, D, cut.share_size, cut.shares, HAS=has, **blocks
+        )
+        merge_least_kernel[merges](
+            energy, place, out.index, B * M, cut.shares, **merging, **options
+        )
+
+
+def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
+    """See :mod:`lebm_kernels.backends.contract`."""
+    B, N, D = problem.decoded.shape
+    new = problem.y.new_zeros if grad.numel() == 0 else problem.y.new_empty
+    out = Columns(
+        decoded=new((B, N, D)) if want.decoded else None,
+        log_weight=new((B, N)) if want.log_weight else None,
+        latent_energy=new((B, N)) if want.latent_energy else None,
+    )
+    if grad.numel() == 0:
+        return out
+    arguments, shape = unpack(_prepared(problem))
+    with torch.cuda.device_of(problem.y):
+        cut = plan(shape, facts(grad.device), columns=True)
+        _launch_columns(arguments, shape, cut, grad.contiguous(), state.contiguous(), out)
+    return out
+
+
+def _launch_columns(
+    a: Arguments, shape: Shape, cut: Plan, grad: Tensor, state: Tensor, out: Columns
+) -> None:
+    B, M, N, D, has, _ = shape
+    programs = cut.programs(N, B)
+    options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
+    blocks: dict[str, Any] = {"BLOCK_M": cut.inner, "BLOCK_N": cut.outer, **options}
+    merging = cut.merging(B * N)
+    merges = (-(-B * N // merging["BLOCK"]),)
+    want = (out.decoded is not None) * DECODED.value
+    want += (out.latent_energy is not None) * ENERGIES.value
+    # Float64 where sums are to be added to: in what they are rounded to, they are half the size.
+    kind = grad.dtype if cut.shares == 1 else torch.float64
+    sums = D * (out.decoded is not None) + (out.latent_energy is not None)
+    if want:
+        partial = torch.empty(
+            (sums, cut.shares, B, N),
+            dtype=kind if shape.low else torch.float64,
+            device=grad.device,
+        )
+        if shape.low:
+            count = -(-M // cut.inner)
+            fields = D + 6 + D * (has & SCALE.value)
+            packed = grad.new_empty((B, count, fields, cut.inner))
+            strict = torch.empty((B, count), dtype=torch.int32, device=grad.device)
+            pack_kernel[(B * count,)](
+                a, grad, state, packed, strict, M, N, D=D, HAS=has, BLOCK_M=cut.inner, **options
+            )
+            columns_kernel[programs](
+                a, packed, strict, partial, M, N, cut.share_size // cut.inner, cut.shares, D=D,
+                HAS=has, WANT=want, CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
+            )  # fmt: skip
+        else:
+            tiled_columns_kernel[programs](
+                a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want,
+                **blocks,
+            )  # fmt: skip
+        decoded = grad if out.decoded is None else out.decoded
+        latent_energy = grad if out.latent_energy is None else out.latent_energy
+        merge_kernel[merges](
+            partial, decoded, latent_energy, B * N, D, cut.shares, WANT=want, **merging,
+            **options,
+        )  # fmt: skip
+    if out.log_weight is not None:
+        beside = cut.beside()
+        partial = torch.empty((1, cut.shares, B, N), dtype=kind, device=grad.device)
+        weights_kernel[beside.programs(N, B)](
+            a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, LOW=shape.low,
+            **{**blocks, "BLOCK_N": beside.outer},
+        )  # fmt: skip
+        merge_kernel[merges](
+            partial, out.log_weight, out.log_weight, B * N, 0, cut.shares, WANT=ENERGIES.value,
+            **merging, **options,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Checks of the gradients, the accuracy promise, and the facts of this machine for a bug report."""

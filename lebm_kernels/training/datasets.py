@@ -1,0 +1,169 @@
+"""Observations as the practicum draws them: noisy points of an ellipse that x grows into a horn.
+
+::
+
+    y      = rho(x) * [cos t, sin t] + noise,     t ~ U[0, 2 pi),    noise ~ N(0, 0.05^2) on each
+    rho(x) = [a x + b (1 - x), b x + a (1 - x)] * exp(2 x),          a = 1.5, b = 2
+
+At x = 0 the radii are (2, 1.5), at x = 1 they are e^2 (1.5, 2) = (11.08, 14.78). Real data are
+scikit-learn's handwritten digits, where that is installed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lebm_kernels.checks import check_count, check_not_negative, number
+from lebm_kernels.models.decoders import circle
+
+NOISE = 0.05
+"""Standard deviation of the noise on each component."""
+
+RADII = (1.5, 2.0)
+"""The practicum's a and b."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Observations and, for a conditional model, the condition of each.
+
+    Attributes:
+        y: observations, ``[num, D]``, floating point, num >= 1; D is 2 for those drawn here.
+        x: conditions, ``[num]``, or ``None`` for unconditional data.
+
+    Raises:
+        TypeError: one of them is no tensor.
+        ValueError: the shapes are not those above.
+    """
+
+    y: Tensor
+    x: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        for name, value, form in (("y", self.y, "[num, D]"), ("x", self.x, "[num]")):
+            if not isinstance(value, Tensor) and (name == "y" or value is not None):
+                raise TypeError(f"{name} must be a tensor {form}, got {type(value).__name__}")
+        if self.y.dim() != 2 or self.y.numel() == 0:
+            raise ValueError(f"y must have shape [num, D], num, D >= 1, got {list(self.y.shape)}")
+        if self.x is not None and self.x.shape != self.y.shape[:1]:
+            raise ValueError(f"x must have shape [{len(self)}], got {list(self.x.shape)}")
+
+    def __len__(self) -> int:
+        """Return the number of observations."""
+        return self.y.shape[0]
+
+    def __getitem__(self, index: Tensor) -> Dataset:
+        """The observations that ``index`` picks."""
+        return Dataset(self.y[index], None if self.x is None else self.x[index])
+
+    def to(self, like: Tensor) -> Dataset:
+        """The same observations, of the dtype and on the device of ``like``."""
+        return Dataset(self.y.to(like), None if self.x is None else self.x.to(like))
+
+
+def horn_radii(x: Tensor) -> Tensor:
+    """rho(x): the true radii ``[..., 2]`` of the horn's sections at ``x[...]``.
+
+    Example:
+        >>> horn_radii(torch.tensor(0.0))
+        tensor([2.0000, 1.5000])
+    """
+    a, b = RADII
+    ends = torch.stack([a * x + b * (1.0 - x), b * x + a * (1.0 - x)], dim=-1)
+    return ends * torch.exp(2.0 * x).unsqueeze(-1)
+
+
+def ellipse_data(
+    num: int = 24, *, noise: float = NOISE, generator: torch.Generator | None = None
+) -> Dataset:
+    """Unconditional observations: the horn's section at x = 0, radii (2, 1.5).
+
+    Args:
+        num: number of observations, at least 1.
+        noise: standard deviation of the noise on each component, at least 0.
+        generator: source of the draws; the global generator if absent.
+
+    Raises:
+        ValueError: ``num`` or ``noise`` is out of range.
+
+    Example:
+        >>> ellipse_data(24).y.shape
+        torch.Size([24, 2])
+    """
+    _check(num, noise)
+    return Dataset(_observe(torch.zeros(num), noise, generator))
+
+
+def horn_data(
+    num: int = 2000, *, noise: float = NOISE, generator: torch.Generator | None = None
+) -> Dataset:
+    """Conditional observations: x uniform in [0, 1], y a noisy point of the section at x.
+
+    Args:
+        num: number of observations, at least 1.
+        noise: standard deviation of the noise on each component, at least 0.
+        generator: source of the draws; the global generator if absent.
+
+    Raises:
+        ValueError: ``num`` or ``noise`` is out of range.
+    """
+    _check(num, noise)
+    x = torch.rand(num, generator=generator)
+    return Dataset(_observe(x, noise, generator), x)
+
+
+class Digits(NamedTuple):
+    """Handwritten digits of 8 x 8 pixels, in two parts.
+
+    Attributes:
+        train: pixels in [0, 1], ``[num, 64]``, float32.
+        train_label: the digit of each, ``[num]``, int64.
+        test: the held-out part.
+        test_label: the digit of each of it.
+    """
+
+    train: Dataset
+    train_label: Tensor
+    test: Dataset
+    test_label: Tensor
+
+
+def digits(held_out: float = 0.2, *, seed: int = 0) -> Digits:
+    """Scikit-learn's 1797 digits, split at random.
+
+    Args:
+        held_out: the share of the second part, in (0, 1).
+        seed: of the split.
+
+    Raises:
+        ValueError: ``held_out`` or ``seed`` is out of range.
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    if not (0.0 < number(held_out) < 1.0):
+        raise ValueError(f"held_out must be in (0, 1), got {held_out!r}")
+    check_count("seed", seed, 0)
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    y = torch.from_numpy(found.data).float() / 16.0
+    label = torch.from_numpy(found.target).long()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    test, train = order.tensor_split([max(1, min(len(y) - 1, round(held_out * len(y))))])
+    return Digits(Dataset(y[train]), label[train], Dataset(y[test]), label[test])
+
+
+def _observe(x: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
+    t = torch.rand(x.shape, generator=generator) * (2.0 * math.pi)
+    clean = horn_radii(x) * circle(t)
+    return clean + noise * torch.randn(clean.shape, generator=generator)
+
+
+def _check(num: int, noise: float) -> None:
+    check_count("num", num, 1)
+    check_not_negative("noise", noise)

@@ -1,0 +1,284 @@
+"""What numbers give that are none, or too large or too small: the rows of docs/bad_input.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from support.accuracy import assert_accurate
+from support.oracle import exact
+from support.page import rows
+from torch import Tensor
+
+from lebm_kernels import free_energy, posterior, sample_latent, softargmin, softmin
+from lebm_kernels.reference import NO_POSTERIOR
+
+Arguments = dict[str, Any]
+Outcome = Callable[[str, Arguments], None]
+
+# Where the bad number stands: a query, a latent.
+BAD, LATENT = 4, 6
+HUGE = 1e25  # its square is beyond float32
+SMALL = 1e-40  # below float32's normal numbers
+BETAS = (0.0, 1.0, math.inf)
+
+
+DIMENSIONS = (3, 64)  # of few, which are sums of differences, and of many, which may be products
+
+
+def good(D: int) -> Arguments:
+    return {"y": torch.randn(7, D), "decoded": torch.randn(11, D)}
+
+
+def of_query(arguments: Arguments, keep: Tensor) -> Arguments:
+    """The same of those queries alone."""
+    per_query = {"y": 2, "scale": 2, "beta": 1}
+
+    def kept(name: str, x: Any) -> Any:
+        own = isinstance(x, Tensor) and x.dim() == per_query.get(name)
+        return x[keep] if own else x
+
+    return {name: kept(name, x) for name, x in arguments.items()}
+
+
+def check_draws(arguments: Arguments, backend: str) -> None:
+    with pytest.raises(ValueError, match=r"^y must have") as caught:
+        sample_latent(**arguments, num_samples=2, backend=backend)
+    assert str(caught.value) == NO_POSTERIOR
+
+
+def in_row(value_of: Callable[[str], float]) -> Outcome:
+    """F is that of the backend in the bad query's row, and accurate in the others."""
+
+    def check(backend: str, arguments: Arguments) -> None:
+        others = torch.arange(7) != BAD
+        value = free_energy(**arguments, backend=backend)
+        found = posterior(**arguments, backend=backend)
+        wanted = torch.tensor(value_of(backend))
+        for bad in (value[BAD], found.free_energy[BAD]):
+            torch.testing.assert_close(bad, wanted, equal_nan=True)
+        assert not found.energy[BAD].isfinite()
+        assert ((found.index >= 0) & (found.index < 11)).all()
+        rest = of_query(arguments, others)
+        assert_accurate(value[others], **rest)
+        truth = exact(**rest)
+        assert found.index[others].tolist() == truth.index.tolist()
+        close(found.mean[others], truth.mean)
+        check_draws(arguments, backend)
+
+    return check
+
+
+def close(found: Tensor, wanted: Any) -> None:
+    torch.testing.assert_close(found, torch.tensor(wanted.astype("float32")), rtol=1e-4, atol=1e-5)
+
+
+def everywhere(backend: str, arguments: Arguments) -> None:
+    assert free_energy(**arguments, backend=backend).isnan().all()
+    found = posterior(**arguments, backend=backend)
+    assert found.free_energy.isnan().all()
+    assert found.energy.isnan().all()
+    assert ((found.index >= 0) & (found.index < 11)).all()
+    check_draws(arguments, backend)
+
+
+def out_of_reach(backend: str, arguments: Arguments) -> None:
+    """An infinite energy, which the oracle gets as a very large one."""
+    value = free_energy(**arguments, backend=backend)
+    found = posterior(**arguments, backend=backend)
+    finite = {name: x for name, x in arguments.items() if name != "beta"}
+    finite = {name: x.double().nan_to_num(posinf=1e60, neginf=-1e60) for name, x in finite.items()}
+    truth = exact(**finite, beta=arguments["beta"])
+    assert found.index.tolist() == truth.index.tolist()
+    draws = sample_latent(**arguments, num_samples=50, backend=backend)
+    assert (draws != LATENT).all()
+    if arguments["beta"] == 0:
+        for x in (value, found.free_energy):
+            assert (x == math.inf).all()
+        return
+    assert_accurate(value, **finite, beta=arguments["beta"])
+    assert_accurate(found.free_energy, **finite, beta=arguments["beta"])
+    close(found.energy, truth.energy)
+    if arguments["decoded"].isfinite().all():
+        close(found.mean, truth.mean)
+
+
+def all_infinite(backend: str, arguments: Arguments) -> None:
+    assert (free_energy(**arguments, backend=backend) == math.inf).all()
+    assert (posterior(**arguments, backend=backend).free_energy == math.inf).all()
+    check_draws(arguments, backend)
+
+
+def ordinary(backend: str, arguments: Arguments) -> None:
+    """F keeps the promise on its accuracy; the posterior is the exact one."""
+    value = free_energy(**arguments, backend=backend)
+    found = posterior(**arguments, backend=backend)
+    draws = sample_latent(**arguments, num_samples=2, backend=backend)
+    assert draws.shape == (7, 2)
+    assert ((draws >= 0) & (draws < 11)).all()
+    arguments = {name: x for name, x in arguments.items() if name != "tol"}
+    truth = exact(**arguments)
+    assert_accurate(value, **arguments)
+    assert_accurate(found.free_energy, **arguments)
+    assert found.index.tolist() == truth.index.tolist()
+    close(found.mean, truth.mean)
+    close(found.energy, truth.energy)
+
+
+def empty(*shape: int) -> Outcome:
+    def check(backend: str, arguments: Arguments) -> None:
+        assert free_energy(**arguments, backend=backend).shape == shape
+        found = posterior(**arguments, backend=backend)
+        D = arguments["decoded"].shape[-1]
+        assert [x.shape for x in found] == [shape, (*shape, D), shape, shape, shape]
+        assert sample_latent(**arguments, num_samples=2, backend=backend).shape == (*shape, 2)
+
+    return check
+
+
+def nan(backend: str) -> float:
+    return math.nan
+
+
+def infinite(backend: str) -> float:
+    return math.inf
+
+
+OUTCOMES: dict[str, Outcome] = {
+    "NaN in that row": in_row(nan),
+    "inf in that row": in_row(infinite),
+    "NaN in every row": everywhere,
+    "inf in every row": all_infinite,
+    "out of reach": out_of_reach,
+    "ordinary": ordinary,
+    "shape [0]": empty(0),
+    "shape [0, 7]": empty(0, 7),
+}
+
+
+class Numbers(NamedTuple):
+    """A row: the argument, what is passed (in words, and beside good arguments), what it gives."""
+
+    argument: str
+    given: str
+    arguments: Callable[[int], Arguments]
+    outcome: str
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        return f"`{self.argument}`", self.given, self.outcome
+
+
+def spoilt(argument: str, given: str, number: float, outcome: str) -> Numbers:
+    """The row of one number in one place, of the bad query or of the bad latent."""
+
+    def arguments(D: int) -> Arguments:
+        more = {
+            "scale": torch.rand(7, D) + 0.5,
+            "log_weight": torch.randn(11),
+            "latent_energy": torch.rand(11),
+            "beta": torch.rand(7) + 0.5,
+        }
+        x = good(D)
+        if argument in more:
+            x[argument] = more[argument]
+        place = x[argument][BAD if argument in ("y", "scale", "beta") else LATENT]
+        (place if place.dim() == 0 else place[1]).fill_(number)
+        return x
+
+    return Numbers(argument, given, arguments, outcome)
+
+
+def whole(argument: str, given: str, value: Any, outcome: str) -> Numbers:
+    """The row of a whole argument, or of what makes it for D dimensions."""
+
+    def arguments(D: int) -> Arguments:
+        return {**good(D), argument: value(D) if callable(value) else value}
+
+    return Numbers(argument, given, arguments, outcome)
+
+
+def one_bad_scale(D: int, number: float) -> Tensor:
+    scale = torch.ones(D)
+    scale[1] = number
+    return scale
+
+
+NUMBERS: list[Numbers] = [
+    spoilt("y", "NaN", math.nan, "NaN in that row"),
+    spoilt("y", "inf", math.inf, "inf in that row"),
+    spoilt("y", "-inf", -math.inf, "inf in that row"),
+    spoilt("y", "1e25", HUGE, "inf in that row"),
+    spoilt("y", "1e-40", SMALL, "ordinary"),
+    whole("y", "empty, [0, 3]", lambda D: torch.zeros(0, D), "shape [0]"),
+    whole("y", "empty, [0, 7, 3]", lambda D: torch.zeros(0, 7, D), "shape [0, 7]"),
+    spoilt("decoded", "NaN", math.nan, "NaN in every row"),
+    spoilt("decoded", "inf", math.inf, "out of reach"),
+    spoilt("decoded", "-inf", -math.inf, "out of reach"),
+    spoilt("decoded", "1e25", HUGE, "out of reach"),
+    spoilt("decoded", "3e38", 3e38, "out of reach"),
+    spoilt("decoded", "1e-40", SMALL, "ordinary"),
+    whole(
+        "decoded", "1e25 in every latent", lambda D: torch.full((11, D), HUGE), "inf in every row"
+    ),
+    spoilt("beta", "NaN in a tensor", math.nan, "NaN in that row"),
+    spoilt("beta", "-1 in a tensor", -1.0, "NaN in that row"),
+    spoilt("beta", "-inf in a tensor", -math.inf, "NaN in that row"),
+    spoilt("beta", "inf in a tensor", math.inf, "ordinary"),
+    spoilt("beta", "1e25 in a tensor", HUGE, "ordinary"),
+    spoilt("beta", "1e-40 in a tensor", SMALL, "ordinary"),
+    whole("beta", "1e-320, 0 in float32", 1e-320, "ordinary"),
+    whole("beta", "1e300, inf in float32", 1e300, "ordinary"),
+    whole("beta", "empty, [0, 1]", torch.zeros(0, 1), "shape [0, 7]"),
+    spoilt("scale", "NaN", math.nan, "NaN in that row"),
+    spoilt("scale", "inf", math.inf, "inf in that row"),
+    spoilt("scale", "-inf", -math.inf, "inf in that row"),
+    spoilt("scale", "1e25", HUGE, "inf in that row"),
+    spoilt("scale", "1e-40", SMALL, "ordinary"),
+    whole("scale", "NaN for all queries", lambda D: one_bad_scale(D, math.nan), "NaN in every row"),
+    whole("scale", "1e25 for all queries", lambda D: one_bad_scale(D, HUGE), "inf in every row"),
+    spoilt("log_weight", "NaN", math.nan, "NaN in every row"),
+    spoilt("log_weight", "inf", math.inf, "NaN in every row"),
+    spoilt("log_weight", "-inf", -math.inf, "ordinary"),
+    whole("log_weight", "-inf for all", torch.full((11,), -math.inf), "NaN in every row"),
+    spoilt("log_weight", "1e25", HUGE, "ordinary"),
+    spoilt("log_weight", "1e-40", SMALL, "ordinary"),
+    spoilt("latent_energy", "NaN", math.nan, "NaN in every row"),
+    spoilt("latent_energy", "inf", math.inf, "out of reach"),
+    spoilt("latent_energy", "-inf", -math.inf, "NaN in every row"),
+    whole("latent_energy", "inf for all", torch.full((11,), math.inf), "inf in every row"),
+    spoilt("latent_energy", "1e25", HUGE, "ordinary"),
+    spoilt("latent_energy", "1e-40", SMALL, "ordinary"),
+    whole("tol", "0", 0, "ordinary"),
+    whole("tol", "1e-320", 1e-320, "ordinary"),
+]
+
+
+@pytest.mark.parametrize("D", DIMENSIONS)
+@pytest.mark.parametrize("case", NUMBERS, ids=lambda case: f"{case.argument}: {case.given}")
+def test_gives_what_the_page_says(any_backend: str, case: Numbers, D: int) -> None:
+    arguments = case.arguments(D)
+    for beta in (None,) if "beta" in arguments else BETAS:
+        given = arguments if beta is None else {**arguments, "beta": beta}
+        OUTCOMES[case.outcome](any_backend, given)
+
+
+def test_the_page_has_these_rows() -> None:
+    assert rows("Numbers") == [case.row for case in NUMBERS]
+    assert {cells[0] for cells in rows("Outcomes")} == {*OUTCOMES}
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_softmin_of_infinite_energies(beta: float) -> None:
+    energy = torch.tensor([[3.0, math.inf, 1.0], [math.inf] * 3])
+    found = softmin(energy, beta, dim=1)
+    wanted = {0.0: math.inf, 1.0: 1 - math.log((1 + math.exp(-2)) / 3), math.inf: 1.0}[beta]
+    torch.testing.assert_close(found, torch.tensor([wanted, math.inf]))
+    shares = {0.0: [0.5, 0.0, 0.5], math.inf: [0.0, 0.0, 1.0]}
+    colder = 1 / (1 + math.exp(-2.0))
+    torch.testing.assert_close(
+        softargmin(energy, beta, dim=1)[0], torch.tensor(shares.get(beta, [1 - colder, 0, colder]))
+    )

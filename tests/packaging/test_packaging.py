@@ -1,0 +1,308 @@
+"""The package as it is built and installed: with, without and with a failing C++ compiler.
+
+A small script stands in for the compiler, so that these tests say the same on every machine and
+take seconds; that the real sources compile is seen by every test of the native backend.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import lebm_kernels
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = Path("lebm_kernels", "_native.abi3.so")
+REASON = Path("lebm_kernels", "_native_build.txt")
+CUDA_REASON = Path("lebm_kernels", "_cuda_build.txt")
+RECORD = Path("lebm_kernels", "_native_compilers.txt")
+
+# Writes the file after -o and notes its name in calls.txt; answers a source with the word BROKEN as
+# a compiler would; names the header that a source includes in the dependency file after -MF.
+FAKE_COMPILER = """#!{python}
+import pathlib, re, sys
+arguments = sys.argv[1:]
+if arguments == ["--version"]:
+    print("Copyright 2026\\n  fakecc (made up) 7.8.9\\nfor 3.2.1")
+    sys.exit()
+output = pathlib.Path(arguments[arguments.index("-o") + 1])
+with open({calls!r}, "a") as calls:
+    print(output.name, file=calls)
+if "-c" in arguments:
+    source = pathlib.Path(arguments[arguments.index("-c") + 1])
+    text = source.read_text()
+    if "BROKEN" in text:
+        sys.exit(f"{{source}}:1: error: BROKEN was not declared")
+    headers = [source.parent / name for name in re.findall('#include "(.*?)"', text)]
+    rule = f"{{output}}: {{source}} " + " ".join(map(str, headers))
+    pathlib.Path(arguments[arguments.index("-MF") + 1]).write_text(rule)
+output.write_text("built")
+"""
+
+Build = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the sources, with a small csrc/ in place of the real one."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    ignored = shutil.ignore_patterns(
+        "__pycache__", "*.so", *(path.name for path in (REASON, CUDA_REASON, RECORD))
+    )
+    shutil.copytree(ROOT / "lebm_kernels", tree / "lebm_kernels", ignore=ignored)
+    kernels = tree / "csrc" / "cpu"
+    kernels.mkdir(parents=True)
+    (tree / "csrc" / "bindings.cpp").write_text("// no header\n")
+    (kernels / "rows.h").write_text("// a header\n")
+    (kernels / "rows.cpp").write_text('#include "rows.h"\n')
+    compiler = tree / "compiler"
+    calls = str(tree / "calls.txt")
+    compiler.write_text(FAKE_COMPILER.format(python=sys.executable, calls=calls))
+    compiler.chmod(0o755)
+    return tree
+
+
+@pytest.fixture
+def build(tree: Path) -> Build:
+    """Runs setup.py in the tree, with the fake compiler unless told otherwise."""
+
+    def build(
+        *arguments: str,
+        compiler: str | None = None,
+        native: str = "auto",
+        cuda: str = "0",
+        cuda_home: str = "/nonexistent/cuda",
+    ) -> subprocess.CompletedProcess[str]:
+        arguments = arguments or ("build_ext", "--inplace")
+        environment = os.environ | {
+            "CXX": compiler or str(tree / "compiler"),
+            "LEBM_KERNELS_NATIVE": native,
+            "LEBM_KERNELS_CUDA": cuda,
+            "CUDA_HOME": cuda_home,
+        }
+        return subprocess.run(
+            [sys.executable, "setup.py", "-q", *arguments],
+            cwd=tree,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return build
+
+
+def compiled(tree: Path) -> set[str]:
+    """What the fake compiler made since it was last asked."""
+    calls = tree / "calls.txt"
+    names = set(calls.read_text().split()) if calls.exists() else set()
+    calls.unlink(missing_ok=True)
+    return names
+
+
+def make_newer(path: Path) -> None:
+    """Moves a file's time past all that was just built, whatever the clock's resolution."""
+    later = path.stat().st_mtime + 100
+    os.utime(path, (later, later))
+
+
+def test_version_is_the_same_everywhere() -> None:
+    assert metadata.version("lebm-kernels") == lebm_kernels.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (\d+\.\d+\.\d+)", changelog, flags=re.MULTILINE)
+    assert headings[0] == lebm_kernels.__version__
+
+
+def test_what_is_heavy_is_imported_where_it_is_used() -> None:
+    # PyTorch itself may import some of them.
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "for name in ('lebm_kernels', 'lebm_kernels.cli'):\n"
+        "    __import__(name)\n"
+        "    print(*set(sys.modules) - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    package, command_line = (set(line.split()) for line in done.stdout.splitlines())
+    unwanted = {"matplotlib", "scipy", "sklearn", "tqdm", "triton"}
+    assert "lebm_kernels" in package
+    assert not {name.partition(".")[0] for name in package} & {*unwanted, "click", "rich", "typer"}
+    # --help and a mistyped option wait for no model, figure or benchmark either.
+    assert "lebm_kernels.cli.bench" in command_line
+    assert not {name.partition(".")[0] for name in command_line} & unwanted
+    ours = ("models", "training", "figures", "practicum", "benchmarking", "gradient_checks")
+    assert not command_line & {f"lebm_kernels.{name}" for name in ours}
+
+
+def test_builds_the_library_beside_the_sources(tree: Path, build: Build) -> None:
+    done = build()
+    assert done.returncode == 0, done.stderr
+    assert (tree / LIBRARY).read_text() == "built"
+    assert not (tree / REASON).exists()
+
+
+def test_the_compiler_and_its_flags_are_written_down(
+    tree: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXXFLAGS", "-march=fake -DNAME='two words'")
+    assert build().returncode == 0
+    lines = (tree / RECORD).read_text().splitlines()
+    facts = dict(line.split(": ", 1) for line in lines)
+    assert facts["compiler"] == "fakecc (made up) 7.8.9"
+    assert facts["flags"].startswith("-std=c++17 ")
+    assert facts["flags"].endswith("-march=fake '-DNAME=two words'")
+    assert facts["PyTorch's headers"].split(".") == torch.__version__.split("+")[0].split(".")
+    # A library that is gone leaves no record behind.
+    assert build(native="0").returncode == 0
+    assert not (tree / RECORD).exists()
+
+
+def test_builds_again_only_what_changed(tree: Path, build: Build) -> None:
+    build()
+    assert compiled(tree) == {"bindings.o", "rows.o", "_native.abi3.so"}
+    build()
+    assert compiled(tree) == set()
+    make_newer(tree / "csrc" / "cpu" / "rows.h")
+    build()
+    assert compiled(tree) == {"rows.o", "_native.abi3.so"}
+
+
+def test_without_a_compiler_the_build_succeeds_and_says_why(tree: Path, build: Build) -> None:
+    assert build().returncode == 0
+    done = build(compiler="/nonexistent/c++")
+    assert done.returncode == 0
+    assert "/nonexistent/c++" in done.stderr
+    assert "/nonexistent/c++" in (tree / REASON).read_text()
+    assert not (tree / LIBRARY).exists(), "the library of an earlier build must not stay"
+
+
+def test_a_failing_compiler_is_quoted(tree: Path, build: Build) -> None:
+    source = tree / "csrc" / "cpu" / "rows.cpp"
+    source.write_text("BROKEN")
+    done = build()
+    assert done.returncode == 0
+    assert "error: BROKEN was not declared" in done.stderr
+    headline, *quoted = (tree / REASON).read_text().splitlines()
+    assert str(source) in headline
+    assert any("error: BROKEN was not declared" in line for line in quoted)
+
+    source.write_text("// mended")
+    assert build().returncode == 0
+    assert (tree / LIBRARY).exists()
+    assert not (tree / REASON).exists(), "the reason of an earlier build must not stay"
+
+
+def test_native_1_makes_a_failure_fatal(tree: Path, build: Build) -> None:
+    done = build(compiler="/nonexistent/c++", native="1")
+    assert done.returncode != 0
+    assert "/nonexistent/c++" in done.stderr
+    assert "LEBM_KERNELS_NATIVE=1" in done.stderr
+
+
+def test_native_0_leaves_the_extension_out(tree: Path, build: Build) -> None:
+    assert build(native="0").returncode == 0
+    assert "LEBM_KERNELS_NATIVE=0" in (tree / REASON).read_text()
+    assert compiled(tree) == set()
+
+
+def test_native_takes_no_other_value(build: Build) -> None:
+    done = build(native="yes")
+    assert done.returncode != 0
+    assert "'yes'" in done.stderr
+
+
+def test_without_nvcc_the_library_is_built_and_says_why(tree: Path, build: Build) -> None:
+    assert build(cuda="auto").returncode == 0
+    assert (tree / LIBRARY).exists()
+    assert not (tree / REASON).exists()
+    assert "no nvcc in /nonexistent/cuda" in (tree / CUDA_REASON).read_text()
+
+
+def test_cuda_0_leaves_the_kernels_out(tree: Path, build: Build) -> None:
+    assert build(cuda="0").returncode == 0
+    assert "LEBM_KERNELS_CUDA=0" in (tree / CUDA_REASON).read_text()
+
+
+def test_cuda_1_makes_a_failure_fatal(build: Build) -> None:
+    done = build(cuda="1")
+    assert done.returncode != 0
+    assert "LEBM_KERNELS_CUDA=1" in done.stderr
+    assert "no nvcc" in done.stderr
+
+
+def test_cuda_takes_no_other_value(build: Build) -> None:
+    done = build(cuda="yes")
+    assert done.returncode != 0
+    assert "LEBM_KERNELS_CUDA" in done.stderr
+    assert "'yes'" in done.stderr
+
+
+def test_wheel_serves_every_cpython_and_holds_what_is_needed(tree: Path, build: Build) -> None:
+    done = build("bdist_wheel", "--dist-dir", "dist")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tree / "dist").glob("*.whl")
+    assert wheel.name.startswith(f"lebm_kernels-{lebm_kernels.__version__}-cp310-abi3-")
+    assert not wheel.name.endswith("-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+        assert "lebm = lebm_kernels.cli:main" in archive.read(entry_points).decode()
+    assert {
+        LIBRARY.as_posix(),
+        RECORD.as_posix(),
+        "lebm_kernels/py.typed",
+        "lebm_kernels/cli/info.py",
+        "lebm_kernels/peak.cpp",
+    } <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"lebm_kernels"}
+
+
+def test_wheel_without_a_compiler_carries_the_reason(tree: Path, build: Build) -> None:
+    assert build("bdist_wheel", "-d", "dist", compiler="/nonexistent/c++").returncode == 0
+    (wheel,) = (tree / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert LIBRARY.as_posix() not in archive.namelist()
+        assert "/nonexistent/c++" in archive.read(REASON.as_posix()).decode()
+
+
+def test_source_distribution_holds_all_sources(tree: Path, build: Build) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    shutil.rmtree(tree / "csrc")
+    for name in ("csrc", "tests", "bench", "docs", ".ci"):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+    single = ("MANIFEST.in", "Makefile", "constraints.txt", "CHANGELOG.md", "CONTRIBUTING.md")
+    for name in single:
+        shutil.copy(ROOT / name, tree)
+    folders = ("csrc", "tests", "bench", "docs", ".ci", "lebm_kernels")
+    files = {path for name in folders for path in (tree / name).rglob("*") if path.is_file()}
+    wanted = {path.relative_to(tree).as_posix() for path in files} | {"setup.py", *single}
+    done = build("sdist", "--dist-dir", "dist")
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tree / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {member.name.partition("/")[2] for member in opened if member.isfile()}
+    assert wanted <= names, wanted - names
+
+
+def test_a_library_that_is_named_and_missing_is_an_error(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.so")
+    environment = os.environ | {"LEBM_KERNELS_LIBRARY": missing}
+    command = [sys.executable, "-c", "import lebm_kernels"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"LEBM_KERNELS_LIBRARY names no file: {missing}" in done.stderr

@@ -1,0 +1,1 @@
+"""What several tests use: the oracle, the backends under test, random problems, processes."""

@@ -1,0 +1,90 @@
+"""Checks of some of many queries: of all, the oracle would take too long.
+
+The others weigh nothing in the gradients of what the queries share.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lebm_kernels import free_energy, posterior, reference
+from support.accuracy import assert_accurate, assert_gradients_accurate, gradients
+from support.oracle import exact, to_array
+
+# Of a backend that does nothing special with many queries, as many as fill its tiles, and some.
+FEWER = {"chunked": 40, "emulated_cuda": 140}
+
+# The dimensions that these have where there is one for each query.
+_PER_QUERY = {"y": 2, "beta": 1, "scale": 2}
+
+_ENERGY = ("y", "decoded", "scale", "latent_energy")
+
+
+def restricted(arguments: dict[str, Tensor], some: Tensor) -> dict[str, Tensor]:
+    """The problem of some queries alone, or of their slopes."""
+    return {
+        name: x[some] if x.dim() == _PER_QUERY.get(name) else x for name, x in arguments.items()
+    }
+
+
+def chosen(M: int, count: int) -> Tensor:
+    """``count`` queries, scattered over all tiles, beside the first and the last."""
+    return torch.cat((torch.tensor([0, M - 1]), torch.randperm(M)[:count])).unique()
+
+
+def check(
+    backend: str, arguments: dict[str, Tensor], count: int = 10, some: Tensor | None = None
+) -> None:
+    """F and all gradients, of ``count`` queries or of those named."""
+    M = len(arguments["y"])
+    some = chosen(M, count) if some is None else some
+    few = restricted(arguments, some)
+    function = partial(free_energy, backend=backend)
+    assert_accurate(function(**arguments)[some], **few)
+    grad = torch.zeros(M, dtype=few["y"].dtype)
+    grad[some] = torch.randn(len(some), dtype=grad.dtype)
+    found = restricted(gradients(function, arguments, grad), some)
+    assert_gradients_accurate(found, few, grad[some])
+
+
+def check_index(backend: str, arguments: dict[str, Tensor], count: int = 10) -> None:
+    """Of the posterior's index, the energy must be the least, as far as the dtype shows."""
+    some = chosen(len(arguments["y"]), count)
+    few = restricted(arguments, some)
+    index = posterior(**arguments, backend=backend).index[some]
+    energy = reference.energies(*(few[x].double() if x in few else None for x in _ENERGY))
+    excess = energy.gather(-1, index[:, None])[:, 0] - energy.amin(-1)
+    cold = {**few, "beta": torch.tensor(math.inf, dtype=few["y"].dtype)}
+    eps = torch.finfo(few["y"].dtype).eps
+    assert (excess.numpy() <= 16 * eps * exact(**cold).magnitude).all()
+
+
+def check_posterior(backend: str, arguments: dict[str, Tensor], count: int = 10) -> None:
+    """The expectations: a relative error of eps in E is one of beta eps E in p.
+
+    E itself may be the small rest of the larger terms that ``magnitude`` counts.
+    """
+    some = chosen(len(arguments["y"]), count)
+    few = restricted(arguments, some)
+    found = posterior(**arguments, backend=backend)
+    assert_accurate(found.free_energy[some], **few)
+    truth = exact(**few)
+    beta = to_array(few["beta"])
+    finite = np.where(beta == np.inf, 0, beta)
+    size = np.maximum(np.abs(truth.energy), truth.magnitude)
+    blur = 16 * torch.finfo(few["y"].dtype).eps * (1 + finite * size)
+    bounds: dict[str, Any] = {
+        "mean": (blur * np.abs(to_array(few["decoded"])).max())[:, None],
+        "energy": blur * size.max(),
+        "relative_entropy": blur * (1 + truth.relative_entropy),
+    }
+    for name, bound in bounds.items():
+        error = np.abs(to_array(getattr(found, name)[some]) - getattr(truth, name))
+        assert (error <= bound).all(), f"{name}: {float((error / bound).max()):.3g} times the bound"
+    check_index(backend, arguments, count)
