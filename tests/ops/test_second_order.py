@@ -78,7 +78,7 @@ def assert_close(found: list[Tensor], wanted: list[Tensor], share: float = 1e-10
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.param:
         monkeypatch.setattr(pair_tiles, "_tile_pairs", lambda device: 12)
-        monkeypatch.setattr(chunked, "latent_tile", lambda problem: 3)
+        monkeypatch.setattr(pair_tiles, "latents_per_tile", lambda problem: 3)
     return None
 
 
