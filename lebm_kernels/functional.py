@@ -52,30 +52,35 @@ def free_energy(
     gradient comes back in its tensor's dtype.
 
     Args:
-        y: queries, ``[..., M, D]``, float16, bfloat16, float32 or float64. The halves are
-            computed, and F is returned, in float32; gradients come back in the input's dtype.
+        y: queries, ``[..., M, D]``, float16, bfloat16, float32 or float64. float16 and bfloat16
+            are computed in float32: F is float32, and gradients come back in the input's dtype.
         decoded: g, the decoder's output on the grid, ``[..., N, D]``, dtype of ``y``.
-        beta: inverse temperature, a number in [0, inf], or a tensor that broadcasts with F. In a
-            tensor, an element that is negative or NaN gives a NaN in its place.
+        beta: inverse temperature, a number in [0, inf], or a tensor that broadcasts with F. Where
+            an element of the tensor is negative or NaN, F is NaN.
         scale: s, broadcasts with ``y``: ``[D]`` for all queries, or ``[..., M, D]``.
-        log_weight: l, log-weights of the latents, ``[..., N]``, normalised away; -inf drops one.
+        log_weight: l, log-weights of the latents, ``[..., N]``, normalised away. -inf drops a
+            latent.
         latent_energy: r, ``[..., N]``, a regulariser that belongs to the energy.
-        tol: the share of a query's sum that may be pruned, in [0, 1); None prunes nothing that the
-            dtype could show. F rises by at most -log(1 - tol)/beta, its gradient in y moves by at
-            most 2 tol times the diameter of the scaled latents. Only ``native`` on CPU prunes, at
-            D <= 4 and without log-weights; elsewhere nothing is left out.
+        tol: the part of a query's sum that may be pruned, in [0, 1); None prunes only what rounding
+            hides. F rises by at most -log(1 - tol)/beta. Its gradient in y changes by at most 2 tol
+            times the diameter of the scaled latents. Only ``native`` on CPU prunes, at D <= 4 and
+            without log-weights.
         backend: one of ``backends()``, or None for the first that can run on y's device.
 
     Returns:
         F, ``[..., M]``, in squared units of ``y``; float32, or float64 where ``y`` is.
 
     Raises:
-        TypeError: an argument is no tensor, or of the wrong dtype.
+        TypeError: an argument is not a tensor, or has the wrong dtype.
         ValueError: a shape, device or value does not fit; the message names the argument.
-            ``docs/bad_input.md`` has every case, and what bad numbers give.
-        RuntimeError: the named backend cannot run here; the message says why, and what would help.
-        torch.OutOfMemoryError: (a RuntimeError) the arrays that the backend holds do not fit; the
-            message says how large they are, and what is smaller.
+            ``docs/bad_input.md`` lists every case, and the results for NaN and infinities.
+        RuntimeError: the named backend cannot run here; the message says why and what would help.
+        torch.OutOfMemoryError: (a RuntimeError) the backend's arrays do not fit in memory; the
+            message gives their size and what to do.
+
+    Warns:
+        UserWarning: once a process, where ``backend`` is None and only the slow ``chunked`` can
+            run; the message gives the reason.
 
     Example:
         >>> y = torch.tensor([[3.0, 0.0]])
@@ -162,7 +167,7 @@ def sample_latent(
 
     Raises:
         TypeError: also where ``num_samples`` or ``generator`` is of the wrong type.
-        ValueError: also where a query has no posterior.
+        ValueError: also where a query has no posterior: its energies are NaN or all infinite.
 
     Example:
         >>> y, decoded = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -186,8 +191,8 @@ def softmin(
         beta: inverse temperature in [0, inf]: a number, or a tensor that broadcasts
             with the result.
         dim: the dimension of the latents.
-        log_weight: log-weights, ``[N]`` or broadcastable to ``energy`` with ``dim`` last;
-            normalised away.
+        log_weight: log-weights, ``[N]`` or broadcastable to ``energy`` with ``dim`` last. They are
+            normalised.
 
     Returns:
         ``energy``'s shape without ``dim``.
@@ -255,7 +260,7 @@ def _softargmin(
     energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
 ) -> Tensor:
     last, beta = check_energy(energy, beta, dim, log_weight)
-    # Counted from the end, where several betas at once leave it.
+    # Counted from the end: several betas at once add dimensions in front.
     place = dim if dim < 0 else dim - energy.dim()
     return reference.softargmin(sign * last, beta, log_weight).movedim(-1, place)
 

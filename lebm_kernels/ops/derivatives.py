@@ -1,11 +1,11 @@
 """The operators' derivatives and batching, once for all backends.
 
-F's gradients are a function of F's arguments too. Its derivative, and forward mode, are the rates
-along a direction that ``lebm_kernels::free_energy_second`` computes:
+F's gradients depend on F's arguments too. Their derivatives, and forward mode, are rates along a
+direction, which ``lebm_kernels::free_energy_second`` computes:
 
-    backward of the gradients, cotangents as the direction: F_dot, and the gradients of sum G F_dot
-    jvp of F: F_dot
-    jvp of the gradients: the gradients of sum (G F_dot + G_dot F)
+    backward of the gradients    F_dot and the gradients of sum G F_dot, along the cotangents
+    jvp of F                     F_dot
+    jvp of the gradients         the gradients of sum (G F_dot + G_dot F)
 
 The operator of :mod:`lebm_kernels.ops.schemas` serves eager mode and torch.compile. torch.func and
 forward mode ignore what an operator registers, so they get an autograd.Function in its place.

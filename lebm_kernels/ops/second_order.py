@@ -1,8 +1,8 @@
 r"""Second derivatives of the free energy in plain PyTorch tiles, for every backend.
 
-A direction changes every argument at a rate, written with a dot; ``mean_dot`` c is a latent energy
-c[b] . g[n] that grows at the rate 1, ``energy_dot`` e one of e[b] u[b,n]. With u = E - F,
-d = y - s g and x = -beta u = log(p/w):
+A direction changes every argument at a rate, written with a dot. Two more rates are energies that
+grow at the rate 1: c[b] . g[n] (``mean``) and e[b] u[b,n] (``energy``). With u = E - F, d = y - s g
+and x = -beta u = log(p/w):
 
     d_dot   = y_dot - s_dot g - s g_dot
     E_dot   = 2 d . d_dot + r_dot + c . g + e u
@@ -11,8 +11,8 @@ d = y - s g and x = -beta u = log(p/w):
 
     F_dot[b] = <E_dot>_p + J - beta_dot K,     J = sum_n k_1 l_dot,  K = sum_n k_2 = -dF/dbeta
 
-and the gradients of sum_b (G F_dot + G_dot F), which are the rates of those of sum_b G F: with
-q = G p_dot + G_dot p,
+The gradients of sum_b (G F_dot + G_dot F) are the rates of the gradients of sum_b G F. With
+q = G p_dot + G_dot p:
 
     by y[b]     2 sum_n (q d + G p d_dot)
     by s[b]    -2 sum_n (q g d + G p (g_dot d + g d_dot))
@@ -22,8 +22,8 @@ q = G p_dot + G_dot p,
     by l[n]     sum_b G (p (E_dot - <E_dot>_p) + k_1 l_dot - p J + beta_dot (p K - k_2)) + G_dot k_1
     by r[n]     sum_b q
 
-where l_dot is taken from its average over w. The k_j are entire in beta, so that nothing cancels
-where it is small. At beta = inf, p moves with l alone and the terms of beta and the k_j are zero.
+Here l_dot is relative to its average over w. The k_j are entire functions of beta, so nothing cancels
+at small beta. At beta = inf, p changes with l alone: the terms with beta and the k_j are zero.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Direction(NamedTuple):
 
 
 class SecondWants(NamedTuple):
-    """Which gradients are computed beside F_dot; the rest stays None."""
+    """Which gradients are computed in addition to F_dot; the others stay None."""
 
     y: bool = False
     decoded: bool = False
