@@ -22,8 +22,8 @@ q = G p_dot + G_dot p:
     by l[n]     sum_b G (p (E_dot - <E_dot>_p) + k_1 l_dot - p J + beta_dot (p K - k_2)) + G_dot k_1
     by r[n]     sum_b q
 
-Here l_dot is relative to its average over w. The k_j are entire functions of beta, so nothing cancels
-at small beta. At beta = inf, p changes with l alone: the terms with beta and the k_j are zero.
+Here l_dot is relative to its average over w. The k_j are entire in beta, so nothing cancels
+where beta is small. At beta = inf, p changes with l alone: the terms with beta and the k_j are zero.
 """
 
 from __future__ import annotations
