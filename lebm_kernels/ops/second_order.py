@@ -23,7 +23,7 @@ q = G p_dot + G_dot p:
     by r[n]     sum_b q
 
 Here l_dot is relative to its average over w. The k_j are entire in beta, so nothing cancels
-where beta is small. At beta = inf, p changes with l alone: the terms with beta and the k_j are zero.
+at small beta. At beta = inf, p changes with l alone: the terms with beta and k_j are zero.
 """
 
 from __future__ import annotations
