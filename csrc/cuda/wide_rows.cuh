@@ -160,20 +160,20 @@ __device__ __forceinline__ T add_pair(WideQuery<T>& q, T e, T weight) {
 
 // Makes a tile's best latent the shift if necessary. Returns the factor for the query's sums in
 // memory.
-template <typename T, RowPass kPass>
+template <typename T>
 __device__ __forceinline__ T update_shift(WideQuery<T>& q, T energy, T weight) {
   if (!(energy < infinity(T()))) return T(1);
-  const bool has_shift = q.a != infinity(T());
+  const bool no_shift = q.a == infinity(T());
   T factor = T(1);
   if (q.regime == Regime::kCold) {
-    if (has_shift && energy > q.m) return factor;
-    if (has_shift && energy == q.m && !(weight + q.a > T(1))) return factor;
-    factor = !has_shift || energy < q.m ? T(0) : power(-rint(weight) - q.a);
+    if (!no_shift && energy > q.m) return factor;
+    if (!no_shift && energy == q.m && !(weight + q.a > T(1))) return factor;
+    factor = no_shift || energy < q.m ? T(0) : power(-rint(weight) - q.a);
   } else {
-    if (has_shift && !(fused(q.minus_c, energy - q.m, weight + q.a) > T(kLag))) return factor;
+    if (!no_shift && !(fused(q.minus_c, energy - q.m, weight + q.a) > T(kLag))) return factor;
     const double exponent =
         log2_rescale(-double(q.minus_c), double(q.m), double(q.a), double(energy), -double(weight));
-    factor = has_shift ? power(T(exponent)) : T(0);
+    factor = no_shift ? T(0) : power(T(exponent));
     q.energy += (double(q.m) - double(energy)) * q.mass;
   }
   // A NaN sum stays NaN, even if the factor is 0.
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kThreads)
       best_of_row(q.regime == Regime::kWarm ? q.minus_c : -infinity(T()), e[i], tile[0], energy,
                   weight);
       if (kPass == RowPass::kFirst) {
-        update_shift<T, kPass>(q, energy, weight);
+        update_shift(q, energy, weight);
       } else if (q.regime == Regime::kHot) {
         // If the sample has no finite energy, the shift of the first pass stays.
         const int64_t m = first_query + row * kQueriesPerRow + i;
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(kThreads)
         T energy, weight;
         best_of_row(q.regime == Regime::kCold ? -infinity(T()) : q.minus_c, e[i], tile[0], energy,
                     weight);
-        factor = update_shift<T, kPass>(q, energy, weight);
+        factor = update_shift(q, energy, weight);
       }
       T sum = T(0), weighted = T(0);
 #pragma unroll
