@@ -8,9 +8,9 @@
 
 The hot loop is the innermost loop (a branch to a lower label, with no other such branch inside)
 with the most MUFU.EX2; of equals, the shortest. A pair costs one exponential, so that all counts
-are divided by the number of MUFU.EX2. Per clock, a multiprocessor computes 16 exponentials, issues 128
-instructions, and executes 128 (64 on sm_80) in the FMA pipes. The predicted fraction of the rate
-that MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instructions).
+are divided by the number of MUFU.EX2. Per clock, a multiprocessor computes 16 exponentials, issues
+128 instructions, and executes 128 (64 on sm_80) in the FMA pipes. The predicted fraction of the
+rate that MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instructions).
 """
 
 from __future__ import annotations
