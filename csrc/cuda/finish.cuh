@@ -1,9 +1,11 @@
-// From the sums of a query over all latents to F, the state and the slopes:
+// From the sums of a query over all latents (partial.cuh) to F, the state and the slopes:
 //
-//   L       = ln2 (log2 S - a) - log sum of the weights
-//   F       = m - L / beta
-//   dF/dy   = 2 sum p~ (y - s g) / S,   dF/dscale = -2 sum p~ g (y - s g) / S
-//   dF/dbeta = (<E> - F) / beta,        mean = sum p~ g / S
+//   L         = ln 2 (log2 S - a) - log sum_n w
+//   F         = m - L / beta
+//   dF/dy     = 2 sum p~ (y - s g) / S
+//   dF/dscale = -2 sum p~ g (y - s g) / S
+//   dF/dbeta  = (<E> - F) / beta
+//   mean      = sum p~ g / S
 //
 // Outputs: F, dF/dbeta [B, M]; state [B, M, 3] = (m, L, F - m); the others [B, M, D].
 #pragma once
@@ -99,7 +101,7 @@ __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const T
   const double L = log1p(mass_minus_1 / t.mass);
   // Outside of this range the first pass is more exact.
   if (beta != 0 && !(L > kStillHotAbove && L < kHotBelow)) return;
-  // There F = <E>: the second-order term -beta Var / 2 is below rounding, and exponents may
+  // If flat, F = <E>: the second-order term -beta Var / 2 is below rounding, and exponents may
   // underflow.
   const bool flat = beta == 0 || beta * largest <= double(Range<T>::kEps) / 4;
   const double gap = flat ? t.energy / t.mass : -L / beta;
@@ -125,7 +127,7 @@ __device__ double finish_cold(const RowTask<T>& task, int64_t b, int64_t m, cons
   return t.mass;
 }
 
-// At D <= 4, from the fields of partial.cuh.
+// The totals of a query at D <= 4, from the fields of partial.cuh.
 template <typename T, int kD, int kWants>
 __device__ Totals totals_of(const double (&fields)[kFields<kD, kWants>]) {
   const double* sums = fields + (kWantsEnergy<kWants> ? 4 : 3);

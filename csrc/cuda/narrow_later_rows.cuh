@@ -4,10 +4,10 @@
 //   second, cold:  sums of w, w (y - s g), ... over the latents of least energy
 //   third, hot:    sum w (E - F)^2 Phi(-beta (E - F)) = -dF/dbeta, with the F of the second pass
 //
-// Shapes as in narrow_rows.cuh. The kernel is always launched, because the host does not read beta.
-// A thread block without hot or cold queries returns at once. Otherwise these queries divide all
-// threads of the thread block among them. Every query is treated as if it had a scale, and every
-// latent as if it had a weight and an energy: multiplying by 1 and adding 0 are exact.
+// Shapes as in narrow_rows.cuh. The host does not read beta, and launches these passes for all
+// queries. A thread block without hot or cold queries returns at once. Otherwise these queries
+// divide all threads of the thread block among them. Every query is treated as if it had a scale,
+// and every latent as if it had a weight and an energy: multiplying by 1 and adding 0 are exact.
 #pragma once
 
 #include <cmath>

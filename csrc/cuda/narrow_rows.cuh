@@ -73,9 +73,9 @@ __device__ __forceinline__ T add(const Query<T, kD, kHasScale>& query, const T* 
   return p;
 }
 
-// The running sums of one query. In float the mass keeps its rounding errors over a tile, since F
-// shows each of them for energies near the shift. In double, which no longer type sums up, all sums
-// keep theirs to the end.
+// The running sums of one query. `lost` has the rounding errors of the first kExact sums. In float
+// that is the mass, within a tile: F shows its errors if all energies are near the shift. In
+// double, for which there is no longer type, these are all sums, to the end.
 template <typename T, int kCount>
 struct Sums {
   static constexpr bool kLongest = sizeof(T) == 8;

@@ -73,8 +73,8 @@ constexpr double kLargestNorm = 30.0, kLargestAddend = 128.0;
 //
 // Without a shift m = inf. Without a shift, and for a steep query (see is_steep), a = inf: then
 // every chunk's mass is infinite, and the slow path of narrow_rows.cuh sums the chunk instead. A
-// steep query keeps its actual a in minus_c. A premultiplied query has y = sqrt(c) y, minus_c =
-// -sqrt(c), m = 0 and a = c m.
+// steep query keeps its actual a in minus_c. A premultiplied query has sqrt(c) y in y, -sqrt(c) in
+// minus_c, m = 0, and c m (of the m before) in a.
 template <typename T, int kD, bool kHasScale>
 struct Query {
   T y[kD], s[kHasScale ? kD : 1];

@@ -1,5 +1,5 @@
-// The column pass at D > 4: the latents of a thread block with the queries of its split, tile by
-// tile.
+// The column pass at D > 4: tile by tile, the latents of a thread block with the queries of its
+// split.
 //
 //   grad_g[n] = -2 sum_b G p s (y - s g),   grad_r[n] = sum_b G p,   grad_l[n]: see column_task.cuh
 //

@@ -1,5 +1,5 @@
-// The row passes at D > 4: the queries of a thread block with the latents of its split, tile by
-// tile.
+// The row passes at D > 4: tile by tile, the queries of a thread block with the latents of its
+// split.
 //
 //   S = sum_n p~,   p~ = exp2(-c (E - m) + log2 w + a),   and sum p~ (E - m)
 //   for each dimension: sums of p~ (y - s g), p~ g (y - s g) and p~ g
@@ -32,7 +32,7 @@ constexpr int kWideFields = kFields<0, kEverything>;
 
 constexpr double kLag = 20;  // bits by which a latent may be better than the shift
 
-// The lanes of the warp in this thread's row: half of them.
+// The mask of this thread's row of 16, which is half a warp.
 __device__ __forceinline__ unsigned row_mask() {
   return 0xffffu << (threadIdx.x / kColumns % 2 * kColumns);
 }
@@ -81,7 +81,8 @@ template <typename T>
 struct WideQuery {
   Regime regime;
   T m, a, minus_c, beta, gap;
-  double mass, energy, extra;  // `extra`: sum w (p - 1) (second pass), the slope (third)
+  double mass, energy;
+  double extra;  // second pass: sum w (exp(-beta (E - m)) - 1); third pass: -dF/dbeta sum w
   T least;
   int64_t index;
 };
@@ -158,8 +159,8 @@ __device__ __forceinline__ T add_pair(WideQuery<T>& q, T e, T weight) {
   }
 }
 
-// Makes a tile's best latent the shift if necessary. Returns the factor for the query's sums in
-// memory.
+// Makes a tile's best latent the shift if necessary. Returns the factor that rescales the sums so
+// far.
 template <typename T>
 __device__ __forceinline__ T update_shift(WideQuery<T>& q, T energy, T weight) {
   if (!(energy < infinity(T()))) return T(1);
