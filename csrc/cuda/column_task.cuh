@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kThreads)
   const double whole = cold ? rint(log2_p + state[3 * query + 2]) : rint(log2_p);
   const double rest = cold ? -state[3 * query + 2] : log2_p - whole;
   record[kShift] = T(m_rounded);
-  // A positive rate marks a steep query. At D > 4 none is marked: the row pass computes E first for
-  // every query.
+  // A positive rate marks a steep query. At D > 4 no query is marked: the row pass computes E first
+  // for every query.
   const T rate = T(beta * kLog2E);
   const bool steep = with_point && is_steep(rate, record[kShift]);
   record[kRate] = cold ? cold_rate<T>() : steep ? rate : -rate;
