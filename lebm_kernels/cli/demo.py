@@ -28,7 +28,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: see it run.")] = False,
 ) -> None:
     """Train both models cold and warm, draw them, time the operation, check its gradients."""
-    from lebm_kernels.figures import cold_and_warm_figure
+    from lebm_kernels.figures.maps import cold_and_warm_figure
     from lebm_kernels.practicum import WARM_BETA
 
     start = time.perf_counter()

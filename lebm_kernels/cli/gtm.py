@@ -41,7 +41,7 @@ def gtm(
         raise typer.BadParameter(
             "the digits are scikit-learn's, which is not installed", param_hint="'gtm'"
         ) from None
-    from lebm_kernels.figures import latent_map_figure, restored_images_figure
+    from lebm_kernels.figures.latents import latent_map_figure, restored_images_figure
     from lebm_kernels.models.gtm import fit, mean_log_density, restore, topographic_mapping
     from lebm_kernels.training.datasets import digits
 

@@ -196,7 +196,7 @@ def section(run: Run) -> float | None:
 
 def manifold(run: Run) -> Figure:
     """The decoded latents before and after training, beside the data."""
-    from lebm_kernels.figures import manifold_figure
+    from lebm_kernels.figures.manifolds import manifold_figure
 
     trained = "Trained" if run.result.history else "After 0 epochs"
     figure = manifold_figure(run.untrained, run.trained, run.data, titles=("Untrained", trained))
@@ -206,7 +206,7 @@ def manifold(run: Run) -> Figure:
 
 
 def _maps(run: Run) -> Figure:
-    from lebm_kernels.figures import free_energy_figure
+    from lebm_kernels.figures.maps import free_energy_figure
 
     return free_energy_figure(run.trained, x=section(run), data=run.data)
 
