@@ -38,7 +38,7 @@ class Memorising(NamedTuple):
 
     @property
     def contrast(self) -> float:
-        """off - on, in which a constant that a regulariser adds everywhere cancels."""
+        """``off - on``, in which a constant that a regulariser adds everywhere cancels."""
         return self.off - self.on
 
 

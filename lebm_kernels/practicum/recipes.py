@@ -36,7 +36,8 @@ class Recipe:
     def start(self, seed: int = 0, **changes: Any) -> tuple[LatentModel, Dataset, TrainConfig]:
         """Make the model, data and config for :func:`lebm_kernels.training.loop.train`.
 
-        If ``beta`` is warmer than the end of the recipe's annealing, the annealing ends at ``beta``.
+        If ``beta`` is warmer than the end of the recipe's annealing, then the annealing ends at
+        ``beta``.
 
         Args:
             seed: of the data, the model's first parameters and the shuffling.
