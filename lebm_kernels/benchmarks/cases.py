@@ -104,8 +104,8 @@ class Case:
         }
         inputs: dict[str, Any] = {}
         for name, shape in shapes.items():
-            # All are drawn, in float64, even if unused: cases that differ only in dtype or direction
-            # then share their points.
+            # All are drawn, in float64, even if unused, so that cases that differ only in dtype or
+            # direction have the same points.
             value = torch.randn(shape, generator=generator, dtype=torch.float64)
             if name == "scale":
                 value = 1 + 0.1 * value

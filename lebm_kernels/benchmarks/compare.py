@@ -220,7 +220,7 @@ def compare(
     names = list(known) if names is None else list(names)
     for name in names:
         if name not in known:
-            raise ValueError(f"names must be some of {list(known)}, got {name!r}")
+            raise ValueError(f"names must be among {list(known)}, got {name!r}")
     if not names:
         raise ValueError("names must hold at least one provider, got none")
     if rounds < 1:

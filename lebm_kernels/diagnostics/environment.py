@@ -1,4 +1,4 @@
-"""What ran where: the facts that a bug report or a published timing must state."""
+"""Facts about the machine and the software, for bug reports and published timings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import lebm_kernels
 
 
 def version(distribution: str) -> str:
-    """The version of an installed package, or that there is none."""
+    """The version of an installed package, or ``not installed``."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -21,7 +21,7 @@ def version(distribution: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's marketing name; :func:`platform.processor` is empty on most Linuxes."""
+    """The processor's model name; on most Linux systems :func:`platform.processor` is empty."""
     path = Path("/proc/cpuinfo")
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -39,7 +39,7 @@ def _accelerators() -> str:
 
 
 def _instruction_sets() -> tuple[str, str]:
-    """The one that the native backend runs with, and all that it could run with here."""
+    """The instruction set in use by the native backend, and all those that could be used here."""
     status = next(row for row in lebm_kernels.backends() if row.name == "native")
     if "cpu" not in status.devices:
         return "none: the native backend cannot run", "-"
@@ -49,7 +49,7 @@ def _instruction_sets() -> tuple[str, str]:
 
 
 def describe() -> dict[str, str]:
-    """The facts by title, in the order to show them; the table of backends apart."""
+    """The facts by title, in display order; the table of backends is separate."""
     in_use, available = _instruction_sets()
     return {
         "lebm_kernels": lebm_kernels.__version__,
