@@ -328,7 +328,7 @@ def test_the_command_measures_what_is_asked_for_and_writes_it(monkeypatch, tmp_p
     [
         (["--rounds", "0"], "--rounds: must be at least 1, got 0"),
         (["--threads", "0"], "--threads: must be at least 1, got 0"),
-        (["--only", "nothing like it"], "--only: no title holds 'nothing like it'"),
+        (["--only", "nothing like it"], "--only: no title contains 'nothing like it'"),
     ],
 )
 def test_targets_names_a_bad_argument(capsys, arguments, message):
