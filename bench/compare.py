@@ -13,7 +13,7 @@ from rich.status import Status
 from lebm_kernels.benchmarks.cases import ARGUMENTS, Case
 from lebm_kernels.benchmarks.compare import compare, comparison_table
 from lebm_kernels.benchmarks.providers import providers
-from lebm_kernels.diagnostics.environment import describe
+from lebm_kernels.diagnostics.environment import describe, summary
 
 DTYPES = {
     "float16": torch.float16,
@@ -87,13 +87,8 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"compare.py: error: {error}", file=sys.stderr)
         return 2
-    facts = describe()
     console.print(comparison_table(comparisons))
-    console.print(
-        f"{facts['processor']}, {facts['instruction set in use']}, {facts['threads']} threads, "
-        f"PyTorch {facts['PyTorch']}",
-        highlight=False,
-    )
+    console.print(summary(describe()), highlight=False)
     return 0
 
 

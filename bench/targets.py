@@ -41,7 +41,7 @@ from lebm_kernels.benchmarks.providers import (
     needed_bytes,
     stepper,
 )
-from lebm_kernels.diagnostics.environment import describe
+from lebm_kernels.diagnostics.environment import describe, summary
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
 UNROLLED = "torch.compile, unrolled"
@@ -433,11 +433,7 @@ def main(arguments: list[str]) -> int:
     console.print(target_table(rows))
     for title, rate in limits(rows).items():
         console.print(f"limit, {title}: {rate / 1e9:.3g} Gpair/s", highlight=False)
-    console.print(
-        f"{stated['processor']}, {stated['instruction set in use']}, {stated['threads']} threads, "
-        f"PyTorch {stated['PyTorch']}, KeOps {stated['KeOps']}",
-        highlight=False,
-    )
+    console.print(f"{summary(stated)}, KeOps {stated['KeOps']}", highlight=False)
     return 0
 
 

@@ -88,8 +88,8 @@ def _prepare_reference(case: Case) -> Step:
             values.append(value.detach())
             if case.backward:
                 incoming = cotangent[start : start + slice_size].to(value.dtype)
-                wanted = [part, *leaves] if y.requires_grad else leaves
-                gradients = list(torch.autograd.grad(value, wanted, incoming))
+                differentiated = [part, *leaves] if y.requires_grad else leaves
+                gradients = list(torch.autograd.grad(value, differentiated, incoming))
                 if y.requires_grad:
                     grad_y.append(gradients.pop(0))
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -411,9 +411,9 @@ def _prepare_jax(case: Case) -> Step:
         return (jax.scipy.special.logsumexp(log_w) - log_sum) / beta
 
     @jax.jit
-    def run(wanted: dict[str, Any], rest: dict[str, Any], cotangent: Any) -> Any:
-        value, pull = jax.vjp(lambda leaves: free_energy({**rest, **leaves}), wanted)
-        return value, pull(cotangent)[0] if wanted else {}
+    def run(differentiated: dict[str, Any], rest: dict[str, Any], cotangent: Any) -> Any:
+        value, pull = jax.vjp(lambda leaves: free_energy({**rest, **leaves}), differentiated)
+        return value, pull(cotangent)[0] if differentiated else {}
 
     leaves = {name: arrays.pop(name) for name in case.backward}
 

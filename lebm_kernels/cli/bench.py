@@ -99,7 +99,7 @@ def bench(
         write_csv,
         write_json,
     )
-    from lebm_kernels.diagnostics.environment import describe
+    from lebm_kernels.diagnostics.environment import describe, summary
     from lebm_kernels.figures.benchmarks import FIGURES
 
     start = time.perf_counter()
@@ -170,7 +170,6 @@ def bench(
     if not figures:
         console.print("no figure: it needs several sizes, temperatures or numbers of threads")
     console.print(
-        f"{facts['processor']}, {facts['instruction set in use']}, {facts['threads']} threads, "
-        f"PyTorch {facts['PyTorch']}; lebm bench took {time.perf_counter() - start:.0f} s",
+        f"{summary(facts)}; lebm bench took {time.perf_counter() - start:.0f} s",
         highlight=False,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def _instruction_sets() -> tuple[str, str]:
     from lebm_kernels.backends import native
 
     return native.instruction_set(), ", ".join(native.instruction_sets())
+
+
+def summary(facts: Mapping[str, str]) -> str:
+    """The facts of :func:`describe` that a table of timings needs, in one line."""
+    return (
+        f"{facts['processor']}, {facts['instruction set in use']}, {facts['threads']} threads, "
+        f"PyTorch {facts['PyTorch']}"
+    )
 
 
 def describe() -> dict[str, str]:

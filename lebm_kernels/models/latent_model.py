@@ -6,7 +6,7 @@ latent energies. :class:`CircleModel` scales a fixed circle by learned radii;
 :class:`DecoderModel` learns any decoder.
 
 A new model implements ``decode`` and ``decode_each``. It also overrides ``_arguments`` if the
-operation has something cheaper to take than the decoded points, as it has for a circle.
+operation can take cheaper arguments than the decoded points, such as a circle and its radii.
 """
 
 from __future__ import annotations
@@ -377,9 +377,9 @@ class LatentModel(nn.Module):
         if not isinstance(y, Tensor) or y.layout != torch.strided or y.is_nested or y.dim() < 2:
             return
         name, num_dims = type(self).__name__, decoded.shape[-1]
-        wanted = autocast_dtype(decoded.dtype, y.device.type)
-        if autocast_dtype(y.dtype, y.device.type) != wanted:
-            raise TypeError(f"y must be {wanted} as {name} decodes to, got {y.dtype}")
+        expected = autocast_dtype(decoded.dtype, y.device.type)
+        if autocast_dtype(y.dtype, y.device.type) != expected:
+            raise TypeError(f"y must be {expected} as {name} decodes to, got {y.dtype}")
         if y.device != decoded.device:
             raise ValueError(f"y must be on {decoded.device} as {name} is, got {y.device}")
         if y.shape[-1] != num_dims:

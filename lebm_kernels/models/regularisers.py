@@ -1,9 +1,9 @@
 """Regularisers: the energy R(z) of a latent in E(y, z) = |y - decoder(z)|^2 + R(z).
 
 A latent with as many dimensions as the data can decode to every point. The free energy is then low
-everywhere, and does not tell data from other points. R gives most latents a high energy, so that
-only a few explain the data. A regulariser is a module of the grid's points and log-weights. Its
-result enters the free energy as ``latent_energy``.
+everywhere, and does not distinguish data from other points. R gives most latents a high energy, so
+that only a few explain the data. A regulariser is a module of the grid's points and log-weights.
+Its result enters the free energy as ``latent_energy``.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def memorising(*, epochs: int = 200, seed: int = 0) -> list[Memorising]:
     """Train models with four-dimensional latents on the ellipse, with and without a regulariser.
 
     Without a regulariser the decoded latents cover the plane. F is then near zero everywhere, and
-    does not tell data from other points.
+    does not distinguish data from other points.
 
     Args:
         epochs: steps of training, each on all observations.
