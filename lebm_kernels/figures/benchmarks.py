@@ -1,7 +1,7 @@
 """Figures of the results of ``lebm bench``: a line for each provider, a panel for each direction.
 
-Each function takes the records of a run. It returns None if fewer than two records differ along its
-axis.
+Each function takes the records of a run. It returns None if there is no line to draw, because no
+two cases differ along its axis only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lebm_kernels.figures.drawing import line_style, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Errors below this are drawn here: a logarithmic axis has no zero.
+#: Smaller errors are drawn at this value, because a logarithmic axis has no zero.
 _LEAST_ERROR = 0.01
 
 #: The colour of each provider, in every figure.
@@ -44,7 +44,7 @@ _CASE = ("M", "N", "D", "beta", "dtype", "layout", "device", "threads")
 
 
 def throughput_figure(records: Sequence[Record]) -> Figure | None:
-    """Pairs a second against the number of latents."""
+    """Pairs per second against the number of latents."""
     return _figure(records, "N", "latents N", "pairs_per_second", "pairs / s")
 
 
@@ -64,7 +64,7 @@ def temperature_figure(records: Sequence[Record]) -> Figure | None:
 
 
 def threads_figure(records: Sequence[Record]) -> Figure | None:
-    """Pairs a second against the number of threads."""
+    """Pairs per second against the number of threads."""
     return _figure(records, "threads", "threads", "pairs_per_second", "pairs / s")
 
 

@@ -95,7 +95,7 @@ def periodic_grid(
         num: number of points, at least 1.
         period: length of the domain, positive and finite.
         dtype: floating-point type of the points.
-        device: where the points live.
+        device: of the points.
 
     Raises:
         ValueError: ``num`` or ``period`` is out of range.
@@ -128,7 +128,7 @@ def interval_grid(
         high: last point, above ``low``.
         num: number of points, at least 2.
         dtype: floating-point type of the points.
-        device: where the points live.
+        device: of the points.
 
     Raises:
         ValueError: ``num`` is below 2, or ``low < high`` doesn't hold with both finite.
@@ -164,7 +164,7 @@ def gauss_legendre_grid(
         high: its end, above ``low``.
         num: number of points, at least 1.
         dtype: floating-point type of the points.
-        device: where the points live.
+        device: of the points.
 
     Raises:
         ValueError: ``num`` is below 1, or ``low < high`` doesn't hold with both finite.
@@ -243,7 +243,7 @@ def sobol_grid(
         high: upper end of each side, above ``low``.
         seed: of the scrambling; ``None`` does not scramble.
         dtype: floating-point type of the points.
-        device: where the points live.
+        device: of the points.
 
     Raises:
         ValueError: ``num`` or ``dim`` is out of range, or ``low < high`` doesn't hold.

@@ -171,7 +171,7 @@ class LatentModel(nn.Module):
 
     @property
     def beta(self) -> Tensor | None:
-        """The learned inverse temperature, a scalar; ``None`` where none is learned."""
+        """The learned inverse temperature, a scalar; ``None`` if beta is not learned."""
         return None if self.log_beta is None else self.log_beta.exp()
 
     def free_energy(
@@ -338,9 +338,9 @@ class LatentModel(nn.Module):
             pairs = zip(leading[::-1], queries[::-1], strict=False)
             if len(leading) > len(queries) or any(a not in (1, b) for a, b in pairs):
                 column = x.shape[-1:] == (1,) and x.shape[:-1] == queries
-                hint = "; x.squeeze(-1) has one each" if column else ""
+                hint = "; x.squeeze(-1) has that shape" if column else ""
                 raise ValueError(
-                    f"x must have one condition an observation, {list(queries)} of them as y "
+                    f"x must have one condition per observation, {list(queries)} of them as y "
                     f"{list(y.shape)} has, got shape {list(x.shape)}{hint}"
                 )
         if self._has_grid_per_query(x):

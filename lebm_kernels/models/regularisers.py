@@ -44,7 +44,7 @@ class L2(_Penalty):
     """
 
     def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
-        """R ``[N]`` of points ``z[N, K]``; the weights do not matter."""
+        """R ``[N]`` of points ``z[N, K]``; ``log_measure`` is ignored."""
         return self.strength * z.square().sum(-1)
 
 
@@ -63,7 +63,7 @@ class L1(_Penalty):
     """
 
     def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
-        """R ``[N]`` of points ``z[N, K]``; the weights do not matter."""
+        """R ``[N]`` of points ``z[N, K]``; ``log_measure`` is ignored."""
         return self.strength * z.abs().sum(-1)
 
 

@@ -57,7 +57,7 @@ class Recipe:
         return self.model(generator=generator), data, config
 
     def held_out(self, seed: int = 0, num: int = 2000) -> Dataset:
-        """Draw observations that :meth:`start` draws from no seed.
+        """Draw held-out observations, which :meth:`start` does not draw from any seed.
 
         Args:
             seed: of the draw, at least 0. Recipes with the same ``data`` get the same observations

@@ -159,8 +159,8 @@ def hinge(f: Tensor, f_hat: Tensor, margin: float = 1.0) -> Tensor:
 def log_ratio(f: Tensor, f_hat: Tensor) -> Tensor:
     """The mean of log(1 + exp(f - f_hat)), without overflow: a smooth hinge that never reaches 0.
 
-    A term is -log of exp(-f) / (exp(-f) + exp(-f_hat)): the probability that, of the two points,
-    the observation was the observed one.
+    A term is -log of exp(-f) / (exp(-f) + exp(-f_hat)): the probability that the observation, and
+    not the contrastive sample, was observed.
 
     Args:
         f: free energies of observations, ``[..., M]``.
