@@ -244,7 +244,7 @@ def compare(
             step = known[timing.name](case)
             start = time.perf_counter()
             timing.error = truth.error(step)
-            # A provider whose check was slow is not timed again.
+            # If the check exceeds the patience, it counts as the first timing.
             once = time.perf_counter() - start
             if once <= patience:
                 once = _time(step, cotangent, 1)

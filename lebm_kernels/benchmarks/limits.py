@@ -42,7 +42,7 @@ def bound(case: Case) -> ExponentialLoop | Product | None:
 
     From D = 32 on, it is the product. Below that, memory limits the product, and the limit on a CPU
     is the loop of exponentials on PyTorch's threads, with the work of two dimensions in float32.
-    Other dimensions and gradients need more work than these, so such a case cannot reach its limit.
+    More dimensions and gradients need more work than these, so such a case cannot reach its limit.
     A case that prunes pairs can exceed it.
 
     Raises:

@@ -86,7 +86,7 @@ def bench(
 ) -> None:
     """Check our backends and their peers against float64, time them and measure their memory.
 
-    Without any size, sweep over latents, dimensions, temperatures and threads.
+    Without options for the cases, sweep over latents, dimensions, temperatures and threads.
     """
     from lebm_kernels.benchmarks.compare import comparison_table
     from lebm_kernels.benchmarks.sweeps import (

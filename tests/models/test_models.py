@@ -199,8 +199,8 @@ UNLIKE_THE_MODEL: list[tuple[LatentModel, Any, Any, Exception]] = [
         torch.zeros(3, 2),
         torch.zeros(3, 1),
         ValueError(
-            "x must have one condition an observation, [3] of them as y [3, 2] has, "
-            "got shape [3, 1]; x.squeeze(-1) has one each"
+            "x must have one condition per observation, [3] of them as y [3, 2] has, "
+            "got shape [3, 1]; x.squeeze(-1) has that shape"
         ),
     ),
     (
