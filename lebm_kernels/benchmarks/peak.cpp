@@ -2,8 +2,8 @@
 //
 // x = a0 g0 + (a1 g1 + c): two FMAs. a belongs to the query, g and c belong to the latent.
 //
-// 2^x = p(f) 2^n with n = round(x) and f = x - n. Adding a large number to x yields n; p has degree 5
-// and takes five FMAs; n is added to the exponent bits of p.
+// 2^x = p(f) 2^n with n = round(x) and f = x - n. Adding a large number to x yields n; p has degree
+// 5 and takes five FMAs; n is added to the exponent bits of p.
 //
 // sum += 2^x: one sum per query and lane.
 //

@@ -38,7 +38,7 @@ def gradcheck(
         typer.Option("--output", "--out", help="Folder for the picture.", show_default="out"),
     ] = None,
 ) -> None:
-    """Check F and its gradients on every backend, instruction set and dtype; exit 1 on an error.
+    """Check F and its gradients on every backend, instruction set and dtype; exit 1 on a failure.
 
     float64 is compared with finite differences, to second order. The other dtypes are compared with
     float64, within the README's promise.
