@@ -133,7 +133,7 @@ def _gpus() -> str:
 
 def _driver() -> str:
     command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return _version_line(*command) or "not known (nvidia-smi is missing or fails)"
+    return _version_line(*command) or "none found (nvidia-smi is missing or fails)"
 
 
 def _library() -> str:
@@ -167,5 +167,5 @@ def _version_line(*command: str) -> str | None:
 def _environment() -> str:
     found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return ", ".join(f"{name}={value}" for name, value in found.items()) or (
-        "no variable that matters is set"
+        "none of the variables that matter is set"
     )
