@@ -30,7 +30,7 @@ ORDER = {
     "cli __main__": "practicum",
 }
 
-# Importing the package must not import these: each is slow, and wanted by few of its users.
+# Importing the package must not import these: each is slow, and few users need it.
 HEAVY = ("matplotlib", "rich", "scipy", "sympy", "tqdm", "triton", "typer")
 
 # Prints the CPU seconds of the import and which of HEAVY came with it.
@@ -72,7 +72,10 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
             for alias in node.names:
                 if alias.name in MODULES:
                     yield alias.name, None
-        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module}"
+            if node.module not in MODULES:
+                continue
             for alias in node.names:
                 submodule = f"{node.module}.{alias.name}"
                 yield (submodule, None) if submodule in MODULES else (node.module, alias.name)
