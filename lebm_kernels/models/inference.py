@@ -221,7 +221,6 @@ def sample(
     num_samples: int,
     beta: float = 1.0,
     generator: torch.Generator | None = None,
-    backend: str | None = None,
 ) -> Sample:
     """Draw latents of the grid from the posterior of each observation, and decode them.
 
@@ -232,16 +231,13 @@ def sample(
         num_samples: draws per observation, at least 0.
         beta: inverse temperature; at infinity only exact minima are drawn.
         generator: source of the draws, on y's device; the global generator if absent.
-        backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
         TypeError: as in :func:`infer_on_grid`.
         ValueError: as in :func:`infer_on_grid`; or ``num_samples`` or ``beta`` is out of range.
     """
     x = _condition_each(y, x)
-    index = model.sample_latent(
-        y, x, num_samples=num_samples, beta=beta, generator=generator, backend=backend
-    )
+    index = model.sample_latent(y, x, num_samples=num_samples, beta=beta, generator=generator)
     z = model.z[index]
     condition = None if x is None else x.repeat_interleave(num_samples)
     restored = model.decode_each(z.flatten(0, 1), condition)

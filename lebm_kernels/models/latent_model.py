@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels.arguments import autocast_dtype
 from lebm_kernels.checks import number
-from lebm_kernels.functional import autocast_dtype, free_energy, posterior, sample_latent
+from lebm_kernels.functional import free_energy, posterior, sample_latent
 from lebm_kernels.models.decoders import (
     EllipseDecoder,
     HornPredictor,
@@ -27,8 +28,8 @@ from lebm_kernels.models.decoders import (
     circle,
 )
 from lebm_kernels.models.grids import LatentGrid, periodic_grid
-from lebm_kernels.ops.eager import unattended
 from lebm_kernels.reference import Posterior
+from lebm_kernels.torch_internals import in_plain_eager_mode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -242,7 +243,6 @@ class LatentModel(nn.Module):
         num_samples: int,
         beta: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
-        backend: str | None = None,
     ) -> Tensor:
         """Draw latents of the grid from each observation's posterior.
 
@@ -253,7 +253,6 @@ class LatentModel(nn.Module):
             beta: inverse temperature, as in :meth:`free_energy`; at infinity only the nearest
                 latents are drawn.
             generator: source of the draws, on y's device; the global generator if absent.
-            backend: as in :func:`lebm_kernels.free_energy`.
 
         Returns:
             Indices of latents, ``[..., M, num_samples]``, int64.
@@ -266,7 +265,6 @@ class LatentModel(nn.Module):
             **self._operation_arguments(y, x, beta),
             num_samples=num_samples,
             generator=generator,
-            backend=backend,
         )
         return found.squeeze(-2) if self._has_grid_per_query(x) else found
 
@@ -304,7 +302,7 @@ class LatentModel(nn.Module):
             if not (0.0 < number(beta) < math.inf):
                 raise ValueError(f"beta must be positive and finite for a density, got {beta!r}")
             beta = self.z.new_tensor(float(beta))
-        elif unattended() and not bool((beta >= 0).all()):
+        elif in_plain_eager_mode() and not bool((beta >= 0).all()):
             raise ValueError(f"beta must be positive and finite for a density, got {beta}")
         value = self.free_energy(y, x, beta=beta, backend=backend)
         normaliser = 0.5 * y.shape[-1] * (beta / math.pi).log()
