@@ -25,6 +25,7 @@ from torch import Tensor
 import lebm_kernels
 from lebm_kernels.backends.hindrances import is_out_of_memory
 from lebm_kernels.cases import TOLERANCE, Case
+from lebm_kernels.extras import needs
 from lebm_kernels.memory import available_bytes, peak_bytes
 from lebm_kernels.providers import (
     SLICE_PAIRS,
@@ -302,10 +303,14 @@ def format_pairs(rate: float) -> str:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """The comparisons one under the other; below them, who was not timed and why (needs rich)."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+    """The comparisons one under the other; below them, who was not timed and why.
+
+    Needs the extra ``cli``.
+    """
+    with needs("cli"):
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
 
     first = comparisons[0].case
     table = Table(title=str(first), box=box.SIMPLE_HEAD, caption_justify="left")

@@ -24,6 +24,7 @@ from lebm_kernels import checkpoints
 from lebm_kernels.checks import check_count, count_not_finite, is_count, number, plain
 from lebm_kernels.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.datasets import Dataset
+from lebm_kernels.extras import MissingExtraError, needs
 from lebm_kernels.losses import Loss, energy_loss
 from lebm_kernels.models import LatentModel
 from lebm_kernels.schedules import SCHEDULES, Annealing
@@ -244,7 +245,8 @@ def train(
         checkpoint_every: epochs between two writes; the last epoch is always written.
         resume: go on from ``checkpoint``, which must be of the same config, data and loss. With the
             constant schedule ``epochs`` may differ, to train on.
-        progress: show a progress bar; ``None`` shows it where standard error is a terminal.
+        progress: show a progress bar (needs the extra ``cli``); ``None`` shows it if standard error
+            is a terminal and the extra is installed.
         on_epoch: called after each epoch, and its checkpoint if one was due, with the number of
             epochs done and the epoch's mean loss.
 
@@ -491,8 +493,15 @@ class _Run:
 
 
 def _progress_bar(run: _Run, progress: bool | None) -> Iterator[int]:
-    from tqdm import tqdm
-
+    try:
+        with needs("cli"):
+            from tqdm import tqdm
+    except MissingExtraError:
+        if progress:
+            raise
+        while not run.is_over():
+            yield len(run.records)
+        return
     done, epochs = len(run.records), run.config.epochs
     temperature = "cold" if run.config.beta == math.inf else f"beta {run.config.beta:g}"
     # disable=None: tqdm itself stays silent where standard error is no terminal.

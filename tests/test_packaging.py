@@ -197,7 +197,7 @@ def test_a_failing_compiler_is_quoted(tree: Path, build: Build) -> None:
     assert done.returncode == 0
     assert "error: BROKEN was not declared" in done.stderr
     headline, *quoted = (tree / REASON).read_text().splitlines()
-    assert str(source) in headline
+    assert "csrc/cpu/rows.cpp" in headline
     assert any("error: BROKEN was not declared" in line for line in quoted)
 
     source.write_text("// mended")
