@@ -34,6 +34,7 @@ from lebm_kernels.benchmarks.providers import (
     one_line,
     providers,
 )
+from lebm_kernels.extras import needs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -303,10 +304,14 @@ def format_pairs(rate: float) -> str:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """A table of the comparisons; below it the providers that were not timed, with reasons."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+    """A table of the comparisons; below it the providers that were not timed, with reasons.
+
+    Needs the extra ``cli``.
+    """
+    with needs("cli"):
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
 
     first = comparisons[0].case
     table = Table(title=str(first), box=box.SIMPLE_HEAD, caption_justify="left")

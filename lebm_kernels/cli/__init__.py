@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
-
 from lebm_kernels import __version__
-from lebm_kernels.cli import bench, demo, figures, gradcheck, gtm, info, show, train
-from lebm_kernels.cli.errors import OneLineErrors
+from lebm_kernels.extras import needs
+
+with needs("cli"):
+    import typer
+
+    from lebm_kernels.cli import bench, demo, figures, gradcheck, gtm, info, show, train
+    from lebm_kernels.cli.errors import OneLineErrors
 
 app: typer.Typer = typer.Typer(
     cls=OneLineErrors,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lebm_kernels.extras import needs
 from lebm_kernels.models.grids import periodic_grid
 from lebm_kernels.models.latent_model import LatentModel
 
@@ -35,7 +36,8 @@ CURVE_POINTS = 241
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, with its size in inches, that arranges its axes itself."""
-    from matplotlib.figure import Figure
+    with needs("figures"):
+        from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 

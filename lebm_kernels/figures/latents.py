@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lebm_kernels.extras import needs
 from lebm_kernels.figures.drawing import (
     COLOR_MAP,
     CURVE_POINTS,
@@ -83,7 +84,8 @@ def restored_figure(model: LatentModel, y: Tensor) -> Figure:
     Raises:
         ValueError: the model is conditional.
     """
-    from matplotlib.collections import LineCollection
+    with needs("figures"):
+        from matplotlib.collections import LineCollection
 
     figure = new_figure(8.2, 5.8)
     axes = figure.add_subplot()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lebm_kernels.extras import needs
 from lebm_kernels.figures.drawing import (
     COLOR_MAP,
     DATA,
@@ -46,7 +47,8 @@ def overview_figure(
     Raises:
         ValueError: the model is conditional.
     """
-    from matplotlib.colors import PowerNorm
+    with needs("figures"):
+        from matplotlib.colors import PowerNorm
 
     figure = new_figure(2.6 * len(betas) + 3.8, 3.6)
     parts = figure.subfigures(1, 2, squeeze=False, width_ratios=[2.6 * len(betas), 3.8])

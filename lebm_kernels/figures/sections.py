@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lebm_kernels.extras import needs
 from lebm_kernels.figures.drawing import (
     DATA,
     MANIFOLD,
@@ -81,7 +82,8 @@ def sections_figure(
     """
     if len(betas) > len(_DASHES):
         raise ValueError(f"betas must be at most {len(_DASHES)}, got {len(betas)}")
-    from matplotlib import colormaps
+    with needs("figures"):
+        from matplotlib import colormaps
 
     # Without the last fifth of the colours: light yellow is invisible on white.
     colors = colormaps["cividis"](torch.linspace(0.0, 0.8, len(betas)).numpy())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.checks import check_count, check_floating, check_not_negative
+from lebm_kernels.extras import needs
 
 Function = Callable[[Tensor, Tensor], Tensor]
 Projection = Callable[[Tensor, Tensor], Tensor]
@@ -173,7 +174,8 @@ def _by_gradient(
 
 
 def _by_cg(function: Function, start: Tensor, row: Tensor, tol: float, max_steps: int) -> Tensor:
-    from scipy.optimize import minimize
+    with needs("models"):
+        from scipy.optimize import minimize
 
     def evaluate(flat: object) -> tuple[float, object]:
         value, gradient = _evaluate(function, torch.as_tensor(flat).to(start).view_as(start), row)

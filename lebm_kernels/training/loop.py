@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels.checks import check_count, count_not_finite, is_count, number, plain
+from lebm_kernels.extras import MissingExtraError, needs
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.training import checkpoints
 from lebm_kernels.training.curves import CsvCurves, Epoch, TensorBoardCurves
@@ -245,7 +246,8 @@ def train(
         checkpoint_every: epochs between two writes; the last epoch is always written.
         resume: continue from ``checkpoint``, which must have the same config, data and loss. Under
             a constant schedule without annealing ``epochs`` may differ.
-        progress: whether to show a progress bar; ``None`` shows it if standard error is a terminal.
+        progress: whether to show a progress bar, which needs the extra ``cli``; ``None`` shows it
+            if standard error is a terminal and the extra is installed.
         on_epoch: called with the number of epochs done and the epoch's mean loss, after each epoch
             and after its checkpoint, if any.
 
@@ -492,8 +494,15 @@ class _Run:
 
 
 def _progress_bar(run: _Run, progress: bool | None) -> Iterator[int]:
-    from tqdm import tqdm
-
+    try:
+        with needs("cli"):
+            from tqdm import tqdm
+    except MissingExtraError:
+        if progress:
+            raise
+        while not run.is_over():
+            yield len(run.records)
+        return
     done, epochs = len(run.records), run.config.epochs
     temperature = "cold" if run.config.beta == math.inf else f"beta {run.config.beta:g}"
     # disable=None: tqdm prints nothing if standard error is not a terminal.
