@@ -228,7 +228,11 @@ REFUSALS: list[Refusal] = [
         ValueError,
         "scale",
         ("no dimension", torch.tensor(2.0), f"be {SCALE}, got shape []"),
-        ("another D than y's", torch.ones(2), "be [3] or [..., M, 3], got shape [2]"),
+        (
+            "another D than y's",
+            torch.ones(2),
+            f"be {SCALE} with D = 3 as y has, got shape [2]",
+        ),
         (
             "6 rows for 7 queries",
             torch.ones(6, 3),
@@ -479,8 +483,10 @@ def test_a_number_beyond_every_float_is_infinite() -> None:
 def test_the_good_ones_are_not_refused() -> None:
     for function in FUNCTIONS.values():
         function(Y, DECODED, 1)
-        function(Y, DECODED, torch.ones(7), scale=torch.ones(1, 3), tol=0)
+        function(Y, DECODED, torch.ones(7), scale=torch.ones(1, 3))
         function(Y.half(), DECODED.half(), torch.ones(7).half())
+    for function in (free_energy, posterior):
+        function(Y, DECODED, tol=0)
 
 
 SOFT_CASES: list[tuple[str, dict[str, Any], Error, str]] = [
