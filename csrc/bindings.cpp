@@ -45,16 +45,6 @@ lebm::Parallel pool(const lebm::Problem<T>& p) {
           int64_t(torch::stable::get_num_threads())};
 }
 
-template <typename T>
-void run_rows(const lebm::Problem<T>& p, const lebm::RowOutputs<T>& outputs) {
-  const lebm::Kernels& kernels = lebm::kernels();
-  if constexpr (sizeof(T) == 4) {
-    kernels.rows_f32(p, outputs, pool(p));
-  } else {
-    kernels.rows_f64(p, outputs, pool(p));
-  }
-}
-
 Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
            const std::optional<Tensor>& scale, const std::optional<Tensor>& log_weight,
            const std::optional<Tensor>& latent_energy, std::optional<double> tol, bool slope_y,
@@ -64,21 +54,12 @@ Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
   if (std::get<0>(out).numel() == 0) return out;
   auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_rows(problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol),
-             pointers<T>(out, slope_y, slope_scale, slope_beta, mean, index));
+    const Problem<T> p = problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol);
+    lebm::kernels().rows(p, pointers<T>(out, slope_y, slope_scale, slope_beta, mean, index),
+                         pool(p));
   };
   y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   return out;
-}
-
-template <typename T>
-void run_columns(const lebm::Problem<T>& p, const lebm::ColumnArguments<T>& arguments) {
-  const lebm::Kernels& kernels = lebm::kernels();
-  if constexpr (sizeof(T) == 4) {
-    kernels.columns_f32(p, arguments, pool(p));
-  } else {
-    kernels.columns_f64(p, arguments, pool(p));
-  }
 }
 
 Three columns(const Tensor& grad_any, const Tensor& state_any, const Tensor& y,
@@ -92,8 +73,10 @@ Three columns(const Tensor& grad_any, const Tensor& state_any, const Tensor& y,
   if (decoded.numel() == 0) return out;
   auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_columns(problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol),
-                pointers<T>(grad, state, out, want_decoded, want_log_weight, want_latent_energy));
+    const Problem<T> p = problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol);
+    lebm::kernels().columns(
+        p, pointers<T>(grad, state, out, want_decoded, want_log_weight, want_latent_energy),
+        pool(p));
   };
   y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   return out;

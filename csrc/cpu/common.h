@@ -1,5 +1,13 @@
-// Small things that the kernels share. Included inside an instruction set's namespace, so that no
-// function is shared between instruction sets.
+// Small things that all kernels share.
+#pragma once
+
+#include "parallel.h"
+#include "scratch.h"
+#include "target.h"
+
+LEBM_BEGIN_TARGET
+
+LEBM_INLINE bool is_finite(double x) { return x - x == 0; }
 
 struct Yes {
   static constexpr bool value = true;
@@ -77,3 +85,5 @@ static void each_grid(int64_t B, size_t bytes, const Parallel& parallel, const F
       body(b, scratch.get(), serial);
   });
 }
+
+LEBM_END_TARGET

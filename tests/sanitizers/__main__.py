@@ -65,34 +65,34 @@ class Fault(NamedTuple):
 
 
 FAULTS = (
-    Fault("thread", "cpu/order.cpp", "t.halves[2 * i] =", "t.halves[0] =", "data race"),
+    Fault("thread", "cpu/grid/order.cpp", "t.halves[2 * i] =", "t.halves[0] =", "data race"),
     # All pieces of the latents, on several threads, into the first one's sums.
     Fault(
         "thread",
-        "cpu/rows_driver.h",
+        "cpu/rows/driver.h",
         "+ stride * size_t(t * pieces + piece);",
         "+ stride * size_t(t * pieces) + 0 * piece;",
         "data race",
     ),
     Fault(
         "address",
-        "cpu/order.cpp",
+        "cpu/grid/order.cpp",
         "int64_t i = 1; i < piece.count; ++i",
         "int64_t i = 1; i < piece.count + 4; ++i",  # past the padding to a cache line
         "heap-buffer-overflow",
     ),
     # The last of a grid's arrays begins behind its memory.
-    Fault("address", "cpu/grid.h", "blocks * (4 * D + 3)", "blocks * D", "heap-buffer-overflow"),
+    Fault("address", "cpu/grid/layout.h", "blocks * (4 * D + 3)", "blocks * D", "heap-buffer-overflow"),
     Fault(
         "address",
-        "cpu/dispatch.cpp",
+        "cpu/scratch.cpp",
         "::operator delete(memory_, std::align_val_t(64));",
         "(void)memory_;",
         "detected memory leaks",
     ),
     Fault(
         "address",
-        "cpu/order.cpp",
+        "cpu/grid/order.cpp",
         "blocks / 2 * block;",
         "blocks / 2 * block + ((block << 62) & 0);",
         "shift",
@@ -127,7 +127,7 @@ def check_driver(sanitizer: str, folder: Path) -> list[str]:
     def say(what: str) -> None:
         print(f"{sanitizer}: {what} ({time.monotonic() - began:.0f} s)", flush=True)
 
-    names = ("cpu/order.cpp", "cpu/dispatch.cpp")
+    names = ("cpu/grid/order.cpp", "cpu/dispatch.cpp", "cpu/scratch.cpp")
     csrc, driver = ROOT / "csrc", HERE / "driver.cpp"
     sources = {"driver": driver} | {name: csrc / name for name in names}
     objects = {

@@ -10,17 +10,15 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/columns/driver.h"
 #include "cpu/dispatch.h"
-#include "cpu/region.h"
+#include "cpu/rows/driver.h"
 
 namespace lebm::baseline {
-namespace {
-#include "cpu/lanes_baseline.h"
-#include "cpu/kernels.inl"
-}  // namespace
 
-extern const Kernels kernels;
-const Kernels kernels = {"baseline", rows<float>, rows<double>, columns<float>, columns<double>};
+const RowKernel row_kernel = {rows<float>, rows<double>};
+const ColumnKernel column_kernel = {columns<float>, columns<double>};
+
 }  // namespace lebm::baseline
 
 namespace {
@@ -151,13 +149,8 @@ Results<T> solve(const Case& c, Wanted wanted, const Parallel& parallel) {
   const lebm::ColumnArguments<T> columns{grad.data(), r.state.data(), r.grad_decoded.data(),
                                          r.pointer(r.grad_log_weight), r.grad_latent_energy.data()};
   const lebm::Kernels& kernels = lebm::kernels();
-  if constexpr (sizeof(T) == 4) {
-    kernels.rows_f32(arguments.problem, rows, parallel);
-    kernels.columns_f32(arguments.problem, columns, parallel);
-  } else {
-    kernels.rows_f64(arguments.problem, rows, parallel);
-    kernels.columns_f64(arguments.problem, columns, parallel);
-  }
+  kernels.rows(arguments.problem, rows, parallel);
+  kernels.columns(arguments.problem, columns, parallel);
   return r;
 }
 

@@ -1,0 +1,83 @@
+// The column pass: latents outside, queries inside; the gradients of the latent-side arguments,
+// from the row pass's state. Included inside an instruction set's namespace.
+//
+//     p          = w exp(-beta (E - m) - L)                      nothing is stored: rebuilt
+//     grad_g[n]  = -2 sum_b G p s (y - s g)
+//     grad_r[n]  = sum_b G p
+//     grad_l[n]  = -sum_b G (p - w) / beta,   which for small beta is
+//                = -sum_b G w (exp(tau) - 1) / beta,   tau = -beta (E - F),   and at 0
+//                =  sum_b G w (E - F)
+//
+// Queries are sorted by how they are treated, so that the inner loops have no branch. Sums run in T
+// over a chunk of queries and in double across chunks.
+#pragma once
+
+#include "../grid/grid.h"
+
+LEBM_BEGIN_TARGET
+
+constexpr int64_t kChunk = 256;
+
+// The state of one query as the inner loops read it; its y and s lie beside it.
+template <typename T>
+struct ColumnQuery {
+  T least;  // m
+  T rate;   // beta log2 e
+  T whole;  // integer part of log2 (sum of exponentials): 2^-whole is taken in the exponent
+  T share;  // G times the rest of the normalisation
+  T gap;    // F - m
+  T pull;   // what grad_l's term is multiplied by: share / beta or G / beta or G
+};
+
+enum Treatment { kFinite, kShallow, kFlat, kFrozen, kTreatments };
+
+template <typename T>
+struct ColumnTask {
+  const Grid<T>* grid;
+  const ColumnQuery<T>* queries;
+  const T *y, *s;       // [M][D], in the order of `queries`
+  const int64_t* ends;  // [kTreatments + 1]
+  bool wants_l, has_scale;
+  double unseen;  // log2 of the share of a sum that may be left out
+};
+
+// A latent block's sums: for each latent D of grad_g, then grad_r's and two of grad_l's. Beyond
+// kFewDimensions those of grad_g lie as [block][row_length(D)].
+template <typename T>
+struct ColumnSums {
+  T *g, *r, *l;             // [D][block], [block], [block], over a chunk
+  double *g_all, *r_all;    // the same over all chunks
+  double *l_all, *l_small;  // [block]: grad_l of kFinite, and of kShallow and kFlat without w
+};
+
+// p / w-anchoring: p 2^whole-normalised share of one vector of latents, and grad_l's term.
+template <typename T, Treatment kHow, bool kWeighted, bool kWantsL>
+LEBM_INLINE Vec<T> share_of(const ColumnQuery<T>& q, Vec<T> e, Vec<T> log2_w, Vec<T> w, Vec<T>& l) {
+  const Vec<T> excess = sub(e, broadcast(q.least));
+  if constexpr (kHow == kFrozen) {
+    Vec<T> x = broadcast(-q.whole);
+    if (kWeighted) x = add(log2_w, x);
+    return select_equal(e, broadcast(q.least), mul(exp2_of<T>(x), broadcast(q.share)),
+                        broadcast(T(0)));
+  } else if constexpr (kHow == kFinite) {
+    Vec<T> x = fma(excess, broadcast(-q.rate), broadcast(-q.whole));
+    if (kWeighted) x = add(x, log2_w);
+    const Vec<T> p = exp2_of<T>(x);
+    if (kWantsL) l = fma(p, broadcast(q.pull), l);
+    return mul(p, broadcast(q.share));
+  } else {
+    const Vec<T> a = sub(excess, broadcast(q.gap));
+    const Vec<T> minus = exp2m1_of<T>(mul(a, broadcast(-q.rate)));
+    if (kWantsL) l = fma(kHow == kFlat ? a : minus, broadcast(q.pull), l);
+    return mul(mul(w, add(minus, broadcast(T(1)))), broadcast(q.share));
+  }
+}
+
+// Adds what a chunk of queries brought, but for grad_l.
+template <typename T>
+static void add_chunk(int64_t D, int64_t size, const ColumnSums<T>& sums) {
+  for (int64_t i = 0; i < D * size; ++i) sums.g_all[i] += sums.g[i];
+  for (int64_t i = 0; i < size; ++i) sums.r_all[i] += sums.r[i];
+}
+
+LEBM_END_TARGET
