@@ -1,4 +1,4 @@
-// Small things that all kernels share.
+// Small things that all kernels range.
 #pragma once
 
 #include "parallel.h"
@@ -78,10 +78,10 @@ static void each_grid(int64_t B, size_t bytes, const Parallel& parallel, const F
     return;
   }
   const Parallel serial = on_this_thread();
-  const int64_t shares = 4 * parallel.threads < B ? 4 * parallel.threads : B;
-  for_each(parallel, shares, [&](int64_t share) {
+  const int64_t num_ranges = 4 * parallel.threads < B ? 4 * parallel.threads : B;
+  for_each(parallel, num_ranges, [&](int64_t range) {
     Scratch scratch(bytes);
-    for (int64_t b = B * share / shares; b < B * (share + 1) / shares; ++b)
+    for (int64_t b = B * range / num_ranges; b < B * (range + 1) / num_ranges; ++b)
       body(b, scratch.get(), serial);
   });
 }

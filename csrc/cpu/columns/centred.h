@@ -14,12 +14,12 @@ LEBM_BEGIN_TARGET
 // one.
 template <typename T, int kD>
 struct CentredChunk {
-  T y[kD][kChunk], s[kD][kChunk], u[kD][kChunk], rate[kChunk], least[kChunk], whole[kChunk];
+  T y[kD][kChunk], s[kD][kChunk], u[kD][kChunk], rate[kChunk], shift[kChunk], log2_mass[kChunk];
   T square[kChunk], rise[kChunk], fall[kChunk], floor[kChunk], factor[kChunk];
   // The centred ones, packed.
   int64_t centred;
   T at_y[kD][kChunk], at_s[kD][kChunk], linear[kD][kChunk], quadratic[kD][kChunk];
-  T minus_rate[kChunk], share[kChunk];
+  T minus_rate[kChunk], grad[kChunk];
   // The others, as columns.h takes them.
   int64_t others;
   ColumnQuery<T> other[kChunk + 3];
@@ -39,8 +39,8 @@ static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, i
       chunk.s[d][k] = task.s[q * kD + d];
     }
     chunk.rate[k] = task.queries[q].rate;
-    chunk.least[k] = task.queries[q].least;
-    chunk.whole[k] = task.queries[q].whole;
+    chunk.shift[k] = task.queries[q].shift;
+    chunk.log2_mass[k] = task.queries[q].log2_mass;
   }
   const Vec<T> r_floor = broadcast(grid.r_floor[i]);
   for (int64_t k = 0; k < count; k += kLanes<T>) {
@@ -51,9 +51,9 @@ static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, i
     store(chunk.rise + k, mul(rate, fnma(reach.nearest, reach.nearest, reach.square)));
     store(chunk.fall + k, mul(rate, reach.width));
     store(chunk.floor + k, reach.lower_end(grid, i));
-    const Vec<T> excess = add(sub(reach.square, load(chunk.least + k)), r_floor);
+    const Vec<T> excess = add(sub(reach.square, load(chunk.shift + k)), r_floor);
     const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
-    store(chunk.factor + k, exp2_of<T>(sub(start, load(chunk.whole + k))));
+    store(chunk.factor + k, exp2_of<T>(sub(start, load(chunk.log2_mass + k))));
   }
 }
 
@@ -62,14 +62,14 @@ template <typename T, int kD>
 static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int64_t last,
                        CentredChunk<T, kD>& chunk) {
   const Grid<T>& grid = *task.grid;
-  const T threshold = T(task.unseen - __builtin_log2(double(grid.N)));
+  const T threshold = T(task.log2_tol - __builtin_log2(double(grid.N)));
   const T most = most_fall(grid);
   measure_chunk(task, i, first, last - first, chunk);
   chunk.centred = chunk.others = 0;
   for (int64_t k = 0; k < last - first; ++k) {
     const ColumnQuery<T>& query = task.queries[first + k];
     // p <= 2^this: a latent's gradient could not show it.
-    if (query.rate * (query.least - chunk.floor[k]) - query.whole < threshold) continue;
+    if (query.rate * (query.shift - chunk.floor[k]) - query.log2_mass < threshold) continue;
     if (chunk.rise[k] > kRise<T> || chunk.fall[k] > most ||
         is_coarse(grid, i, query.rate, chunk.square[k])) {
       const int64_t at = chunk.others++;
@@ -82,7 +82,7 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
     }
     const int64_t at = chunk.centred++;
     chunk.minus_rate[at] = -query.rate;
-    chunk.share[at] = query.share * chunk.factor[k];
+    chunk.grad[at] = query.grad * chunk.factor[k];
     for (int d = 0; d < kD; ++d) {
       const T by = query.rate * chunk.s[d][k];
       chunk.at_y[d][at] = chunk.y[d][k];
@@ -97,7 +97,7 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
 // far from it share s u and share s^2.
 template <typename T, int kD>
 struct CentredColumn {
-  T rate, share, linear[kD], quadratic[kD], pull[kD], weight[kD];
+  T rate, grad, linear[kD], quadratic[kD], pull[kD], weight[kD];
 };
 
 // Queries [first, last) against kL vectors of latents from j on, added to r and sum_g.
@@ -133,14 +133,14 @@ LEBM_INLINE void centred_pairs(const Exp2<T>& power, const CentredColumn<T, kD>*
       for (int i = 0; i < kL; ++i) x[i] = max(x[i], broadcast(Exp2<T>::kSteps * Exp2<T>::kLowest));
     }
     power(x, p, scale);
-    const Vec<T> share = broadcast(query.share);
+    const Vec<T> grad = broadcast(query.grad);
     for (int i = 0; i < kL; ++i) {
       p[i] = Exp2<T>::value(p[i], scale[i]);
       if constexpr (kNear) {
-        p[i] = mul(p[i], share);
+        p[i] = mul(p[i], grad);
         sum_r[i] = add(sum_r[i], p[i]);
       } else {
-        sum_r[i] = fma(p[i], share, sum_r[i]);
+        sum_r[i] = fma(p[i], grad, sum_r[i]);
       }
     }
     for (int d = 0; d < kD; ++d) {
@@ -174,7 +174,7 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
   constexpr int kL = kD <= 2 ? 2 : 1;
   const int64_t size = grid.block, b = block.first / size, count = chunk.centred;
   const T r_floor = grid.r_floor[b];
-  if constexpr (kHasScale && kFloor) {
+  if constexpr (kSpecialised && kHasScale && kFloor) {
     if (grid.whole[b] && r_floor == grid.r_top[b])
       return centred_chunk<T, kD, true, false>(grid, block, chunk, sums);
   } else if constexpr (!kHasScale && !kFloor) {
@@ -206,9 +206,9 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
     far += is_far;
     near -= !is_far;
     query.rate = kSteps * chunk.minus_rate[k];
-    query.share = T(double(chunk.share[k]) * Exp2<T>::kUnit);
+    query.grad = T(double(chunk.grad[k]) * Exp2<T>::kUnit);
     for (int d = 0; d < kD; ++d) {
-      const T s = chunk.at_s[d][k], by = query.share * s;
+      const T s = chunk.at_s[d][k], by = query.grad * s;
       query.linear[d] = kSteps * chunk.linear[d][k];
       query.quadratic[d] = kSteps * chunk.quadratic[d][k];
       query.pull[d] = is_far ? by * u[d][k] : chunk.at_y[d][k];
@@ -241,7 +241,7 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
   add_chunk(kD, size, sums);
 }
 
-// Queries [first, last), at most kChunk, all kFinite, against a block without log-weights.
+// Queries [first, last), at most kChunk, all kWarm, against a block without log-weights.
 template <typename T, int kD>
 static void finite_queries_centred(const ColumnTask<T>& task, const Block<T>& block, int64_t first,
                                    int64_t last, CentredChunk<T, kD>& chunk, T* scratch,
@@ -254,9 +254,10 @@ static void finite_queries_centred(const ColumnTask<T>& task, const Block<T>& bl
     const bool floor = grid.r_floor[i] != grid.r_top[i];
     if (task.has_scale) {
       centred_chunk<T, kD, true, true>(grid, block, chunk, sums);
-    } else {
-      floor ? centred_chunk<T, kD, false, true>(grid, block, chunk, sums)
-            : centred_chunk<T, kD, false, false>(grid, block, chunk, sums);
+    } else if (floor || !kSpecialised) {
+      centred_chunk<T, kD, false, true>(grid, block, chunk, sums);
+    } else if constexpr (kSpecialised) {
+      centred_chunk<T, kD, false, false>(grid, block, chunk, sums);
     }
   }
   if (chunk.others) {
@@ -264,7 +265,7 @@ static void finite_queries_centred(const ColumnTask<T>& task, const Block<T>& bl
     others.queries = chunk.other;
     others.y = chunk.other_y;
     others.s = chunk.other_s;
-    treat<T, kD, kFinite>(others, block, 0, chunk.others, scratch, sums);
+    treat<T, kD, kWarm>(others, block, 0, chunk.others, scratch, sums);
   }
 }
 

@@ -31,29 +31,29 @@ static void queries_against_block(const ColumnTask<T>& task, const Block<T>& blo
                                   int64_t first_query, int64_t last_query, T* scratch,
                                   const ColumnSums<T>& sums) {
   Chunk<T, kD> centred;
-  for (int how = 0; how < kTreatments; ++how) {
-    const int64_t start = task.ends[how] > first_query ? task.ends[how] : first_query;
-    const int64_t stop = task.ends[how + 1] < last_query ? task.ends[how + 1] : last_query;
+  for (int regime = 0; regime < kRegimes; ++regime) {
+    const int64_t start = task.ends[regime] > first_query ? task.ends[regime] : first_query;
+    const int64_t stop = task.ends[regime + 1] < last_query ? task.ends[regime + 1] : last_query;
     for (int64_t q = start; q < stop; q += kChunk) {
       const int64_t end = q + kChunk < stop ? q + kChunk : stop;
-      switch (how) {
-        case kFinite:
+      switch (regime) {
+        case kWarm:
           if constexpr (kD > 0) {
             if (!task.grid->weighted) {
               finite_queries_centred(task, block, q, end, centred, scratch, sums);
               break;
             }
           }
-          treat<T, kD, kFinite>(task, block, q, end, scratch, sums);
+          treat<T, kD, kWarm>(task, block, q, end, scratch, sums);
           break;
-        case kShallow:
-          treat<T, kD, kShallow>(task, block, q, end, scratch, sums);
+        case kSmall:
+          treat<T, kD, kSmall>(task, block, q, end, scratch, sums);
           break;
-        case kFlat:
-          treat<T, kD, kFlat>(task, block, q, end, scratch, sums);
+        case kHot:
+          treat<T, kD, kHot>(task, block, q, end, scratch, sums);
           break;
         default:
-          treat<T, kD, kFrozen>(task, block, q, end, scratch, sums);
+          treat<T, kD, kCold>(task, block, q, end, scratch, sums);
           break;
       }
     }
@@ -93,7 +93,7 @@ struct BlockScratch {
   // The sums over all chunks lie one behind the other.
   static size_t doubles(int64_t D, int64_t block) { return size_t(block * (row_length<T>(D) + 3)); }
   static int64_t energies(int64_t D, int64_t block) {
-    return D <= kFewDimensions ? 0 : TiledColumns<T>::count(D, block);
+    return D <= kNarrow ? 0 : WideColumnScratch<T>::count(D, block);
   }
   BlockScratch(void* memory, const Grid<T>& grid) {
     const int64_t D = grid.D, block = grid.block, row = row_length<T>(D);
@@ -111,12 +111,12 @@ struct BlockScratch {
   void clear(int64_t D, int64_t block) { fill(sums.g_all, int64_t(doubles(D, block)), 0.0); }
 };
 
-// Few latents: the queries are cut in pieces too, and the pieces added in their order.
-LEBM_INLINE int64_t query_pieces(int64_t blocks, int64_t used, const Parallel& parallel) {
+// Few latents: the queries are cut in num_splits too, and the num_splits added in their order.
+LEBM_INLINE int64_t num_query_splits(int64_t blocks, int64_t used, const Parallel& parallel) {
   const int64_t wanted = 4 * parallel.threads, most = (used + kChunk - 1) / kChunk;
   if (parallel.threads == 1 || blocks >= wanted || most == 0) return 1;
-  const int64_t pieces = (wanted + blocks - 1) / blocks;
-  return pieces < most ? pieces : most;
+  const int64_t num_splits = (wanted + blocks - 1) / blocks;
+  return num_splits < most ? num_splits : most;
 }
 
 // Fails where bounded_block does.
@@ -124,7 +124,7 @@ template <typename T>
 static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
                               const Grid<T>& grid, ColumnMemory<T>& memory,
                               const Parallel& parallel) {
-  int64_t ends[kTreatments + 1];
+  int64_t ends[kRegimes + 1];
   ColumnTask<T> task{&grid,
                      memory.queries,
                      memory.y,
@@ -132,11 +132,11 @@ static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arg
                      ends,
                      arguments.grad_log_weight != nullptr,
                      p.scale.data != nullptr,
-                     p.tol < 0 ? kUnseen<T> : __builtin_log2(p.tol)};
+                     p.tol < 0 ? kLog2Rounding<T> : __builtin_log2(p.tol)};
   bool poisoned = grid.has_nan;
   const double pulled = sort_queries(p, arguments, b, grid, memory, task, ends, poisoned);
-  const int64_t used = ends[kTreatments], blocks = grid.num_blocks;
-  const int64_t pieces = query_pieces(blocks, used, parallel);
+  const int64_t used = ends[kRegimes], blocks = grid.num_blocks;
+  const int64_t num_splits = num_query_splits(blocks, used, parallel);
   const ColumnSeries<T> series(p, b, task, poisoned ? 0 : used, parallel);
   const int64_t leaves = series.serves ? series.leaves() : 1,
                 roots = (blocks + leaves - 1) / leaves;
@@ -146,19 +146,19 @@ static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arg
     mine.scratch = own.unpacked;
     return mine;
   };
-  auto sweep_piece = [&](const Block<T>& block, int64_t piece, BlockScratch<T>& own) {
+  auto sum_split = [&](const Block<T>& block, int64_t split, BlockScratch<T>& own) {
     own.clear(p.D, grid.block);
     if (poisoned) return;
     if (series.serves) {
-      const int64_t first = used * piece / pieces, last = used * (piece + 1) / pieces;
+      const int64_t first = used * split / num_splits, last = used * (split + 1) / num_splits;
       const Scratch lists(series.list_bytes(last - first));
-      return sweep_series(series, task, block.first / grid.block, first, last, &own.sums,
-                          own.energy, lists.get());
+      return pass_by_series(series, task, block.first / grid.block, first, last, &own.sums,
+                            own.energy, lists.get());
     }
-    queries_against_any(task, block, used * piece / pieces, used * (piece + 1) / pieces, own.energy,
-                        own.sums);
+    queries_against_any(task, block, used * split / num_splits, used * (split + 1) / num_splits,
+                        own.energy, own.sums);
   };
-  if (series.serves && pieces == 1) {
+  if (series.serves && num_splits == 1) {
     for_each(parallel, roots, [&](int64_t root) {
       const int64_t first = root * leaves, end = first + leaves < blocks ? first + leaves : blocks;
       const Scratch mine(bytes * size_t(leaves)), lists(series.list_bytes(used));
@@ -170,51 +170,51 @@ static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arg
         own_of(leaf).clear(p.D, grid.block);
         sums[leaf] = own_of(leaf).sums;
       }
-      sweep_series(series, task, root, 0, used, sums, own_of(0).energy, lists.get());
+      pass_by_series(series, task, root, 0, used, sums, own_of(0).energy, lists.get());
       for (int64_t i = first; i < end; ++i)
         write_block(p, arguments, b, grid, grid.at(i), sums[i - first], pulled, poisoned);
     });
     return true;
   }
-  if (pieces == 1) {
-    const int64_t shares = blocks < 8 * parallel.threads ? blocks : 8 * parallel.threads;
-    const Scratch flags(size_t(shares) * sizeof(bool));
+  if (num_splits == 1) {
+    const int64_t num_ranges = blocks < 8 * parallel.threads ? blocks : 8 * parallel.threads;
+    const Scratch flags(size_t(num_ranges) * sizeof(bool));
     bool* failed = static_cast<bool*>(flags.get());
-    for_each(parallel, shares, [&](int64_t share) {
-      failed[share] = false;
+    for_each(parallel, num_ranges, [&](int64_t range) {
+      failed[range] = false;
       Scratch mine(bytes);
       BlockScratch<T> own(mine.get(), grid);
-      for (int64_t i = blocks * share / shares; i < blocks * (share + 1) / shares; ++i) {
+      for (int64_t i = blocks * range / num_ranges; i < blocks * (range + 1) / num_ranges; ++i) {
         Block<T> block;
         if (!bounded_block(scratch_of(own), i, block)) {
-          failed[share] = true;
+          failed[range] = true;
           return;
         }
-        sweep_piece(block, 0, own);
+        sum_split(block, 0, own);
         write_block(p, arguments, b, grid, block, own.sums, pulled, poisoned);
       }
     });
-    for (int64_t share = 0; share < shares; ++share)
-      if (failed[share]) return false;
+    for (int64_t range = 0; range < num_ranges; ++range)
+      if (failed[range]) return false;
     return true;
   }
-  Scratch all(bytes * size_t(blocks * pieces));
-  auto scratch_at = [&](int64_t i, int64_t piece) {
-    char* start = static_cast<char*>(all.get()) + bytes * size_t(i * pieces + piece);
+  Scratch all(bytes * size_t(blocks * num_splits));
+  auto scratch_at = [&](int64_t i, int64_t split) {
+    char* start = static_cast<char*>(all.get()) + bytes * size_t(i * num_splits + split);
     return BlockScratch<T>(start, grid);
   };
-  for_each(parallel, blocks * pieces, [&](int64_t i) {
-    BlockScratch<T> own = scratch_at(i / pieces, i % pieces);
-    sweep_piece(scratch_of(own).at(i / pieces), i % pieces, own);
+  for_each(parallel, blocks * num_splits, [&](int64_t i) {
+    BlockScratch<T> own = scratch_at(i / num_splits, i % num_splits);
+    sum_split(scratch_of(own).at(i / num_splits), i % num_splits, own);
   });
   for (int64_t i = 0; i < blocks; ++i) {
-    BlockScratch<T> whole = scratch_at(i, 0);
-    for (int64_t piece = 1; piece < pieces; ++piece) {
-      BlockScratch<T> part = scratch_at(i, piece);
+    BlockScratch<T> merged = scratch_at(i, 0);
+    for (int64_t split = 1; split < num_splits; ++split) {
+      BlockScratch<T> other = scratch_at(i, split);
       const auto count = int64_t(BlockScratch<T>::doubles(p.D, grid.block));
-      for (int64_t k = 0; k < count; ++k) whole.sums.g_all[k] += part.sums.g_all[k];
+      for (int64_t k = 0; k < count; ++k) merged.sums.g_all[k] += other.sums.g_all[k];
     }
-    write_block(p, arguments, b, grid, scratch_of(whole).at(i), whole.sums, pulled, poisoned);
+    write_block(p, arguments, b, grid, scratch_of(merged).at(i), merged.sums, pulled, poisoned);
   }
   return true;
 }

@@ -5,9 +5,9 @@
 
 LEBM_BEGIN_TARGET
 
-template <typename T, int kD, Treatment kHow, bool kWeighted, bool kWantsL, bool kHasScale>
-static void chunk_against_block(const ColumnTask<T>& task, const Block<T>& block, int64_t first,
-                                int64_t last, const ColumnSums<T>& sums) {
+template <typename T, int kD, Regime kRegime, bool kWeighted, bool kWantsL, bool kHasScale>
+static void narrow_block(const ColumnTask<T>& task, const Block<T>& block, int64_t first,
+                         int64_t last, const ColumnSums<T>& sums) {
   const int64_t size = task.grid->block;
   for (int64_t j = 0; j < size; j += kLanes<T>) {
     Vec<T> g[kD], sum_g[kD], r = broadcast(T(0)), l = broadcast(T(0));
@@ -23,10 +23,11 @@ static void chunk_against_block(const ColumnTask<T>& task, const Block<T>& block
         difference[d] = fnma(broadcast(s[d]), g[d], broadcast(y[d]));
         e = fma(difference[d], difference[d], e);
       }
-      const Vec<T> share = share_of<T, kHow, kWeighted, kWantsL>(task.queries[q], e, log2_w, w, l);
-      r = add(r, share);
+      const Vec<T> grad_p =
+          grad_p_of<T, kRegime, kWeighted, kWantsL>(task.queries[q], e, log2_w, w, l);
+      r = add(r, grad_p);
       for (int d = 0; d < kD; ++d) {
-        const Vec<T> pull = kHasScale ? mul(share, broadcast(s[d])) : share;
+        const Vec<T> pull = kHasScale ? mul(grad_p, broadcast(s[d])) : grad_p;
         sum_g[d] = fma(pull, difference[d], sum_g[d]);
       }
     }
@@ -35,7 +36,7 @@ static void chunk_against_block(const ColumnTask<T>& task, const Block<T>& block
     if (kWantsL) store(sums.l + j, l);
   }
   add_chunk(kD, size, sums);
-  double* l_all = kHow == kFinite ? sums.l_all : sums.l_small;
+  double* l_all = kRegime == kWarm ? sums.l_all : sums.l_small;
   for (int64_t i = 0; kWantsL && i < size; ++i) l_all[i] += sums.l[i];
 }
 

@@ -12,7 +12,7 @@ template <typename T>
 struct ColumnMemory {
   ColumnQuery<T>* queries;
   T *y, *s;
-  unsigned char* how;
+  unsigned char* regime;
   BlockFlags* flags;
   void *packed, *order_of_latents;
 
@@ -36,7 +36,7 @@ struct ColumnMemory {
       out->queries = reinterpret_cast<ColumnQuery<T>*>(memory + at[0]);
       out->y = reinterpret_cast<T*>(memory + at[1]);
       out->s = reinterpret_cast<T*>(memory + at[2]);
-      out->how = reinterpret_cast<unsigned char*>(memory + at[3]);
+      out->regime = reinterpret_cast<unsigned char*>(memory + at[3]);
       out->flags = reinterpret_cast<BlockFlags*>(memory + at[4]);
       out->packed = memory + at[5];
       out->order_of_latents = memory + at[6];
@@ -46,14 +46,14 @@ struct ColumnMemory {
 };
 
 template <typename T>
-static Treatment treatment(double beta, double L, bool wants_l) {
-  if (is_cold<T>(beta)) return kFrozen;
-  if (!wants_l) return kFinite;
-  if (L == 0) return kFlat;  // kHot, or all energies equal, where both say the same
-  return L > kSmallL ? kShallow : kFinite;
+static Regime regime_of(double beta, double L, bool wants_l) {
+  if (is_cold<T>(beta)) return kCold;
+  if (!wants_l) return kWarm;
+  if (L == 0) return kHot;  // kHot, or all energies equal, where both say the same
+  return L > kSmallL ? kSmall : kWarm;
 }
 
-// Sorts the queries by treatment and fills task.queries, y and s. Returns sum G / beta over those
+// Sorts the queries by regime_of and fills task.queries, y and s. Returns sum G / beta over those
 // whose grad_l still lacks + w sum G / beta. A query without gradient is left out.
 template <typename T>
 static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
@@ -61,54 +61,54 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
                            int64_t* ends, bool& poisoned) {
   const T* grad = arguments.grad + b * p.M;
   const double* state = arguments.state + 3 * b * p.M;
-  int64_t count[kTreatments] = {0};
+  int64_t count[kRegimes] = {0};
   for (int64_t m = 0; m < p.M; ++m) {
-    memory.how[m] = kTreatments;
+    memory.regime[m] = kRegimes;
     if (grad[m] == 0) continue;
     poisoned |= !is_finite(state[3 * m]) || !is_finite(state[3 * m + 1]);
     const double beta = *p.beta.at(b, m);
-    memory.how[m] = treatment<T>(beta, state[3 * m + 1], task.wants_l);
-    ++count[memory.how[m]];
+    memory.regime[m] = regime_of<T>(beta, state[3 * m + 1], task.wants_l);
+    ++count[memory.regime[m]];
   }
   ends[0] = 0;
-  for (int k = 0; k < kTreatments; ++k) ends[k + 1] = ends[k] + count[k];
-  int64_t next[kTreatments];
-  for (int k = 0; k < kTreatments; ++k) next[k] = ends[k];
+  for (int k = 0; k < kRegimes; ++k) ends[k + 1] = ends[k] + count[k];
+  int64_t next[kRegimes];
+  for (int k = 0; k < kRegimes; ++k) next[k] = ends[k];
   double pulled = 0;
   for (int64_t m = 0; m < p.M; ++m) {
-    if (memory.how[m] == kTreatments) continue;
-    const int64_t at = next[memory.how[m]]++;
+    if (memory.regime[m] == kRegimes) continue;
+    const int64_t at = next[memory.regime[m]]++;
     for (int64_t d = 0; d < p.D; ++d) {
       memory.y[at * p.D + d] = p.y.at(b, m)[d * p.y.stride[2]];
       memory.s[at * p.D + d] = p.scale.data ? p.scale.at(b, m)[d * p.scale.stride[2]] : T(1);
     }
     const double beta = *p.beta.at(b, m), G = grad[m];
     const double bits = (state[3 * m + 1] + __builtin_log(grid.total)) * kLog2E;
-    double whole = __builtin_rint(bits), rest = __builtin_exp2(whole - bits);
+    double log2_mass = __builtin_rint(bits), rest = __builtin_exp2(log2_mass - bits);
     if (is_cold<T>(beta) && grid.weighted) {
-      whole = __builtin_rint(bits - state[3 * m + 2]);
+      log2_mass = __builtin_rint(bits - state[3 * m + 2]);
       rest = __builtin_exp2(-state[3 * m + 2]);
     }
     ColumnQuery<T>& q = memory.queries[at];
-    q = {T(state[3 * m]), T(beta * kLog2E), T(whole), T(G * rest), T(state[3 * m + 2]), T(0)};
-    switch (memory.how[m]) {
-      case kFinite:
+    q = {T(state[3 * m]), T(beta * kLog2E), T(log2_mass), T(G * rest), T(state[3 * m + 2]), T(0)};
+    switch (memory.regime[m]) {
+      case kWarm:
         q.pull = T(-G / beta * rest);
         pulled += G / beta;
         break;
-      case kShallow:
-        q.share = T(G / grid.total);
+      case kSmall:
+        q.grad = T(G / grid.total);
         q.pull = T(-G / beta);
         break;
-      case kFlat:
-        q.share = T(G / grid.total);
+      case kHot:
+        q.grad = T(G / grid.total);
         q.pull = T(G);
         break;
       default:
         break;
     }
   }
-  const int64_t used = ends[kTreatments];
+  const int64_t used = ends[kRegimes];
   fill(memory.y + used * p.D, 3 * p.D, T(0));
   fill(memory.s + used * p.D, 3 * p.D, T(0));
   return pulled;

@@ -8,11 +8,12 @@
 //                = -sum_b G w (exp(tau) - 1) / beta,   tau = -beta (E - F),   and at 0
 //                =  sum_b G w (E - F)
 //
-// Queries are sorted by how they are treated, so that the inner loops have no branch. Sums run in T
-// over a chunk of queries and in double across chunks.
+// Queries are sorted by regime they are treated, so that the inner loops have no branch. Sums run
+// in T over a chunk of queries and in double across chunks.
 #pragma once
 
 #include "../grid/grid.h"
+#include "../regime.h"
 
 LEBM_BEGIN_TARGET
 
@@ -21,55 +22,54 @@ constexpr int64_t kChunk = 256;
 // The state of one query as the inner loops read it; its y and s lie beside it.
 template <typename T>
 struct ColumnQuery {
-  T least;  // m
-  T rate;   // beta log2 e
-  T whole;  // integer part of log2 (sum of exponentials): 2^-whole is taken in the exponent
-  T share;  // G times the rest of the normalisation
-  T gap;    // F - m
-  T pull;   // what grad_l's term is multiplied by: share / beta or G / beta or G
+  T shift;      // m
+  T rate;       // beta log2 e
+  T log2_mass;  // integer part of log2 of the mass: 2^-log2_mass is taken in the exponent
+  T grad;       // the incoming gradient G times the rest of the normalisation
+  T gap;        // F - m
+  T pull;       // the factor of grad_l's term: grad / beta, G / beta or G
 };
-
-enum Treatment { kFinite, kShallow, kFlat, kFrozen, kTreatments };
 
 template <typename T>
 struct ColumnTask {
   const Grid<T>* grid;
   const ColumnQuery<T>* queries;
   const T *y, *s;       // [M][D], in the order of `queries`
-  const int64_t* ends;  // [kTreatments + 1]
+  const int64_t* ends;  // [kRegimes + 1]
   bool wants_l, has_scale;
-  double unseen;  // log2 of the share of a sum that may be left out
+  double log2_tol;  // log2 of the share of a sum that may be left out
 };
 
 // A latent block's sums: for each latent D of grad_g, then grad_r's and two of grad_l's. Beyond
-// kFewDimensions those of grad_g lie as [block][row_length(D)].
+// kNarrow those of grad_g lie as [block][row_length(D)].
 template <typename T>
 struct ColumnSums {
   T *g, *r, *l;             // [D][block], [block], [block], over a chunk
   double *g_all, *r_all;    // the same over all chunks
-  double *l_all, *l_small;  // [block]: grad_l of kFinite, and of kShallow and kFlat without w
+  double *l_all, *l_small;  // [block]: grad_l of kWarm, and of kSmall and kHot without w
 };
 
-// p / w-anchoring: p 2^whole-normalised share of one vector of latents, and grad_l's term.
-template <typename T, Treatment kHow, bool kWeighted, bool kWantsL>
-LEBM_INLINE Vec<T> share_of(const ColumnQuery<T>& q, Vec<T> e, Vec<T> log2_w, Vec<T> w, Vec<T>& l) {
-  const Vec<T> excess = sub(e, broadcast(q.least));
-  if constexpr (kHow == kFrozen) {
-    Vec<T> x = broadcast(-q.whole);
+// G p of one vector of latents, from its energies e; adds grad_l's term to l.
+template <typename T, Regime kRegime, bool kWeighted, bool kWantsL>
+LEBM_INLINE Vec<T> grad_p_of(const ColumnQuery<T>& q, Vec<T> e, Vec<T> log2_w, Vec<T> w,
+                             Vec<T>& l) {
+  const Vec<T> excess = sub(e, broadcast(q.shift));
+  if constexpr (kRegime == kCold) {
+    Vec<T> x = broadcast(-q.log2_mass);
     if (kWeighted) x = add(log2_w, x);
-    return select_equal(e, broadcast(q.least), mul(exp2_of<T>(x), broadcast(q.share)),
+    return select_equal(e, broadcast(q.shift), mul(exp2_of<T>(x), broadcast(q.grad)),
                         broadcast(T(0)));
-  } else if constexpr (kHow == kFinite) {
-    Vec<T> x = fma(excess, broadcast(-q.rate), broadcast(-q.whole));
+  } else if constexpr (kRegime == kWarm) {
+    Vec<T> x = fma(excess, broadcast(-q.rate), broadcast(-q.log2_mass));
     if (kWeighted) x = add(x, log2_w);
     const Vec<T> p = exp2_of<T>(x);
     if (kWantsL) l = fma(p, broadcast(q.pull), l);
-    return mul(p, broadcast(q.share));
+    return mul(p, broadcast(q.grad));
   } else {
     const Vec<T> a = sub(excess, broadcast(q.gap));
     const Vec<T> minus = exp2m1_of<T>(mul(a, broadcast(-q.rate)));
-    if (kWantsL) l = fma(kHow == kFlat ? a : minus, broadcast(q.pull), l);
-    return mul(mul(w, add(minus, broadcast(T(1)))), broadcast(q.share));
+    if (kWantsL) l = fma(kRegime == kHot ? a : minus, broadcast(q.pull), l);
+    return mul(mul(w, add(minus, broadcast(T(1)))), broadcast(q.grad));
   }
 }
 

@@ -6,24 +6,26 @@
 
 LEBM_BEGIN_TARGET
 
-template <typename T, int kD, Treatment kHow>
+template <typename T, int kD, Regime kRegime>
 static void treat(const ColumnTask<T>& task, const Block<T>& block, int64_t first, int64_t last,
                   T* scratch, const ColumnSums<T>& sums) {
   auto call = [&](auto weighted, auto wants_l, auto has_scale) {
-    if constexpr (kD > 0) {
-      chunk_against_block<T, kD, kHow, weighted.value, wants_l.value, has_scale.value>(
+    if constexpr (kD > 0 && !kSpecialised) {
+      narrow_block<T, kD, kRegime, true, true, true>(task, block, first, last, sums);
+    } else if constexpr (kD > 0) {
+      narrow_block<T, kD, kRegime, weighted.value, wants_l.value, has_scale.value>(
           task, block, first, last, sums);
     } else {
-      many_against_block<T, kHow, weighted.value, wants_l.value, has_scale.value>(
-          task, block, first, last, scratch, sums);
+      wide_block<T, kRegime, weighted.value, wants_l.value, has_scale.value>(task, block, first,
+                                                                             last, scratch, sums);
     }
   };
   auto with_scale = [&](auto weighted, auto wants_l) {
     task.has_scale ? call(weighted, wants_l, Yes{}) : call(weighted, wants_l, No{});
   };
-  if constexpr (kHow == kFrozen) {  // dF/dl = 0
+  if constexpr (kRegime == kCold) {  // dF/dl = 0
     task.grid->weighted ? with_scale(Yes{}, No{}) : with_scale(No{}, No{});
-  } else if constexpr (kHow != kFinite) {  // told apart for grad_l alone
+  } else if constexpr (kRegime != kWarm) {  // told apart for grad_l alone
     with_scale(No{}, Yes{});
   } else if (task.grid->weighted) {
     task.wants_l ? with_scale(Yes{}, Yes{}) : with_scale(Yes{}, No{});

@@ -31,7 +31,7 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
     }
   }
   const double total = grid.total;
-  const bool few = p.D <= kFewDimensions;
+  const bool few = p.D <= kNarrow;
   const int64_t of_latent = few ? 1 : row_length<T>(p.D), of_dimension = few ? grid.block : 1;
   for (int64_t j = 0; j < grid.block && block.first + j < p.N; ++j) {
     const int64_t n = grid.order ? grid.order[block.first + j] : block.first + j;

@@ -84,13 +84,13 @@ static bool bounded_block(const Grid<T>& grid, int64_t i, Block<T>& block) {
   return pack_whole_block(grid.streamed + i * size, grid, i, grid.scratch, grid.scratch + size);
 }
 
-// Beyond kFewDimensions v lies latent by latent: where it is read, the dimensions of a latent are
+// Beyond kNarrow v lies latent by latent: where it is read, the dimensions of a latent are
 // what is taken side by side. Returns the largest |v|^2.
 template <typename T>
 static T pack_rows(const Grid<T>& grid, int64_t i, T* v) {
   const int64_t block = grid.block, D = grid.D, row = row_length<T>(D);
   const T *g = grid.g + i * D * block, *centre = grid.centre + i * D, *r = grid.r + i * block;
-  const bool many = D >= kManyDimensions;
+  const bool many = D >= kProductDimensions;
   double square[kMostLatents], part[kMostLatents];
   fill(square, block, 0.0);
   fill(part, block, 0.0);
@@ -180,10 +180,10 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
     const T about = count ? T(double(low) + mean / count) : T(0);
     low <= high ? set_sides(grid, i, d, about, low, high) : set_sides(grid, i, d, T(0), T(0), T(0));
     const T centre = grid.centre[i * D + d];
-    for (int64_t j = 0; j < block && D <= kFewDimensions; ++j)
+    for (int64_t j = 0; j < block && D <= kNarrow; ++j)
       v[d * block + j] = g[d * block + j] - centre;
   }
-  if (D > kFewDimensions) grid.extent[i] = pack_rows(grid, i, v);
+  if (D > kNarrow) grid.extent[i] = pack_rows(grid, i, v);
   grid.block_weight[i] = weight;
   grid.r_floor[i] = flags.r_low <= flags.r_high ? T(flags.r_low) : T(1);
   grid.r_top[i] = flags.r_low <= flags.r_high ? T(flags.r_high) : T(0);

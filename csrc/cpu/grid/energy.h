@@ -37,7 +37,7 @@ constexpr int kGroup = 4;
 constexpr int64_t kSlab = 32;
 
 // Most queries whose energies are taken together, a multiple of all groups.
-constexpr int64_t kMany = 48;
+constexpr int64_t kWideTile = 48;
 
 LEBM_INLINE int64_t in_groups(int64_t count) { return (count + kGroup - 1) / kGroup * kGroup; }
 
@@ -95,8 +95,8 @@ static T least_of_row(const T* row, int64_t size) {
 // Energies of `count` queries, whose y and s are rows of D, from differences. Rows, and those of
 // `out`, are read and written up to a multiple of kGroup. `scaled`: some s is not 1.
 template <typename T>
-static void energies_of_many(const Block<T>& block, int64_t size, int64_t D, bool scaled,
-                             const T* y, const T* s, int64_t count, T* out) {
+static void energies_of_queries(const Block<T>& block, int64_t size, int64_t D, bool scaled,
+                                const T* y, const T* s, int64_t count, T* out) {
   scaled ? fill_energies<T, 2, true>(block, size, D, y, s, count, out)
          : fill_energies<T, 3, false>(block, size, D, y, s, count, out);
 }

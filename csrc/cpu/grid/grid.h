@@ -8,9 +8,9 @@
 //
 // A plain grid is one of contiguous latents at low D without weights or energies: it is packed by
 // vectors, and its whole blocks share one r, log2_w and w. Where a plain grid is long and meets few
-// queries, it is streamed: writing it down would take longer than the sweep. Then only what
-// describes the blocks is kept, and a block is unpacked, into a scratch of the sweep's, when its
-// turn comes; where it comes once, its bounds are taken then too.
+// queries, it is streamed: writing it down would take longer than the sum_exponentials. Then only
+// what describes the blocks is kept, and a block is unpacked, into a scratch of the
+// sum_exponentials's, when its turn comes; where it comes once, its bounds are taken then too.
 #pragma once
 
 #include "../common.h"
@@ -25,26 +25,26 @@ template <typename T>
 struct Block {
   int64_t first;    // index of its first latent
   const T* g;       // [D][block]
-  const T* v;       // [D][block]; beyond kFewDimensions [block][row_length(D)]
+  const T* v;       // [D][block]; beyond kNarrow [block][row_length(D)]
   const T* r;       // [block]
   const T* log2_w;  // [block], log2(w / largest w); -inf for what must not count
   const T* w;       // [block], w / largest w
   const T* centre;  // [D]
-  const T* across;  // [D][block], v; from kManyDimensions on
+  const T* across;  // [D][block], v; from kProductDimensions on
   const T* square;  // [block], |v|^2 + r; likewise
 };
 
 // Up to here the kernels know D when they are compiled.
-constexpr int64_t kFewDimensions = 4;
+constexpr int64_t kNarrow = 4;
 
 // From here on energies may be taken as products, see product.h.
-constexpr int64_t kManyDimensions = 48;
+constexpr int64_t kProductDimensions = 48;
 
 // Numbers in a row of dimensions: whole vectors, where rows are what is read. Rows a multiple of
 // 128 bytes apart would meet in the first cache's sets.
 template <typename T>
 LEBM_INLINE int64_t row_length(int64_t D) {
-  if (D <= kFewDimensions) return D;
+  if (D <= kNarrow) return D;
   const int64_t row = (D + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
   return row * sizeof(T) % 128 == 0 ? row + kLanes<T> : row;
 }
@@ -88,7 +88,7 @@ struct Grid {
   T *across, *square;
   double* block_weight;   // [num_blocks]
   T* half;                // [num_blocks][D], the bounding box's longer sides from the centre
-  T* extent;              // [num_blocks], their squared length; beyond kFewDimensions the largest
+  T* extent;              // [num_blocks], their squared length; beyond kNarrow the largest
                           // |v|^2
   T *r_floor, *r_top;     // [num_blocks], of the latents that count; empty: r_floor > r_top
   bool* whole;            // [num_blocks], whether all its latents count

@@ -23,12 +23,12 @@ static bool has_leaves(const Problem<T>& p) {
 constexpr int64_t kSmallestBlock = 32;
 
 // 512 latents at low D; fewer where a block would outgrow the caches, or is not filled. Beyond
-// kFewDimensions a multiple of two and of three vectors of any instruction set, and no power of
+// kNarrow a multiple of two and of three vectors of any instruction set, and no power of
 // two, at which the rows of a block would meet in the first cache's sets.
 template <typename T>
 static int64_t block_size(const Problem<T>& p) {
   if (has_leaves(p)) return kLeaf;
-  const bool few = p.D <= kFewDimensions;
+  const bool few = p.D <= kNarrow;
   const int64_t most = few ? kMostLatents : p.D <= 16 ? 384 : p.D <= 128 ? 192 : 96;
   const int64_t unit = few ? kSmallestBlock : 96, filled = (p.N + unit - 1) / unit * unit;
   return filled < most ? filled : most;
@@ -36,7 +36,7 @@ static int64_t block_size(const Problem<T>& p) {
 
 template <typename T>
 static bool is_plain(const Problem<T>& p) {
-  return p.D <= kFewDimensions && !p.log_weight.data && !p.latent_energy.data &&
+  return p.D <= kNarrow && !p.log_weight.data && !p.latent_energy.data &&
          (p.D == 1 || p.decoded.stride[2] == 1) && p.decoded.stride[1] == p.D;
 }
 
@@ -56,7 +56,7 @@ template <typename T>
 static size_t grid_bytes(const Problem<T>& p, bool streamed) {
   const int64_t D = p.D, block = block_size(p), blocks = num_blocks(p);
   const int64_t size = (streamed ? 1 : blocks) * block;
-  const int64_t across = D < kManyDimensions ? 0 : D + 1;
+  const int64_t across = D < kProductDimensions ? 0 : D + 1;
   const int64_t of_latent = D + row_length<T>(D) + across + 3;
   return sizeof(T) * (size_t)(size * of_latent + 2 * block + blocks * (4 * D + 3) + 2 * D) +
          (sizeof(double) + 1) * (size_t)blocks + 64;
@@ -82,8 +82,8 @@ static Grid<T> lay_out(const Problem<T>& p, void* memory, bool streamed) {
   };
   grid.g = take(size * D);
   grid.v = take(size * row_length<T>(D));
-  grid.across = take(D < kManyDimensions ? 0 : size * D);
-  grid.square = take(D < kManyDimensions ? 0 : size);
+  grid.across = take(D < kProductDimensions ? 0 : size * D);
+  grid.square = take(D < kProductDimensions ? 0 : size);
   grid.r = take(size);
   grid.log2_w = take(size);
   grid.w = take(size);

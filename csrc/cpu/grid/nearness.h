@@ -8,12 +8,13 @@ LEBM_BEGIN_TARGET
 // Whether moments about a block's centre would show their rounding: the latents lie too many times
 // as far from the centre as the query from its nearest, and p tells them apart. It shows in a
 // component of the difference, and these are the smaller the more there are. In float, what is left
-// of the sums is subtracted in double; in double it rounds again. `stretch` is the largest s^2.
+// of the sums is subtracted in double; in double it rounds again. `square_scale` is the largest
+// s^2.
 template <typename T>
-LEBM_INLINE bool is_too_near(const Grid<T>& grid, int64_t i, T smallest, T rate, T stretch) {
+LEBM_INLINE bool is_too_near(const Grid<T>& grid, int64_t i, T smallest, T rate, T square_scale) {
   const T most = sizeof(T) == 4 ? 32 : 4, of_many = T(512) / T(grid.D);
   const T times = of_many > most ? most : of_many > 2 ? of_many : T(2);
-  const T reach = stretch * grid.extent[i];
+  const T reach = square_scale * grid.extent[i];
   return !(rate * reach < T(2)) && times * (smallest - grid.r_top[i]) < reach;
 }
 

@@ -41,11 +41,11 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
     // streams.
     const int64_t last = grid.num_blocks - 1;
     const int64_t most = grid.bounded ? 8 * parallel.threads : 0;
-    const int64_t shares = last < most ? last : most;
-    for_each(parallel, shares, [&](int64_t share) {
+    const int64_t num_ranges = last < most ? last : most;
+    for_each(parallel, num_ranges, [&](int64_t range) {
       Scratch scratch(grid.scratch_bytes());
       auto* unpacked = static_cast<T*>(scratch.get());
-      for (int64_t i = last * share / shares; i < last * (share + 1) / shares; ++i) {
+      for (int64_t i = last * range / num_ranges; i < last * (range + 1) / num_ranges; ++i) {
         const bool whole = pack_whole_block(latents + i * size, grid, i, unpacked, unpacked + size);
         flags[i] = {false, !whole, 0.0, 0.0};
       }

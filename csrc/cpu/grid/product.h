@@ -1,4 +1,5 @@
-// Energies of a tile of queries against a block of latents, from kManyDimensions on as a product.
+// Energies of a tile of queries against a block of latents, from kProductDimensions on as a
+// product.
 //
 // With u = y - c and v = g - c about the block's centre c, and no scale,
 //
@@ -26,11 +27,11 @@ LEBM_BEGIN_TARGET
 // What is known of a tile's queries before their energies.
 template <typename T>
 struct TileState {
-  T rate[kMany];
-  T least[kMany];    // the least energy so far, or of all
-  bool weighted;     // log-weights may make up for any energy
-  bool exact;        // the least energy and its place must be those of differences
-  int64_t postpone;  // blocks to come for which products are not tried where they only leave out
+  T rate[kWideTile];
+  T shift[kWideTile];  // the least energy so far, or of all latents
+  bool weighted;       // log-weights may make up for any energy
+  bool exact;          // the least energy and its place must be those of differences
+  int64_t postpone;    // blocks to come for which products are not tried where they only leave out
 };
 
 // Roundings are counted in units of a last bit, as they add up at random.
@@ -40,13 +41,13 @@ constexpr double kEnergyRoundings = 1.5, kBetaRoundings = 6;
 // Whether energies may be products at all.
 template <typename T>
 static bool takes_products(const Grid<T>& grid, bool scaled) {
-  return !scaled && grid.D >= kManyDimensions && grid.r_low == 0 && grid.r_high == 0;
+  return !scaled && grid.D >= kProductDimensions && grid.r_low == 0 && grid.r_high == 0;
 }
 
 // Whether a tile's products can do no more than tell which blocks do not matter: where one does,
 // differences are taken in any case.
 template <typename T>
-static bool only_leave_out(const TileState<T>& state, int64_t count) {
+static bool only_prunes(const TileState<T>& state, int64_t count) {
   bool all = true;
   for (int64_t q = 0; q < count; ++q) all &= !is_finite(state.rate[q]);
   return all;
@@ -69,7 +70,7 @@ static Verdict judge(const TileState<T>& state, int64_t q, T square, T extent, T
   const double of_dot = 2 * kRoundingOfDot * dot, of_squares = kRoundingOfSquares * squares;
   const double error = __builtin_sqrt(of_dot * of_dot + of_squares * of_squares);
   const double margin = 16 * double(Exponent<T>::epsilon) * error;
-  const double excess = double(smallest) - margin - double(state.least[q]);
+  const double excess = double(smallest) - margin - double(state.shift[q]);
   const bool cold = !is_finite(rate);
   if ((!state.weighted || cold) && excess > 0 && rate * excess > 64) return kDoesNotMatter;
   if (cold || (state.exact && !(excess > 0))) return kLost;
@@ -136,7 +137,7 @@ static void take_again(const Block<T>& block, int64_t size, int64_t D, const T* 
     bool any = false;
     for (int64_t q = first; q < last; ++q) any |= again[q];
     if (!any) continue;
-    energies_of_many(block, size, D, false, y + first * D, s + first * D, last - first, spare);
+    energies_of_queries(block, size, D, false, y + first * D, s + first * D, last - first, spare);
     for (int64_t q = first; q < last; ++q) {
       if (!again[q]) continue;
       const T* energy = spare + (q - first) * size;
@@ -152,12 +153,12 @@ static void energies_by_product(const Grid<T>& grid, const Block<T>& block, cons
                                 int64_t count, const T* u, TileState<T>& state, T* out, T* spare,
                                 T* smallest) {
   const int64_t size = grid.block, D = grid.D, row = row_length<T>(D);
-  T square[kMany];
+  T square[kWideTile];
   for (int64_t q = 0; q < in_groups(count); ++q) square[q] = square_of_row(u + q * row, row);
   fill_products(block, size, D, u, square, count, out);
   const T extent = grid.extent[block.first / size];
   int64_t lost = 0;
-  bool again[kMany];
+  bool again[kWideTile];
   for (int64_t q = 0; q < count; ++q) {
     smallest[q] = least_of_row(out + q * size, size);
     again[q] = judge(state, q, square[q], extent, smallest[q], D) == kLost;
@@ -165,24 +166,24 @@ static void energies_by_product(const Grid<T>& grid, const Block<T>& block, cons
   }
   if (lost) take_again(block, size, D, y, s, count, again, out, spare, smallest);
   // Where most is lost, the next blocks are likely to be no better.
-  if (2 * lost > count && only_leave_out(state, count)) state.postpone = 7;
+  if (2 * lost > count && only_prunes(state, count)) state.postpone = 7;
 }
 
-// Energies of `count` queries, at most kMany, whose y, s and, without scale, u are rows of D and
-// row_length(D), and the least of each. All rows are read and written up to a multiple of kGroup;
-// `spare` has room for kGroup of energies.
+// Energies of `count` queries, at most kWideTile, whose y, s and, without scale, u are rows of D
+// and row_length(D), and the least of each. All rows are read and written up to a multiple of
+// kGroup; `spare` has room for kGroup of energies.
 template <typename T>
 static void energies_of_tile(const Grid<T>& grid, const Block<T>& block, bool scaled, const T* y,
                              const T* s, int64_t count, const T* u, TileState<T>& state, T* out,
                              T* spare, T* smallest) {
   const int64_t size = grid.block, D = grid.D;
-  const bool postponed = state.postpone > 0 && only_leave_out(state, count);
+  const bool postponed = state.postpone > 0 && only_prunes(state, count);
   if (takes_products(grid, scaled) && !postponed) {
     energies_by_product(grid, block, y, s, count, u, state, out, spare, smallest);
     return;
   }
   if (postponed) --state.postpone;
-  energies_of_many(block, size, D, scaled, y, s, count, out);
+  energies_of_queries(block, size, D, scaled, y, s, count, out);
   for (int64_t q = 0; q < count; ++q) smallest[q] = least_of_row(out + q * size, size);
 }
 

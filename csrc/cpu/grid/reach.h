@@ -33,7 +33,7 @@ LEBM_INLINE T rounding_of(T r) {
 
 // log2 of a share of the sum that cannot be seen, for the default tolerance.
 template <typename T>
-constexpr double kUnseen = sizeof(T) == 4 ? -26.0 : -55.0;
+constexpr double kLog2Rounding = sizeof(T) == 4 ? -26.0 : -55.0;
 
 // How far a block lies from a vector of queries.
 template <typename T, int kD>

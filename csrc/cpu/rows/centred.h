@@ -1,7 +1,9 @@
-// Sums<T> over a block about its centre, pair by pair, at low D and without log-weights (see
-// plan.h).
+// Sums over a block of latents about its centre c, pair by pair, at D <= 4 and without log-weights
+// (see plan.h): for queries u = y - s c [D] and latents v = g - c [D][block], the sums over the
+// block of
 //
-//     2^x,   x = linear . v - quadratic . v^2,   linear = 2 rate s u,   quadratic = rate s^2
+//     p = 2^x, p v, p v^2 and p x,   x = linear . v - quadratic . v^2 - rate (r - least r),
+//     linear = 2 rate s u,   quadratic = rate s^2
 #pragma once
 
 #include "../grid/layout.h"
@@ -10,17 +12,44 @@
 
 LEBM_BEGIN_TARGET
 
-// What the pair loops read of a block beside v, for a tile: the coefficient of the rate in x (for
-// one rate, times that), and v^2, so that p v and p v^2 take one operation each.
+// What the pair loops read of a block beside v: `square`, the factor of the rate in x (already
+// multiplied by the rate where all queries have the same), and v^2, so that p v and p v^2 take one
+// operation each.
 template <typename T, int kD>
 struct CentredLatents {
   T square[kMostLatents], squares[kD][kMostLatents];
+  bool floored;  // latent energies or absent latents enter x
 };
 
-// The sums over a block of kQ queries whose constants lie at `at` in the plan; of them, `count`
-// are wanted. See Exp2 for what bounds the loop: some ten operations a pair beside the moments'.
-// Registers suffice for two queries' constants and sums, or with all moments for one query's; more
-// in lockstep gains nothing, and what spills costs more than it brings.
+// Adds to query i the sums of a block, each still to be multiplied by `factor`: of p (p - 1 in
+// kSmall), and of p v and p v^2. sum p x is `pairs` where it was summed pair by pair, and follows
+// from the moments elsewhere.
+template <typename T, int kD, Level kLevel, bool kIsSmall>
+static void add_centred(const Grid<T>& grid, const Block<T>& block, const Plan<T, kD>& plan,
+                        int64_t i, double factor, double total, const T (&by_d)[2][kD],
+                        bool by_pair, double pairs, const Query<T>* queries, Sums<T>* sums,
+                        Vectors* vectors) {
+  constexpr bool kExcess = kLevel == kAllMoments && !kIsSmall;
+  const double weight = grid.block_weight[block.first / grid.block];
+  const double mass = kIsSmall ? factor * (total + weight) : factor * total;
+  Sums<T>& a = sums[i];
+  a.sum += kIsSmall ? factor * total + weight * plan.factor_minus_1[i] : mass;
+  a.mass += mass;
+  a.weight += weight;
+  if (kExcess) a.excess += plan.start[i] * mass;
+  if (kExcess && by_pair) a.excess += pairs;
+  for (int d = 0; kLevel >= kMean && d < kD; ++d) {
+    const double first = factor * by_d[0][d], second = factor * by_d[1][d];
+    if (kExcess && !by_pair) a.excess += plan.linear[d][i] * first - plan.quadratic[d][i] * second;
+    add_moments(d, first, second, mass, block.centre[d], queries[i].y[d], queries[i].s[d],
+                vectors[i]);
+  }
+}
+
+// Sums over a block for kQ queries, at `at` in the plan; the results of the first `count` are kept.
+// Exp2 says what bounds the loop: some ten operations a pair beside the moments'. Registers hold
+// the constants and sums of two queries, or with all moments of one. More queries at a time gain
+// nothing, and spilled registers cost more than they bring.
 template <typename T, int kD, Level kLevel, bool kIsSmall, bool kScaled, bool kUniform, bool kFloor,
           int kQ>
 static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<T, kD>& plan,
@@ -28,7 +57,7 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
                          const Query<T>* queries, Sums<T>* sums, Vectors* vectors) {
   using Power = Exp2<T>;
   constexpr int kL = kQ == 1 ? 2 : 1, K = kQ * kL;
-  // sum p x from the moments; where latent energies or absent latents enter x, pair by pair.
+  // sum p x follows from the moments, but not where latent energies or absent latents enter x.
   constexpr bool kExcess = kLevel == kAllMoments && !kIsSmall, kByPair = kExcess && kFloor;
   constexpr T kSteps = kIsSmall ? T(1) : Power::kSteps;
   const int64_t size = grid.block;
@@ -45,11 +74,11 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
       first[q][d] = second[q][d] = zero;
     }
   }
-  // Sums of sixteen vectors are added up, which rounds less than one long sum.
+  // Sums of sixteen vectors round less than one long sum.
   constexpr int64_t kRun = 16 * kLanes<T>;
   for (int64_t begin = 0; begin < size; begin += kRun) {
-    Vec<T> part[kQ];
-    for (int q = 0; q < kQ; ++q) part[q] = zero;
+    Vec<T> partial[kQ];
+    for (int q = 0; q < kQ; ++q) partial[q] = zero;
     const int64_t end = begin + kRun < size ? begin + kRun : size;
     for (int64_t j = begin; j < end; j += kL * kLanes<T>) {
       // Vector i of latents against query q is the k-th.
@@ -78,7 +107,7 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
           const Vec<T> weight = kFloor ? load(block.w + n) : broadcast(T(1));
           const Vec<T> minus = exp2m1_of<T, kFloor>(x[k]);
           const Vec<T> weighted = kFloor ? mul(weight, minus) : minus;
-          part[q] = add(part[q], weighted);
+          partial[q] = add(partial[q], weighted);
           p[k] = add(weighted, weight);
         });
       } else {
@@ -88,10 +117,10 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
         power(x, p, scale);
         each([&](int k, int q, int64_t) LEBM_INLINE_LAMBDA {
           if constexpr (kLevel == kSumOnly) {
-            part[q] = Power::add_to(part[q], p[k], scale[k]);
+            partial[q] = Power::add_to(partial[q], p[k], scale[k]);
           } else {
             p[k] = Power::value(p[k], scale[k]);
-            part[q] = add(part[q], p[k]);
+            partial[q] = add(partial[q], p[k]);
           }
         });
       }
@@ -110,29 +139,18 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
                  LEBM_INLINE_LAMBDA { excess[q] = fma(p[k], x[k], excess[q]); });
       }
     }
-    for (int q = 0; q < kQ; ++q) total[q] = add(total[q], part[q]);
+    for (int q = 0; q < kQ; ++q) total[q] = add(total[q], partial[q]);
   }
-  const double weight = grid.block_weight[block.first / size];
   for (int q = 0; q < count; ++q) {
-    const int64_t i = at[q];
-    Sums<T>& a = sums[i];
-    const double factor = kIsSmall ? plan.factor[i] : plan.factor[i] * Power::kUnit;
-    const double sum_ = sum(total[q]);
-    const double mass = kIsSmall ? factor * (sum_ + weight) : factor * sum_;
-    a.sum += kIsSmall ? factor * sum_ + weight * plan.factor_minus_1[i] : mass;
-    a.mass += mass;
-    a.seen += weight;
-    if constexpr (kExcess) a.excess += plan.start[i] * mass;
-    if constexpr (kByPair) a.excess += factor / kSteps * sum(excess[q]);
-    if constexpr (kLevel >= kMean) {
-      for (int d = 0; d < kD; ++d) {
-        const double by_first = factor * sum(first[q][d]), by_second = factor * sum(second[q][d]);
-        if (kExcess && !kByPair)
-          a.excess += plan.linear[d][i] * by_first - plan.quadratic[d][i] * by_second;
-        add_moments(d, by_first, by_second, mass, block.centre[d], queries[i].y[d], queries[i].s[d],
-                    vectors[i]);
-      }
+    const double factor = kIsSmall ? plan.factor[at[q]] : plan.factor[at[q]] * Power::kUnit;
+    T by_d[2][kD];
+    for (int d = 0; kLevel >= kMean && d < kD; ++d) {
+      by_d[0][d] = sum(first[q][d]);
+      by_d[1][d] = sum(second[q][d]);
     }
+    const double pairs = kByPair ? factor / kSteps * sum(excess[q]) : 0.0;
+    add_centred<T, kD, kLevel, kIsSmall>(grid, block, plan, at[q], factor, sum(total[q]), by_d,
+                                         kByPair && latents.floored, pairs, queries, sums, vectors);
   }
 }
 
@@ -143,12 +161,12 @@ static void centred_block(const Grid<T>& grid, const Block<T>& block, const Plan
                           Vectors* vectors) {
   constexpr int kQ = kLevel == kAllMoments ? 1 : 2;
   const int64_t i = block.first / grid.block;
-  const bool floor = !grid.whole[i] || grid.r_floor[i] != grid.r_top[i];
-  const bool uniform = plan.uniform && !plan.scaled;
+  const bool uniform = kSpecialised && plan.uniform && !plan.scaled;
   const Vec<T> rate = broadcast(-plan.rate[0]);
   // Apart from the rate, whose product with a square of 0 must stay 0.
   const Vec<T> steps = broadcast(kIsSmall ? T(1) : Exp2<T>::kSteps);
   CentredLatents<T, kD> latents;
+  latents.floored = !grid.whole[i] || grid.r_floor[i] != grid.r_top[i];
   for (int64_t j = 0; j < grid.block; j += kLanes<T>) {
     Vec<T> square = sub(load(block.r + j), broadcast(grid.r_floor[i]));
     for (int d = 0; d < kD; ++d) {
@@ -160,19 +178,21 @@ static void centred_block(const Grid<T>& grid, const Block<T>& block, const Plan
   }
   auto call = [&](auto scaled, auto same, auto floored) {
     for (int64_t k = 0; k < count; k += kQ) {
-      // An odd one out is summed twice, once for nobody.
+      // The last of an odd number is summed twice, and the second result ignored.
       const int64_t some[2] = {at[k], at[k + 1 < count ? k + 1 : k]};
       centred_sums<T, kD, kLevel, kIsSmall, scaled.value, same.value, floored.value, kQ>(
           grid, block, plan, latents, some, count - k < kQ ? int(count - k) : kQ, queries, sums,
           vectors);
     }
   };
-  if (plan.scaled) {
-    floor ? call(Yes{}, No{}, Yes{}) : call(Yes{}, No{}, No{});
+  if constexpr (!kSpecialised) {
+    plan.scaled ? call(Yes{}, No{}, Yes{}) : call(No{}, No{}, Yes{});
+  } else if (plan.scaled) {
+    latents.floored ? call(Yes{}, No{}, Yes{}) : call(Yes{}, No{}, No{});
   } else if (!uniform) {
     call(No{}, No{}, Yes{});
   } else {
-    floor ? call(No{}, Yes{}, Yes{}) : call(No{}, Yes{}, No{});
+    latents.floored ? call(No{}, Yes{}, Yes{}) : call(No{}, Yes{}, No{});
   }
 }
 

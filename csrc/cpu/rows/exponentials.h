@@ -1,4 +1,6 @@
-// p of the latents of one block for one query, from its energies, and their sums.
+// The posterior weights of one block's latents for one query, not yet normalised, and their sums:
+//
+//     p[j] = w[j] exp(-beta (E[j] - m))    for j in [0, block), from E[block]
 #pragma once
 
 #include "../grid/grid.h"
@@ -6,92 +8,111 @@
 
 LEBM_BEGIN_TARGET
 
-// Sums of doubles add up those of sixteen vectors, which rounds less than one long sum.
+// Sums of doubles are taken over runs of sixteen vectors, whose sums are then added: this rounds
+// less than one long sum.
 template <typename T>
 LEBM_INLINE int64_t run_length(int64_t size) {
   return sizeof(T) == 8 && size > 16 * kLanes<T> ? 16 * kLanes<T> : size;
 }
 
-// p of every latent of a block, from its energies: summed, and handed to `moments` a vector at a
-// time, until after a run of them `add_run` adds up what that has summed. kWeighted is only told
-// apart where it costs.
-template <typename T, Mode kMode, bool kWeighted, bool kExcess, typename Moments, typename AddRun>
-static LEBM_INLINE BlockSums<T> sweep(const Block<T>& block, int64_t size, const Query<T>& q, T m,
-                                      T offset, const T* energy, Moments&& moments,
-                                      AddRun&& add_run) {
-  const Vec<T> least_ = broadcast(m), rate = broadcast(-q.rate), offset_ = broadcast(offset);
+// A block and a query, as the loops over the block's latents read them.
+template <typename T>
+struct BlockOfQuery {
+  const Grid<T>& grid;
+  const Block<T>& block;
+  const Query<T>& query;
+  T shift, offset;  // m, and the offset of weighted sums
+  T* energy;        // [block]; at D > 4 it is overwritten with p
+};
+
+template <typename T>
+struct VectorSums {
+  Vec<T> sum, mass, excess;
+};
+
+// The unnormalised posterior weights p of a vector of latents at j, in one regime; `sums` are of
+// vectors. kWeighted is a flag only where it costs time.
+template <typename T, Regime kRegime, bool kWeighted, bool kExcess>
+LEBM_INLINE Vec<T> weigh(const BlockOfQuery<T>& of, int64_t j, VectorSums<T>& sums) {
+  const Block<T>& block = of.block;
+  const Vec<T> rate = broadcast(-of.query.rate), zero = broadcast(T(0));
+  const Vec<T> excess = sub(load(of.energy + j), broadcast(of.shift));
+  if constexpr (kRegime == kWarm) {
+    const Vec<T> x = mul(excess, rate);
+    const Vec<T> p =
+        exp2_of<T>(kWeighted ? add(x, sub(load(block.log2_w + j), broadcast(of.offset))) : x);
+    // The floor of exp2 times the x of an absent latent must be nothing.
+    if (kExcess) sums.excess = fma(p, max(x, broadcast(-Exponent<T>::far)), sums.excess);
+    return p;
+  } else if constexpr (kRegime == kSmall) {
+    Vec<T> value;
+    const Vec<T> weight = load(block.w + j);
+    const Vec<T> minus = mul(weight, exp2m1_of<T>(mul(excess, rate), value));
+    sums.sum = add(sums.sum, minus);
+    // A small p has lost digits to the 1; many equal ones lose the same digits.
+    return sizeof(T) == 4 ? add(minus, weight) : mul(weight, value);
+  } else if constexpr (kRegime == kHot) {
+    const Vec<T> p = load(block.w + j);
+    sums.sum = fnma(p, excess, sums.sum);
+    return p;
+  } else {
+    // w a^2 Phi(x) with x = -beta a. For |x| >= 1 it is w (e^x (x - 1) + 1) / beta^2, whose factors
+    // don't overflow for a latent far away.
+    const Vec<T> one = broadcast(T(1)), a = sub(excess, broadcast(of.query.gap));
+    const Vec<T> bits = max(mul(a, rate), broadcast(-Exponent<T>::far));
+    const Vec<T> x = mul(bits, broadcast(T(kLn2))), square = mul(x, x);
+    const Vec<T> weight = load(block.w + j), inverse = broadcast(of.query.inverse);
+    const Vec<T> near = mul(mul(mul(a, weight), a), phi_near<T>(x));
+    Vec<T> power;
+    const Vec<T> minus = exp2m1_of<T>(bits, power);
+    const Vec<T> far = mul(mul(fma(power, sub(x, one), one), inverse), inverse);
+    const Vec<T> curve = select_less(square, one, near, mul(weight, far));
+    if constexpr (kWeighted) {
+      // w a Psi(x). Psi is 1 where e^x - 1 is x and 1 / beta may overflow. Where weights are equal,
+      // c is F, and this would sum to nothing.
+      const Vec<T> linear = broadcast(sizeof(T) == 4 ? T(1e-20) : T(1e-36));
+      const Vec<T> plus = mul(sub(zero, minus), inverse);
+      const Vec<T> slope = mul(weight, select_less(square, linear, a, plus));
+      sums.sum = add(sums.sum, select_less(zero, weight, slope, zero));
+    }
+    // The square of an absent latent may overflow; its weight of 0 must win.
+    return select_less(zero, weight, curve, zero);
+  }
+}
+
+// Sums over the block's latents. moments.add_p gets p one vector at a time.
+template <typename T, Regime kRegime, bool kWeighted, bool kExcess, typename Moments>
+static LEBM_INLINE BlockSums<T> sum_exponentials(const BlockOfQuery<T>& of, Moments& moments) {
+  const int64_t size = of.grid.block, run = run_length<T>(size);
   const Vec<T> zero = broadcast(T(0));
-  struct {
-    Vec<T> sum, mass, excess;
-  } const none{zero, zero, zero};
-  auto all = none;
-  const int64_t run = run_length<T>(size);
+  const VectorSums<T> none{zero, zero, zero};
+  VectorSums<T> all = none;
   for (int64_t begin = 0; begin < size; begin += run) {
-    auto part = none;
+    VectorSums<T> partial = none;
     const int64_t end = begin + run < size ? begin + run : size;
     for (int64_t j = begin; j < end; j += kLanes<T>) {
-      const Vec<T> e = load(energy + j);
-      const Vec<T> excess = sub(e, least_);
-      Vec<T> p;
-      if constexpr (kMode == kNormal) {
-        const Vec<T> x = mul(excess, rate);
-        p = exp2_of<T>(kWeighted ? add(x, sub(load(block.log2_w + j), offset_)) : x);
-        // The floor of exp2 times an absent latent's x must be nothing.
-        if (kExcess) part.excess = fma(p, max(x, broadcast(-Exponent<T>::far)), part.excess);
-      } else if constexpr (kMode == kSmall) {
-        Vec<T> value;
-        const Vec<T> weight = load(block.w + j);
-        const Vec<T> minus = mul(weight, exp2m1_of<T>(mul(excess, rate), value));
-        // A small p has lost digits to the 1; many that are alike lose the same ones.
-        p = sizeof(T) == 4 ? add(minus, weight) : mul(weight, value);
-        part.sum = add(part.sum, minus);
-      } else if constexpr (kMode == kHot) {
-        p = load(block.w + j);
-        part.sum = fnma(p, excess, part.sum);
-      } else {
-        // w a^2 Phi(x) with x = -beta a; where |x| >= 1, the same as w (e^x (x - 1) + 1) / beta^2,
-        // whose factors don't overflow for a latent far away.
-        const Vec<T> one = broadcast(T(1)), a = sub(excess, broadcast(q.gap));
-        const Vec<T> bits = max(mul(a, rate), broadcast(-Exponent<T>::far));
-        const Vec<T> x = mul(bits, broadcast(T(kLn2))), square = mul(x, x);
-        const Vec<T> weight = load(block.w + j), inverse = broadcast(q.inverse);
-        const Vec<T> near = mul(mul(mul(a, weight), a), phi_near<T>(x));
-        Vec<T> power;
-        const Vec<T> minus = exp2m1_of<T>(bits, power);
-        const Vec<T> far = mul(mul(fma(power, sub(x, one), one), inverse), inverse);
-        p = select_less(square, one, near, mul(weight, far));
-        // An absent latent's square may overflow; its weight must win.
-        p = select_less(zero, weight, p, zero);
-        if constexpr (kWeighted) {
-          // Psi, which is 1 where e^x - 1 is x and 1 / beta may overflow. Where weights are equal,
-          // c is F, and this would sum to nothing.
-          const Vec<T> linear = broadcast(sizeof(T) == 4 ? T(1e-20) : T(1e-36));
-          const Vec<T> plus = mul(sub(zero, minus), inverse);
-          const Vec<T> first = mul(weight, select_less(square, linear, a, plus));
-          part.sum = add(part.sum, select_less(zero, weight, first, zero));
-        }
-      }
-      part.mass = add(part.mass, p);
-      moments(j, p);
+      const Vec<T> p = weigh<T, kRegime, kWeighted, kExcess>(of, j, partial);
+      partial.mass = add(partial.mass, p);
+      moments.add_p(j, p);
     }
-    all.sum = add(all.sum, part.sum);
-    all.mass = add(all.mass, part.mass);
-    all.excess = add(all.excess, part.excess);
-    add_run();
+    all.sum = add(all.sum, partial.sum);
+    all.mass = add(all.mass, partial.mass);
+    all.excess = add(all.excess, partial.excess);
+    moments.end_run();
   }
   const T total = sum(all.mass);
-  if (kMode == kSlope) return {total, sum(all.sum), T(0)};
-  const bool apart = kMode == kSmall || kMode == kHot;
+  if (kRegime == kSlope) return {total, sum(all.sum), T(0)};
+  const bool apart = kRegime == kSmall || kRegime == kHot;
   return {apart ? sum(all.sum) : total, total, kExcess ? sum(all.excess) : T(0)};
 }
 
-// The sum of p = exp(-beta (E - m)) of a block, without log-weights; kStore: energies become p.
+// The sum of p = exp(-beta (E - m)) over a block, without log-weights; kStore: energies become p.
 template <typename T, bool kStore>
 static T sum_powers(int64_t size, T rate, T m, T* energy) {
   using Power = Exp2<T>;
   constexpr int K = 2;
   const Power power;
-  const Vec<T> least_ = broadcast(m), by = broadcast(-Power::kSteps * rate);
+  const Vec<T> shift_ = broadcast(m), by = broadcast(-Power::kSteps * rate);
   const Vec<T> lowest = broadcast(Power::kSteps * Power::kLowest),
                unit = broadcast(T(Power::kUnit));
   Vec<T> total[K];
@@ -99,7 +120,7 @@ static T sum_powers(int64_t size, T rate, T m, T* energy) {
   for (int64_t j = 0; j < size; j += K * kLanes<T>) {
     Vec<T> x[K], p[K], scale[K];
     for (int k = 0; k < K; ++k)
-      x[k] = max(mul(sub(load(energy + j + k * kLanes<T>), least_), by), lowest);
+      x[k] = max(mul(sub(load(energy + j + k * kLanes<T>), shift_), by), lowest);
     power(x, p, scale);
     for (int k = 0; k < K; ++k) {
       if constexpr (kStore) {
@@ -116,7 +137,7 @@ static T sum_powers(int64_t size, T rate, T m, T* energy) {
   return kStore ? sum_ : T(sum_ * Power::kUnit);
 }
 
-// The largest log2(w) - rate (E - m) of a block: where the weighted sum must be anchored.
+// The largest log2(w) - rate (E - m) of a block: the offset that a weighted sum needs.
 template <typename T, bool kIsCold>
 static T largest_exponent(const Block<T>& block, int64_t size, T rate, T m, const T* energy) {
   const Vec<T> nothing = broadcast(-Exponent<T>::infinity);

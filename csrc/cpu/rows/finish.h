@@ -18,18 +18,18 @@ static bool is_out_of_reach(const Grid<T>& grid, const Query<T>& q) {
   return !is_nan;
 }
 
-// Writes a query's results from its sums; sets the mode of its next sweep.
+// Writes a query's results from its sums; sets the regime of its next sum_exponentials.
 template <typename T>
 static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums<T>& a,
                    const Vectors& v) {
   const int64_t D = pass.grid->D, at = pass.b * pass.problem->M + m;
   const RowOutputs<T>& out = *pass.out;
   double* state = out.state + 3 * at;
-  unsigned char& mode = pass.mode[m];
-  if (q.mode == kSlope) {
+  unsigned char& regime = pass.regime[m];
+  if (q.regime == kSlope) {
     out.slope_beta[at] =
         T(slope_about(q.beta, a.sum / pass.grid->total, a.mass / pass.grid->total));
-    mode = kSkip;
+    regime = kSkip;
     return;
   }
   auto set_all = [&](T value) {
@@ -40,22 +40,22 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
     }
     if (out.slope_beta) out.slope_beta[at] = value;
   };
-  if (q.mode == kSkip || !(a.least < double(kAbsent<T>))) {
+  if (q.regime == kSkip || !(a.shift < double(kAbsent<T>))) {
     // Not a number somewhere, or every energy is infinite or overflows.
-    const bool far = q.mode != kSkip || is_out_of_reach(*pass.grid, q);
+    const bool far = q.regime != kSkip || is_out_of_reach(*pass.grid, q);
     const T value = far ? T(__builtin_inf()) : T(__builtin_nan(""));
     out.free_energy[at] = value;
     state[0] = value;
     state[1] = state[2] = 0;
     if (out.index) out.index[at] = 0;
     set_all(T(__builtin_nan("")));
-    mode = kSkip;
+    regime = kSkip;
     return;
   }
   const double total = a.sum / pass.grid->total;
   double L = 0, gap = 0;
-  switch (q.mode) {
-    case kNormal:
+  switch (q.regime) {
+    case kWarm:
       L = __builtin_log(total);
       if (pass.grid->weighted) L += a.offset * kLn2;
       gap = -L / q.beta;
@@ -72,30 +72,30 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
       if (pass.grid->weighted) L += a.offset * kLn2;
       break;
   }
-  out.free_energy[at] = T(a.least + gap);
-  state[0] = a.least;
+  out.free_energy[at] = T(a.shift + gap);
+  state[0] = a.shift;
   state[1] = L;
   state[2] = gap;
-  if (q.mode == kCold && pass.grid->weighted) {
+  if (q.regime == kCold && pass.grid->weighted) {
     // See problem.h. Where one latent has the minimum, this makes its p exactly 1.
     const double bits = __builtin_log2(a.sum);
     state[2] = bits + (a.offset - __builtin_rint(a.offset));
   }
-  mode = kSkip;
+  regime = kSkip;
   // A sum's rounding is one of F by 1 / beta, which shows only in an F that is not larger.
-  const double size = q.beta * (a.least + gap);
-  if (q.mode == kNormal && L > kSmallL && size < 1 && size > -1) mode = kSmall;
-  if ((q.mode == kSmall || q.mode == kHot) && out.slope_beta) {
-    // The first sweep's KL stands where little of it cancelled.
+  const double size = q.beta * (a.shift + gap);
+  if (q.regime == kWarm && L > kSmallL && size < 1 && size > -1) regime = kSmall;
+  if ((q.regime == kSmall || q.regime == kHot) && out.slope_beta) {
+    // The first sum_exponentials's KL stands where little of it cancelled.
     const double relative_entropy = pass.first ? 0 : -double(out.slope_beta[at]) * q.beta * q.beta;
-    if (!(relative_entropy > kMostCancelled * (L < 0 ? -L : L))) mode = kSlope;
+    if (!(relative_entropy > kMostCancelled * (L < 0 ? -L : L))) regime = kSlope;
   }
   if (!pass.first) return;
   if (out.index) out.index[at] = a.index;
   if (out.slope_beta) {
     const double entropy = kLn2 * a.excess / a.sum - L;
     out.slope_beta[at] =
-        q.mode == kNormal ? T(-(entropy > 0 ? entropy : 0) / q.beta / q.beta) : T(0);
+        q.regime == kWarm ? T(-(entropy > 0 ? entropy : 0) / q.beta / q.beta) : T(0);
   }
   for (int64_t d = 0; d < D; ++d) {
     if (out.slope_y) out.slope_y[at * D + d] = T(2 * v.residual[d] / a.mass.value);

@@ -12,9 +12,9 @@ LEBM_BEGIN_TARGET
 
 // A tile of queries against a range of blocks. y and s of the queries lie in consecutive rows.
 template <typename T, int kD, Level kLevel>
-static void sweep_tile(const Grid<T>& grid, int64_t first_block, int64_t last_block,
-                       const Query<T>* queries, int64_t count, T* energy, Sums<T>* sums,
-                       Vectors* vectors) {
+static void pass_one_by_one(const Grid<T>& grid, int64_t first_block, int64_t last_block,
+                            const Query<T>* queries, int64_t count, T* energy, Sums<T>* sums,
+                            Vectors* vectors) {
   for (int64_t i = first_block; i < last_block; ++i) {
     const Block<T> block = grid.at(i);
     for (int64_t q = 0; q < count; ++q) {
@@ -28,12 +28,12 @@ static void sweep_tile(const Grid<T>& grid, int64_t first_block, int64_t last_bl
 
 // A tile of queries. `exact`: m and its index must be those of the least energy itself.
 template <typename T, int kD, Level kLevel>
-struct TileSweep {
+struct NarrowTile {
   const Grid<T>& packed;  // layer 0, with this thread's scratch
   const Layers<T>& layers;
   int layer;                        // from which to go down
   int64_t first_block, last_block;  // of layer 0, whole ones of `layer`
-  double unseen;
+  double log2_tol;
   bool exact;
   const Query<T>* queries;
   int64_t count;
@@ -46,13 +46,13 @@ struct TileSweep {
   void visit(int k, int64_t i, const int64_t* active, int64_t num_active) {
     const Grid<T>& grid = layers.grid[k];
     const BlockSeries<T>& series = layers.series[k];
-    plan_block(grid, i, unseen, exact, series.coefficients ? &series : nullptr, queries, sums, plan,
-               active, num_active);
-    int64_t summed[kTile], others[kTile], in_series = 0, left = 0;
+    plan_block(grid, i, log2_tol, exact, series.coefficients ? &series : nullptr, queries, sums,
+               plan, active, num_active);
+    int64_t summed[kNarrowTile], others[kNarrowTile], in_series = 0, left = 0;
     for (int64_t j = 0; j < num_active; ++j) {
       const int64_t q = active[j];
-      if (plan.how[q] == kLeftOut) {
-        leave_out(queries[q].mode, grid.block_weight[i], sums[q]);
+      if (plan.how[q] == kPruned) {
+        prune(queries[q].regime, grid.block_weight[i], sums[q]);
       } else if (plan.how[q] == kSeries) {
         summed[in_series++] = q;
       } else {
@@ -74,11 +74,11 @@ struct TileSweep {
   // Packed block i, as planned.
   void sum_pairs(int64_t i, const int64_t* active, int64_t num_active) {
     const Block<T> block = packed.at(i);
-    int64_t normal[kTile], small[kTile], normals = 0, smalls = 0;
+    int64_t normal[kNarrowTile], small[kNarrowTile], normals = 0, smalls = 0;
     for (int64_t j = 0; j < num_active; ++j) {
       const int64_t q = active[j];
       if (plan.how[q] == kCentred) {
-        if (queries[q].mode == kSmall)
+        if (queries[q].regime == kSmall)
           small[smalls++] = q;
         else
           normal[normals++] = q;
@@ -106,32 +106,32 @@ struct TileSweep {
     Scratch memory(sizeof(int64_t) * size_t(last - first));
     auto* blocks = static_cast<int64_t*>(memory.get());
     const int64_t chosen =
-        choose_blocks<T, kD>(grid, first, last, unseen, plan, queries, count, blocks);
+        choose_blocks<T, kD>(grid, first, last, log2_tol, plan, queries, count, blocks);
     for (int64_t next = 0; next < chosen; ++next) {
       const int64_t end = (blocks[next] + 1) * leaves;
       bound(packed, blocks[next] * leaves, end < packed.num_blocks ? end : packed.num_blocks, plan,
             count);
     }
-    int64_t all[kTile];
+    int64_t all[kNarrowTile];
     for (int64_t q = 0; q < count; ++q) {
       all[q] = q;
-      const bool sums_exponentials = queries[q].mode == kNormal || queries[q].mode == kSmall;
-      if (!exact && sums_exponentials && !is_finite(sums[q].least) &&
-          plan.reference[q] < kAbsent<T>)
-        sums[q].least = plan.reference[q];
+      const bool sums_exponentials = queries[q].regime == kWarm || queries[q].regime == kSmall;
+      if (!exact && sums_exponentials && !is_finite(sums[q].shift) &&
+          plan.start_shift[q] < kAbsent<T>)
+        sums[q].shift = plan.start_shift[q];
     }
-    double left_out = 0;
+    double pruned_weight = 0;
     int64_t next = 0;
     for (int64_t i = first; i < last; ++i) {
       if (next < chosen && blocks[next] == i) {
         ++next;
         visit(layer, i, all, count);
       } else {
-        left_out += grid.block_weight[i];
+        pruned_weight += grid.block_weight[i];
       }
     }
-    for (int64_t q = 0; left_out != 0 && q < count; ++q)
-      leave_out(queries[q].mode, left_out, sums[q]);
+    for (int64_t q = 0; pruned_weight != 0 && q < count; ++q)
+      prune(queries[q].regime, pruned_weight, sums[q]);
   }
 };
 

@@ -40,15 +40,15 @@ LEBM_INLINE Range distances(const QueryBox& box, const T* low, const T* high) {
   return result;
 }
 
-// Fills `blocks` with those of [first, last) that can matter to one of the queries; returns how
+// Fills `blocks` with those of [first, last) that can matter to one of the queries; returns regime
 // many.
 template <typename T, int kD>
-static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, double unseen,
+static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, double log2_tol,
                              const Plan<T, kD>& plan, const Query<T>* queries, int64_t count,
                              int64_t* blocks) {
   QueryBox box;
   double rate = __builtin_inf();  // the least
-  bool leaves_out = plan.same_scale;
+  bool prunes = plan.same_scale;
   for (int d = 0; d < kD; ++d) {
     box.low[d] = __builtin_inf();
     box.high[d] = -__builtin_inf();
@@ -56,9 +56,9 @@ static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, d
   }
   for (int64_t k = 0; k < count; ++k) {
     const Query<T>& q = queries[k];
-    if (q.mode == kSkip) continue;
-    leaves_out &= q.mode == kNormal || q.mode == kSmall || q.mode == kCold;
-    if (q.mode != kCold && q.rate < rate) rate = q.rate;
+    if (q.regime == kSkip) continue;
+    prunes &= q.regime == kWarm || q.regime == kSmall || q.regime == kCold;
+    if (q.regime != kCold && q.rate < rate) rate = q.rate;
     for (int d = 0; d < kD; ++d) {
       if (q.y[d] < box.low[d]) box.low[d] = q.y[d];
       if (q.y[d] > box.high[d]) box.high[d] = q.y[d];
@@ -71,16 +71,16 @@ static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, d
   };
   // An energy that every query attains somewhere.
   double upper = __builtin_inf();
-  for (int64_t i = first; leaves_out && i < last; ++i) {
+  for (int64_t i = first; prunes && i < last; ++i) {
     if (!(grid.r_floor[i] <= grid.r_top[i])) continue;
     const Range range = distances<T, kD>(box, grid.low + i * kD, grid.high + i * kD);
     const double high = range.high + grid.r_floor[i] + rounding(range.high, i);
     upper = high < upper ? high : upper;
   }
-  const double margin = (__builtin_log2(double(grid.N)) - unseen) / rate;
+  const double margin = (__builtin_log2(double(grid.N)) - log2_tol) / rate;
   int64_t chosen = 0;
   for (int64_t i = first; i < last; ++i) {
-    if (leaves_out) {
+    if (prunes) {
       const Range range = distances<T, kD>(box, grid.low + i * kD, grid.high + i * kD);
       const double low = range.low + grid.r_floor[i] - rounding(range.low, i);
       if (!(grid.r_floor[i] <= grid.r_top[i]) || low > upper + margin) continue;
@@ -93,11 +93,11 @@ static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, d
 // Whether queries in a better order would meet fewer blocks: if energies differ by enough for
 // blocks to be left out, and the tiles as given are not compact.
 template <typename T>
-static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, double unseen) {
-  if (p.D > 3 || grid.weighted || grid.has_nan || grid.num_blocks < 16 || p.M < 8 * kTile ||
+static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, double log2_tol) {
+  if (p.D > 3 || grid.weighted || grid.has_nan || grid.num_blocks < 16 || p.M < 8 * kNarrowTile ||
       p.M >= int64_t(1) << 32)
     return false;
-  const double margin = __builtin_log2(double(grid.N)) - unseen;
+  const double margin = __builtin_log2(double(grid.N)) - log2_tol;
   const double rate = double(*p.beta.at(b, p.M / 2)) * kLog2E;
   double of_grid = 0;
   for (int64_t d = 0; d < p.D; ++d) {
@@ -106,7 +106,7 @@ static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, d
     of_grid += side * side;
   }
   if (!(rate * of_grid > 2 * margin)) return false;
-  const int64_t tiles = p.M / kTile, step = tiles / 64 > 0 ? tiles / 64 : 1;
+  const int64_t tiles = p.M / kNarrowTile, step = tiles / 64 > 0 ? tiles / 64 : 1;
   double of_tiles = 0, seen = 0, box = 0, box_low[3], box_high[3];
   for (int64_t d = 0; d < p.D; ++d) {
     box_low[d] = __builtin_inf();
@@ -115,7 +115,7 @@ static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, d
   for (int64_t t = 0; t < tiles; t += step) {
     for (int64_t d = 0; d < p.D; ++d) {
       double low = __builtin_inf(), high = -__builtin_inf();
-      for (int64_t m = t * kTile; m < (t + 1) * kTile; ++m) {
+      for (int64_t m = t * kNarrowTile; m < (t + 1) * kNarrowTile; ++m) {
         const double y = p.y.at(b, m)[d * p.y.stride[2]];
         if (y < low) low = y;
         if (y > high) high = y;

@@ -1,7 +1,7 @@
 // What a block of latents means to a query, at low D and without log-weights: nothing, a sum about
 // the block's centre (pair by pair, or as a series), or energies taken one by one.
 //
-// With u = y - s c and v = g - c for a block of centre c, and a reference energy m,
+// With u = y - s c and v = g - c for a block of centre c, and a start_shift energy m,
 //
 //   -beta (E - m) = -beta (|u|^2 - m) + beta (2 s u . v - s^2 . v^2)
 //
@@ -23,19 +23,22 @@
 
 LEBM_BEGIN_TARGET
 
-enum How : unsigned char { kLeftOut, kSeries, kCentred, kOneByOne };
+enum How : unsigned char { kPruned, kSeries, kCentred, kOneByOne };
 
 // A tile's queries side by side, and what a block means to each of them.
 template <typename T, int kD>
 struct Plan {
-  T y[kD][kTile], s[kD][kTile], rate[kTile], upper[kTile], reference[kTile], least[kTile];
-  T linear[kD][kTile], quadratic[kD][kTile];  // x = linear . v - quadratic . v^2
-  T start[kTile], factor_minus_1[kTile], rise[kTile], fall[kTile], floor[kTile];
-  double factor[kTile];  // 2^start, which may be below the range of a float where r or N is large
-  T growth[kTile];       // of the block's series: a bound on |2 beta s u . v|
-  T square_u[kTile];     // |u|^2
-  int order[kTile];      // of the series that is needed
-  How how[kTile];
+  T y[kD][kNarrowTile], s[kD][kNarrowTile], rate[kNarrowTile], upper[kNarrowTile],
+      start_shift[kNarrowTile], shift[kNarrowTile];
+  T linear[kD][kNarrowTile], quadratic[kD][kNarrowTile];  // x = linear . v - quadratic . v^2
+  T start[kNarrowTile], factor_minus_1[kNarrowTile], rise[kNarrowTile], fall[kNarrowTile],
+      floor[kNarrowTile];
+  double factor[kNarrowTile];  // 2^start, which may be below the range of a float where r or N is
+                               // large
+  T growth[kNarrowTile];       // of the block's series: a bound on |2 beta s u . v|
+  T square_u[kNarrowTile];     // |u|^2
+  int order[kNarrowTile];      // of the series that is needed
+  How how[kNarrowTile];
   bool uniform;     // one rate for all
   bool scaled;      // some s is not 1
   bool same_scale;  // one s for all
@@ -47,7 +50,7 @@ static void begin_plan(Plan<T, kD>& plan, const Query<T>* queries, int64_t count
   plan.uniform = true;
   plan.scaled = false;
   plan.same_scale = true;
-  for (int64_t i = 0; i < kTile; ++i) {
+  for (int64_t i = 0; i < kNarrowTile; ++i) {
     const Query<T>& q = queries[i < count ? i : count - 1];
     for (int d = 0; d < kD; ++d) {
       plan.y[d][i] = q.y[d];
@@ -57,48 +60,49 @@ static void begin_plan(Plan<T, kD>& plan, const Query<T>* queries, int64_t count
     }
     plan.rate[i] = q.rate;
     plan.uniform &= q.rate == queries[0].rate;
-    plan.upper[i] = plan.reference[i] = Exponent<T>::infinity;
-    plan.least[i] = T(0);
+    plan.upper[i] = plan.start_shift[i] = Exponent<T>::infinity;
+    plan.shift[i] = T(0);
   }
 }
 
-// Finds `upper`, the least upper end of the blocks' energies, and a `reference` m: the least |u|^2,
-// to which starts and exponents are small, of blocks whose exponents then don't underflow, and of
-// the others the upper end, below which they have an energy.
+// Finds `upper`, the least upper end of the blocks' energies, and a `start_shift` m: the least
+// |u|^2, to which starts and exponents are small, of blocks whose exponents then don't underflow,
+// and of the others the upper end, below which they have an energy.
 template <typename T, int kD>
 static void bound(const Grid<T>& grid, int64_t first_block, int64_t last_block, Plan<T, kD>& plan,
                   int64_t count) {
   for (int64_t q = 0; q < count; q += kLanes<T>) {
-    Vec<T> upper = load(plan.upper + q), reference = load(plan.reference + q);
+    Vec<T> upper = load(plan.upper + q), start_shift = load(plan.start_shift + q);
     for (int64_t i = first_block; i < last_block; ++i) {
       if (!(grid.r_floor[i] <= grid.r_top[i])) continue;
       const Reach<T, kD> reach(grid, i, plan, q);
       const Vec<T> end = reach.upper_end(grid, i);
       const Vec<T> fall = mul(load(plan.rate + q), reach.width);
       upper = min(upper, end);
-      reference = min(reference, select_less(fall, broadcast(most_fall(grid)),
-                                             add(reach.square, broadcast(grid.r_floor[i])), end));
+      start_shift =
+          min(start_shift, select_less(fall, broadcast(most_fall(grid)),
+                                       add(reach.square, broadcast(grid.r_floor[i])), end));
     }
     store(plan.upper + q, upper);
-    store(plan.reference + q, reference);
+    store(plan.start_shift + q, start_shift);
   }
 }
 
 // Decides what to do about block i for the `active` queries, in ascending order, and prepares the
 // centred ones. `series`: null where there are none, or where they don't serve.
 template <typename T, int kD>
-static void plan_block(const Grid<T>& grid, int64_t i, double unseen, bool exact,
+static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exact,
                        const BlockSeries<T>* series, const Query<T>* queries, const Sums<T>* sums,
                        Plan<T, kD>& plan, const int64_t* active, int64_t count) {
   const bool empty = !(grid.r_floor[i] <= grid.r_top[i]);
-  const T log2_N = T(__builtin_log2(double(grid.N))), threshold = T(unseen) - log2_N;
+  const T log2_N = T(__builtin_log2(double(grid.N))), threshold = T(log2_tol) - log2_N;
   const T fall = most_fall(grid);
   // 2^start as 2^(start + kLift) and a power of two.
   constexpr T kLift = 100;
   constexpr double kUnlifted = 0x1p-100;
   const Vec<T> zero = broadcast(T(0)), lift = broadcast(kLift), below = broadcast(-kLift);
-  alignas(64) T lifted[kTile];
-  for (int64_t k = 0; k < count; ++k) plan.least[active[k]] = T(sums[active[k]].least);
+  alignas(64) T lifted[kNarrowTile];
+  for (int64_t k = 0; k < count; ++k) plan.shift[active[k]] = T(sums[active[k]].shift);
   for (int64_t k = 0, q = -kLanes<T>; k < count; ++k) {
     if (active[k] < q + kLanes<T>) continue;
     q = active[k] / kLanes<T> * kLanes<T>;
@@ -108,7 +112,7 @@ static void plan_block(const Grid<T>& grid, int64_t i, double unseen, bool exact
     store(plan.square_u + q, reach.square);
     store(plan.rise + q, mul(rate, fnma(reach.nearest, reach.nearest, reach.square)));
     store(plan.fall + q, mul(rate, reach.width));
-    const Vec<T> excess = add(sub(reach.square, load(plan.least + q)), broadcast(grid.r_floor[i]));
+    const Vec<T> excess = add(sub(reach.square, load(plan.shift + q)), broadcast(grid.r_floor[i]));
     const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
     store(plan.start + q, start);
     store(lifted + q, exp2_of<T>(add(start, select_less(start, below, lift, zero))));
@@ -127,22 +131,22 @@ static void plan_block(const Grid<T>& grid, int64_t i, double unseen, bool exact
   }
   for (int64_t j = 0; j < count; ++j) {
     const int64_t k = active[j];
-    const Mode mode = queries[k].mode;
+    const Regime regime = queries[k].regime;
     const T lowest = plan.floor[k];
     plan.factor[k] = plan.start[k] < -kLift ? double(lifted[k]) * kUnlifted : double(lifted[k]);
     plan.how[k] = kOneByOne;
-    if (mode == kSkip) {
-      plan.how[k] = kLeftOut;
-    } else if (mode == kCold) {
-      if (lowest > plan.upper[k]) plan.how[k] = kLeftOut;
-    } else if (mode == kNormal || mode == kSmall) {
+    if (regime == kSkip) {
+      plan.how[k] = kPruned;
+    } else if (regime == kCold) {
+      if (lowest > plan.upper[k]) plan.how[k] = kPruned;
+    } else if (regime == kWarm || regime == kSmall) {
       if (empty || plan.rate[k] * (plan.upper[k] - lowest) < threshold) {
-        plan.how[k] = kLeftOut;
+        plan.how[k] = kPruned;
       } else if (!exact && plan.rise[k] <= kRise<T> && plan.fall[k] <= fall &&
                  plan.start[k] <= kRise<T> && !is_coarse(grid, i, plan.rate[k], plan.square_u[k])) {
         plan.how[k] = kCentred;
         // In double, a series does not tell sums near 1 apart as kSmall must.
-        if (series && (mode == kNormal || sizeof(T) == 4)) {
+        if (series && (regime == kWarm || sizeof(T) == 4)) {
           plan.order[k] =
               order_for(plan.growth[k], plan.rate[k] * (lowest - plan.upper[k]), log2_N);
           if (plan.order[k] + 2 <= series->order) plan.how[k] = kSeries;

@@ -15,13 +15,13 @@ struct Pass {
   const RowOutputs<T>* out;
   const Grid<T>* grid;
   int64_t b;
-  unsigned char* mode;   // [M], a Mode each; what a pass leaves there is swept in the next
-  const int64_t* query;  // [count] queries to sweep, or null for all
+  unsigned char* regime;  // [M], a Regime each; what a pass leaves there is swept in the next
+  const int64_t* query;   // [count] queries to sum_exponentials, or null for all
   int64_t count;
   const Layers<T>* layers;
   Level level;
-  double unseen;        // log2 of the share of the sum that may be left out
-  bool first;           // the first sweep, which finds m and the moments
+  double log2_tol;      // log2 of the share of the sum that may be left out
+  bool first;           // the first sum_exponentials, which finds m and the moments
   int64_t settle = -1;  // the place of the latent for settle_gap, or -1
 
   int64_t query_at(int64_t i) const { return query ? query[i] : i; }
@@ -42,21 +42,21 @@ static double energy_range(const Grid<T>& grid, const T* y, const T* s) {
 }
 
 template <typename T>
-static Mode first_mode(const Grid<T>& grid, const Query<T>& q) {
+static Regime first_regime(const Grid<T>& grid, const Query<T>& q) {
   if (grid.has_nan || !(q.beta >= 0)) return kSkip;
   for (int64_t d = 0; d < grid.D; ++d)
     if (!is_finite(q.y[d]) || !is_finite(q.s[d])) return kSkip;
   if (is_cold<T>(q.beta)) return kCold;
   if (q.beta == 0) return kHot;
-  if (grid.has_infinite) return kNormal;
+  if (grid.has_infinite) return kWarm;
   const double range = q.beta * energy_range(grid, q.y, q.s);
   // Below rounding, the second-order term -beta Var/2 cannot be seen, and products may underflow.
   if (range < (sizeof(T) == 4 ? 1e-8 : 1e-17)) return kHot;
-  // Up to here kSmall serves at once what kNormal would often have to hand on to it.
-  return range < 8 ? kSmall : kNormal;
+  // Up to here kSmall serves at once what kWarm would often have to hand on to it.
+  return range < 8 ? kSmall : kWarm;
 }
 
-LEBM_INLINE int64_t tile_size(int64_t D) { return D <= kFewDimensions ? kTile : kMany; }
+LEBM_INLINE int64_t tile_size(int64_t D) { return D <= kNarrow ? kNarrowTile : kWideTile; }
 
 // Scratch of one tile of queries.
 template <typename T>
@@ -69,7 +69,7 @@ struct Tile {
   void* block;  // where streamed blocks are unpacked
 
   static int64_t energies(int64_t D, int64_t block) {
-    return D <= kFewDimensions ? block : TiledScratch<T>::count(D, block);
+    return D <= kNarrow ? block : WideScratch<T>::count(D, block);
   }
   static size_t bytes(int64_t D, int64_t block) {
     const int64_t tile = tile_size(D);
@@ -107,11 +107,11 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
     q.s = tile.s + i * D;
     q.beta = *p.beta.at(pass.b, m);
     q.rate = T(q.beta * kLog2E);
-    q.mode = pass.first ? first_mode(*pass.grid, q) : Mode(pass.mode[m]);
+    q.regime = pass.first ? first_regime(*pass.grid, q) : Regime(pass.regime[m]);
     const double* state = pass.out->state + 3 * (pass.b * p.M + m);
     q.gap = pass.first ? T(0) : T(state[2]);
     q.inverse = q.beta == 0 ? T(0) : T(1 / q.beta);
-    q.stretch = D <= kFewDimensions ? T(0) : largest_square(q.s, D);
+    q.square_scale = D <= kNarrow ? T(0) : largest_square(q.s, D);
     double* moments = tile.moments + 3 * i * D;
     const bool sum_only = pass.level == kSumOnly;
     tile.vectors[i] = {sum_only || !pass.out->slope_y ? nullptr : moments,

@@ -1,10 +1,10 @@
-// Rows at D > kFewDimensions: a tile of queries against a block of latents at a time, as products
+// Rows at D > kNarrow: a tile of queries against a block of latents at a time, as products
 // of small matrices held in registers. Included inside an instruction set's namespace, after
 // rows.h.
 //
 //     energies   E[q][j] = r[j] + sum_d (y[q][d] - s[q][d] g[d][j])^2           energies_of_tile
-//     sweep      p[q][j] = w[j] exp(-beta (E[q][j] - m[q]))                     add_block
-//     moments    first[q][d] = sum_j p[q][j] v[j][d], second with v^2           add_product
+//     sum_exponentials      p[q][j] = w[j] exp(-beta (E[q][j] - m[q])) add_block moments
+//     first[q][d] = sum_j p[q][j] v[j][d], second with v^2           add_product
 //
 // Moments are taken about the block's centre c, v = g - c, which loses digits where a query is much
 // nearer to a latent than the latents are to c: there, differences are summed (moments_of_one).
@@ -20,19 +20,19 @@ LEBM_BEGIN_TARGET
 
 // Scratch of a tile of queries.
 template <typename T>
-struct TiledScratch {
-  T* p;               // [kMany][block], energies, then p
+struct WideScratch {
+  T* p;               // [kWideTile][block], energies, then p
   T* spare;           // [kGroup][block]
-  T* u;               // [kMany][row_length(D)], y - c
+  T* u;               // [kWideTile][row_length(D)], y - c
   T *first, *second;  // the same shape, moments
 
   static int64_t count(int64_t D, int64_t block) {
-    return (kMany + kGroup) * block + 3 * kMany * row_length<T>(D);
+    return (kWideTile + kGroup) * block + 3 * kWideTile * row_length<T>(D);
   }
-  TiledScratch(T* memory, int64_t D, int64_t block) {
-    const int64_t rows = kMany * row_length<T>(D);
+  WideScratch(T* memory, int64_t D, int64_t block) {
+    const int64_t rows = kWideTile * row_length<T>(D);
     p = memory;
-    spare = p + kMany * block;
+    spare = p + kWideTile * block;
     u = spare + kGroup * block;
     first = u + rows;
     second = first + rows;
@@ -116,20 +116,21 @@ static void add_moments_of_block(const Block<T>& block, int64_t D, const Query<T
 template <typename T, Level kLevel>
 static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, const Query<T>* queries,
                                 int64_t count, const BlockSums<T>* of_block, const T* smallest,
-                                const TiledScratch<T>& scratch, Vectors* vectors) {
+                                const WideScratch<T>& scratch, Vectors* vectors) {
   const int64_t size = grid.block, D = grid.D, row = row_length<T>(D), i = block.first / size;
-  const bool wide = !(grid.extent[i] < kWide<T>);
-  bool product[kMany], any = false;
+  const bool wide = !(grid.extent[i] < kHuge<T>);
+  bool product[kWideTile], any = false;
   for (int64_t q = 0; q < count; ++q) {
     product[q] = false;
     // A query that summed nothing here left energies in p.
     if (of_block[q].mass == T(0)) continue;
     T* p = scratch.p + q * size;
-    // See kWide; 2^lowest times what normalises it is still less than this.
+    // See kHuge; 2^lowest times what normalises it is still less than this.
     for (int64_t j = 0; wide && j < size; ++j) p[j] = p[j] < T(1e-30) ? T(0) : p[j];
     if (vectors[q].mean) {
       moments_of_one<T, kLevel, false>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
-    } else if (wide || is_too_near(grid, i, smallest[q], queries[q].rate, queries[q].stretch)) {
+    } else if (wide ||
+               is_too_near(grid, i, smallest[q], queries[q].rate, queries[q].square_scale)) {
       // Squares may overflow in a wide block, where differences times a p of 0 are 0.
       moments_of_one<T, kLevel, true>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
     } else {
@@ -152,15 +153,15 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
   }
 }
 
-// A tile of at most kMany queries, whose y and s lie in consecutive rows, against a range of
+// A tile of at most kWideTile queries, whose y and s lie in consecutive rows, against a range of
 // blocks. `exact`: m and its index must be those of the least energy itself. `settle`: the place of
 // the latent for settle_gap, or -1.
 template <typename T, Level kLevel>
-static void sweep_tile_of_many(const Grid<T>& grid, int64_t first_block, int64_t last_block,
-                               bool scaled, bool exact, int64_t settle, Query<T>* queries,
-                               int64_t count, T* memory, Sums<T>* sums, Vectors* vectors) {
+static void pass_over_wide_tile(const Grid<T>& grid, int64_t first_block, int64_t last_block,
+                                bool scaled, bool exact, int64_t settle, Query<T>* queries,
+                                int64_t count, T* memory, Sums<T>* sums, Vectors* vectors) {
   const int64_t size = grid.block, D = grid.D;
-  const TiledScratch<T> scratch(memory, D, size);
+  const WideScratch<T> scratch(memory, D, size);
   const T *y = queries[0].y, *s = queries[0].s;
   TileState<T> state;
   state.weighted = grid.weighted;
@@ -168,11 +169,11 @@ static void sweep_tile_of_many(const Grid<T>& grid, int64_t first_block, int64_t
   state.postpone = 0;
   for (int64_t q = 0; q < count; ++q) state.rate[q] = queries[q].rate;
   // Rows of the last group that nobody filled are multiplied too.
-  fill(scratch.p, kMany * size, T(0));
-  fill(scratch.u, kMany * row_length<T>(D), T(0));
-  T smallest[kMany];
+  fill(scratch.p, kWideTile * size, T(0));
+  fill(scratch.u, kWideTile * row_length<T>(D), T(0));
+  T smallest[kWideTile];
   auto take_energies = [&](const Block<T>& block) {
-    for (int64_t q = 0; q < count; ++q) state.least[q] = T(sums[q].least);
+    for (int64_t q = 0; q < count; ++q) state.shift[q] = T(sums[q].shift);
     if (takes_products(grid, scaled)) centre_tile(y, block.centre, D, count, scratch.u);
     energies_of_tile(grid, block, scaled, y, s, count, scratch.u, state, scratch.p, scratch.spare,
                      smallest);
@@ -180,14 +181,14 @@ static void sweep_tile_of_many(const Grid<T>& grid, int64_t first_block, int64_t
   if (settle >= 0) {
     take_energies(grid.at(settle / size));
     for (int64_t q = 0; q < count; ++q) {
-      if (queries[q].mode == kSlope)
-        settle_gap(sums[q].least, scratch.p[q * size + settle % size], queries[q]);
+      if (queries[q].regime == kSlope)
+        settle_gap(sums[q].shift, scratch.p[q * size + settle % size], queries[q]);
     }
     state.postpone = 0;
   }
   for (int64_t i = first_block; i < last_block; ++i) {
     const Block<T> block = grid.at(i);
-    BlockSums<T> of_block[kMany];
+    BlockSums<T> of_block[kWideTile];
     take_energies(block);
     for (int64_t q = 0; q < count; ++q)
       add_block<T, 0, kLevel>(grid, block, queries[q], smallest[q], scratch.p + q * size, sums[q],

@@ -73,7 +73,7 @@ struct ColumnBlock {
 // Some queries, and what a block is to each.
 template <typename T, int kD>
 struct MeasuredQueries {
-  const T *y[kD], *least, *whole;
+  const T *y[kD], *shift, *log2_mass;
   T s[kD][kColumnTile];
   T square[kColumnTile], highest[kColumnTile], reach[kColumnTile], factor[kColumnTile];
 
@@ -86,12 +86,12 @@ struct MeasuredQueries {
     for (int64_t j = 0; list && j < count; ++j) {
       const int64_t q = list[first + j];
       for (int d = 0; d < kD; ++d) own_y_[d][j] = all.y[d][q];
-      own_least_[j] = all.least[q];
-      own_whole_[j] = all.whole[q];
+      own_shift_[j] = all.shift[q];
+      own_log2_mass_[j] = all.log2_mass[q];
     }
     for (int d = 0; d < kD; ++d) y[d] = list ? own_y_[d] : all.y[d] + first;
-    least = list ? own_least_ : all.least + first;
-    whole = list ? own_whole_ : all.whole + first;
+    shift = list ? own_shift_ : all.shift + first;
+    log2_mass = list ? own_log2_mass_ : all.log2_mass + first;
   }
 
   // The arithmetic of measure_chunk.
@@ -102,7 +102,7 @@ struct MeasuredQueries {
       Vec<T> bound = zero;
       for (int d = 0; d < kD; ++d)
         bound = fma(max(from.u[d], sub(zero, from.u[d])), broadcast(block.per_u[d]), bound);
-      const Vec<T> m = load(least + j), bits = load(whole + j);
+      const Vec<T> m = load(shift + j), bits = load(log2_mass + j);
       const Vec<T> excess = add(sub(from.square, m), broadcast(block.r_floor));
       store(square + j, from.square);
       store(reach + j, bound);
@@ -112,7 +112,7 @@ struct MeasuredQueries {
   }
 
  private:
-  T own_y_[kD][kColumnTile], own_least_[kColumnTile], own_whole_[kColumnTile];
+  T own_y_[kD][kColumnTile], own_shift_[kColumnTile], own_log2_mass_[kColumnTile];
 };
 
 LEBM_END_TARGET

@@ -61,10 +61,10 @@ constexpr int64_t kColumnTile = 64;
 // The queries that have a gradient, side by side, in an order in which neighbours lie together.
 template <typename T>
 struct ColumnQueries {
-  T *y[2], *least, *whole, *share;
+  T *y[2], *shift, *log2_mass, *grad;
   const int64_t* place;  // in the task
   int64_t count;
-  // Of each tile: its box, and the largest of rate m - whole.
+  // Of each tile: its box, and the largest of rate m - log2_mass.
   T *low[2], *high[2];
   double* top;
 };
@@ -76,9 +76,9 @@ static ColumnQueries<T> lay_out_queries(int64_t D, int64_t count, Carver& carver
   // A vector may be read beyond the last.
   const int64_t size = count + kLanes<T>;
   for (int64_t d = 0; d < D; ++d) queries.y[d] = carver.take<T>(size);
-  queries.least = carver.take<T>(size);
-  queries.whole = carver.take<T>(size);
-  queries.share = carver.take<T>(size);
+  queries.shift = carver.take<T>(size);
+  queries.log2_mass = carver.take<T>(size);
+  queries.grad = carver.take<T>(size);
   const int64_t tiles = (count + kColumnTile - 1) / kColumnTile;
   for (int64_t d = 0; d < D; ++d) {
     queries.low[d] = carver.take<T>(tiles);
@@ -101,9 +101,9 @@ struct ColumnSeries {
   // `used` queries have a gradient.
   ColumnSeries(const Problem<T>& p, int64_t b, const ColumnTask<T>& task, int64_t used,
                const Parallel& parallel)
-      : serves(task.ends[kFinite + 1] == used && used >= kSeriesQueries &&
-               used < int64_t(1) << 32 && has_series(p, b, *task.grid, of) &&
-               suits_series(*task.grid, of) && all_finite(task, used)),
+      : serves(task.ends[kWarm + 1] == used && used >= kSeriesQueries && used < int64_t(1) << 32 &&
+               has_series(p, b, *task.grid, of) && suits_series(*task.grid, of) &&
+               all_finite(task, used)),
         root(0),
         memory(serves ? lay_out(nullptr, *task.grid, used) : 0),
         order(serves ? order_bytes(used) : 0) {
@@ -120,14 +120,14 @@ struct ColumnSeries {
   }
 
   int64_t leaves() const { return layers.grid[root].block / layers.grid[0].block; }
-  // What sweep_series needs for some queries.
+  // What pass_by_series needs for some queries.
   size_t list_bytes(int64_t count) const { return sizeof(uint32_t) * size_t((root + 1) * count); }
 
  private:
   // A sum of powers makes NaN of an infinite gradient.
   static bool all_finite(const ColumnTask<T>& task, int64_t used) {
     for (int64_t q = 0; q < used; ++q)
-      if (!is_finite(task.queries[q].share)) return false;
+      if (!is_finite(task.queries[q].grad)) return false;
     return true;
   }
 
@@ -152,10 +152,10 @@ struct ColumnSeries {
         if (first || here > queries.high[d][tile]) queries.high[d][tile] = here;
       }
       const ColumnQuery<T>& query = task.queries[at];
-      queries.least[q] = query.least;
-      queries.whole[q] = query.whole;
-      queries.share[q] = query.share;
-      const double top = rate * query.least - query.whole;
+      queries.shift[q] = query.shift;
+      queries.log2_mass[q] = query.log2_mass;
+      queries.grad[q] = query.grad;
+      const double top = rate * query.shift - query.log2_mass;
       if (first || top > queries.top[tile]) queries.top[tile] = top;
     }
   }

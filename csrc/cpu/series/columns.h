@@ -51,7 +51,7 @@ struct SeriesBucket {
 
 // All queries against a block of the last layer, or of a lower one.
 template <typename T, int kD>
-struct ColumnSweep {
+struct SeriesPass {
   const ColumnTask<T>& task;  // of the packed grid
   const ColumnLayers<T>& layers;
   const ColumnQueries<T>& all;
@@ -69,8 +69,8 @@ struct ColumnSweep {
   ColumnQuery<T> few[kChunk];
   T few_y[kChunk * kD], few_s[kChunk * kD];
 
-  ColumnSweep(const ColumnSeries<T>& series, const ColumnTask<T>& task, int64_t first_leaf,
-              const ColumnSums<T>* sums, T* energy, uint32_t* memory, int64_t count)
+  SeriesPass(const ColumnSeries<T>& series, const ColumnTask<T>& task, int64_t first_leaf,
+             const ColumnSums<T>* sums, T* energy, uint32_t* memory, int64_t count)
       : task(task),
         layers(series.layers),
         all(series.queries),
@@ -87,7 +87,7 @@ struct ColumnSweep {
     const Grid<T>& grid = layers.grid[k];
     if (!(grid.r_floor[i] <= grid.r_top[i])) return;
     const ColumnBlock<T, kD> block(grid, i, of);
-    const T threshold = T(task.unseen - __builtin_log2(double(grid.N)));
+    const T threshold = T(task.log2_tol - __builtin_log2(double(grid.N)));
     int64_t left = 0, waiting = 0;
     steps = 0;
     for (SeriesBucket<T>& bucket : buckets) bucket.count = 0;
@@ -96,7 +96,7 @@ struct ColumnSweep {
     for (int64_t begin = 0, some; begin < count; begin += some) {
       const int64_t most = kColumnTile - (begin == 0 ? offset : 0);
       some = count - begin < most ? count - begin : most;
-      if (!list && leaves_out(block, (first + begin) / kColumnTile, threshold)) continue;
+      if (!list && prunes(block, (first + begin) / kColumnTile, threshold)) continue;
       measured.take(all, list, first + begin, some);
       measured.measure(grid, i, block, some);
       for (int64_t j = 0; j < some; ++j) {
@@ -135,7 +135,7 @@ struct ColumnSweep {
   }
 
   // Whether the block does not matter to any query of a tile.
-  bool leaves_out(const ColumnBlock<T, kD>& block, int64_t tile, T threshold) const {
+  bool prunes(const ColumnBlock<T, kD>& block, int64_t tile, T threshold) const {
     double square = 0;
     for (int d = 0; d < kD; ++d) {
       const double low = all.low[d][tile], high = all.high[d][tile];
@@ -161,7 +161,7 @@ struct ColumnSweep {
     SeriesBucket<T>& bucket = buckets[step];
     for (int64_t j = 0; j < bucket.count; ++j) {
       const int64_t q = bucket.query[j];
-      w[j] = double(all.share[q]) * double(bucket.factor[j]);
+      w[j] = double(all.grad[q]) * double(bucket.factor[j]);
       for (int d = 0; d < kD; ++d) {
         const double u = double(all.y[d][q]) - double(block.s[d]) * double(block.centre[d]);
         a[d][j] = block.per_a[d] * u;
@@ -258,15 +258,15 @@ struct ColumnSweep {
 // Queries [first, last) against block i of the root layer; `sums` are of its packed blocks, `lists`
 // is scratch.
 template <typename T>
-static void sweep_series(const ColumnSeries<T>& series, const ColumnTask<T>& task, int64_t i,
-                         int64_t first, int64_t last, const ColumnSums<T>* sums, T* energy,
-                         void* lists) {
-  auto sweep = [&](auto d) {
-    ColumnSweep<T, d.value> of_block(series, task, i * series.leaves(), sums, energy,
-                                     static_cast<uint32_t*>(lists), last - first);
+static void pass_by_series(const ColumnSeries<T>& series, const ColumnTask<T>& task, int64_t i,
+                           int64_t first, int64_t last, const ColumnSums<T>* sums, T* energy,
+                           void* lists) {
+  auto sum_exponentials = [&](auto d) {
+    SeriesPass<T, d.value> of_block(series, task, i * series.leaves(), sums, energy,
+                                    static_cast<uint32_t*>(lists), last - first);
     of_block.visit(series.root, i, nullptr, first, last - first);
   };
-  task.grid->D == 1 ? sweep(Constant<int, 1>{}) : sweep(Constant<int, 2>{});
+  task.grid->D == 1 ? sum_exponentials(Constant<int, 1>{}) : sum_exponentials(Constant<int, 2>{});
 }
 
 LEBM_END_TARGET

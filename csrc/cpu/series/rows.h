@@ -41,10 +41,10 @@ static void series_block(const Grid<T>& grid, int64_t i, const BlockSeries<T>& s
       const int64_t q = at[begin + k];
       Sums<T>& sum = sums[q];
       const double factor = plan.factor[q], mass = factor * value[k];
-      const bool is_small = queries[q].mode == kSmall;
+      const bool is_small = queries[q].regime == kSmall;
       sum.sum += is_small ? factor * (value[k] - weight) + weight * plan.factor_minus_1[q] : mass;
       sum.mass += mass;
-      sum.seen += weight;
+      sum.weight += weight;
       if constexpr (kLevel >= kMean) {
         double excess = plan.start[q] * mass;
         for (int d = 0; d < kD; ++d) {

@@ -49,39 +49,43 @@ LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) {
   return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
 }
 
-// x - n, and in the low bits of `whole` the integer n nearest to x. Where nothing converts to
-// integers, adding 1.5 2^52 brings n there.
-LEBM_INLINE VecF split(VecF x, VecF& whole) {
-  whole = _mm256_castsi256_ps(_mm256_cvtps_epi32(x));
+// x - n for the integer n nearest to x; n is returned in the low bits of each lane. Without an
+// instruction that converts to integers, adding 1.5 2^52 moves n there.
+LEBM_INLINE VecF fraction(VecF x, VecF& n) {
+  n = _mm256_castsi256_ps(_mm256_cvtps_epi32(x));
   return _mm256_sub_ps(x, _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-LEBM_INLINE VecD split(VecD x, VecD& whole) {
+LEBM_INLINE VecD fraction(VecD x, VecD& n) {
   const VecD magic = _mm256_set1_pd(6755399441055744.0);
-  whole = _mm256_add_pd(x, magic);
-  return _mm256_sub_pd(x, _mm256_sub_pd(whole, magic));
+  n = _mm256_add_pd(x, magic);
+  return _mm256_sub_pd(x, _mm256_sub_pd(n, magic));
 }
 // a 2^n
-LEBM_INLINE VecF scale_by_power(VecF a, VecF whole) {
-  __m256i n = _mm256_slli_epi32(_mm256_castps_si256(whole), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
+LEBM_INLINE VecF scale_by_power(VecF a, VecF n) {
+  const __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), bits));
 }
-LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
-  __m256i n = _mm256_slli_epi64(_mm256_castpd_si256(whole), 52);
-  return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a), n));
+LEBM_INLINE VecD scale_by_power(VecD a, VecD n) {
+  const __m256i bits = _mm256_slli_epi64(_mm256_castpd_si256(n), 52);
+  return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a), bits));
 }
 
-// Entries of a table of floats that one operation looks up; entry n mod 8; a's bits plus n 2^20.
 constexpr bool kFused = true;  // whether fma rounds once
+// Whether the pair loops are compiled for each combination of flags. If not, one loop that is right
+// for all of them serves: slower, and much less to compile.
+constexpr bool kSpecialised = true;
+// Entries of a table of floats that one operation looks up; look_up takes entry n mod 8, add_steps
+// adds n 2^20 to the bits of a.
 constexpr int kTable = 8;
-LEBM_INLINE VecF look_up(VecF table, VecF whole) {
-  return _mm256_permutevar8x32_ps(table, _mm256_castps_si256(whole));
+LEBM_INLINE VecF look_up(VecF table, VecF n) {
+  return _mm256_permutevar8x32_ps(table, _mm256_castps_si256(n));
 }
-LEBM_INLINE VecF add_steps(VecF a, VecF whole) {
-  __m256i n = _mm256_slli_epi32(_mm256_castps_si256(whole), 20);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
+LEBM_INLINE VecF add_steps(VecF a, VecF n) {
+  const __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(n), 20);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), bits));
 }
 
-// a, of which the compiler forgets that it is a constant that could be loaded again
+// a, hidden from the compiler, which would otherwise load a constant again instead of keeping it
 template <typename V>
 LEBM_INLINE V in_register(V a) {
   asm("" : "+x"(a));

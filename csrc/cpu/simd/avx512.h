@@ -46,24 +46,25 @@ LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) {
   return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), no, yes);
 }
 
-LEBM_INLINE VecF split(VecF x, VecF& whole) {
-  whole = _mm512_castsi512_ps(_mm512_cvtps_epi32(x));
+LEBM_INLINE VecF fraction(VecF x, VecF& n) {
+  n = _mm512_castsi512_ps(_mm512_cvtps_epi32(x));
   return _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT);
 }
-LEBM_INLINE VecD split(VecD x, VecD& whole) {
-  whole = _mm512_castsi512_pd(_mm512_cvtpd_epi64(x));
+LEBM_INLINE VecD fraction(VecD x, VecD& n) {
+  n = _mm512_castsi512_pd(_mm512_cvtpd_epi64(x));
   return _mm512_reduce_pd(x, _MM_FROUND_TO_NEAREST_INT);
 }
-LEBM_INLINE VecF scale_by_power(VecF a, VecF whole) {
-  __m512i n = _mm512_slli_epi32(_mm512_castps_si512(whole), 23);
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), n));
+LEBM_INLINE VecF scale_by_power(VecF a, VecF n) {
+  const __m512i bits = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), bits));
 }
-LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
-  __m512i n = _mm512_slli_epi64(_mm512_castpd_si512(whole), 52);
-  return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a), n));
+LEBM_INLINE VecD scale_by_power(VecD a, VecD n) {
+  const __m512i bits = _mm512_slli_epi64(_mm512_castpd_si512(n), 52);
+  return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a), bits));
 }
 
-constexpr bool kFused = true;  // whether fma rounds once
+constexpr bool kFused = true;
+constexpr bool kSpecialised = true;
 constexpr int kTable = 0;
 template <typename V>
 LEBM_INLINE V in_register(V a) {

@@ -52,24 +52,21 @@ LEBM_INLINE VecD select_equal(VecD a, VecD b, VecD yes, VecD no) { return a == b
 LEBM_INLINE VecF select_less(VecF a, VecF b, VecF yes, VecF no) { return a < b ? yes : no; }
 LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) { return a < b ? yes : no; }
 
-LEBM_INLINE VecF split(VecF x, VecF& whole) {
+LEBM_INLINE VecF fraction(VecF x, VecF& n) {
   const VecF magic = broadcast(12582912.0f);  // 1.5 2^23
-  whole = x + magic;
-  return x - (whole - magic);
+  n = x + magic;
+  return x - (n - magic);
 }
-LEBM_INLINE VecD split(VecD x, VecD& whole) {
+LEBM_INLINE VecD fraction(VecD x, VecD& n) {
   const VecD magic = broadcast(6755399441055744.0);  // 1.5 2^52
-  whole = x + magic;
-  return x - (whole - magic);
+  n = x + magic;
+  return x - (n - magic);
 }
-LEBM_INLINE VecF scale_by_power(VecF a, VecF whole) {
-  return (VecF)((VecU32)a + ((VecU32)whole << 23));
-}
-LEBM_INLINE VecD scale_by_power(VecD a, VecD whole) {
-  return (VecD)((VecU64)a + ((VecU64)whole << 52));
-}
+LEBM_INLINE VecF scale_by_power(VecF a, VecF n) { return (VecF)((VecU32)a + ((VecU32)n << 23)); }
+LEBM_INLINE VecD scale_by_power(VecD a, VecD n) { return (VecD)((VecU64)a + ((VecU64)n << 52)); }
 
-constexpr bool kFused = false;  // whether fma rounds once
+constexpr bool kFused = false;
+constexpr bool kSpecialised = false;
 constexpr int kTable = 0;
 template <typename V>
 LEBM_INLINE V in_register(V a) {

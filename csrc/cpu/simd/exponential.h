@@ -1,8 +1,8 @@
 // 2^x and 2^x - 1 on vectors.
 //
-// x = n + f with |f| <= 1/2 and an integer n (split). 2^f = 1 + f q(f), q minimax: relative error
-// of 2^x 9.2e-8 in float, below 1e-16 in double. With the 1 kept apart, 2^x - 1 = 2^n f q(f) +
-// (2^n - 1) keeps full relative accuracy at x = 0.
+// x = n + f with |f| <= 1/2 and an integer n (fraction). 2^f = 1 + f q(f), q minimax: relative
+// error of 2^x 9.2e-8 in float, below 1e-16 in double. With the 1 kept apart, 2^x - 1 = 2^n f q(f)
+// + (2^n - 1) keeps full relative accuracy at x = 0.
 //
 // x must not exceed the exponent range; below `lowest` the result is 2^lowest, which no sum whose
 // largest term is 1 can feel, and which is not denormal (denormals are slow).
@@ -76,7 +76,7 @@ template <typename T, bool kFloor = true>
 LEBM_INLINE Vec<T> exp2_of(Vec<T> x) {
   if constexpr (kFloor) x = max(x, broadcast(Exponent<T>::lowest));
   Vec<T> n;
-  const Vec<T> f = split(x, n);
+  const Vec<T> f = fraction(x, n);
   return scale_by_power(fma(Exponent<T>::poly(f), f, broadcast(T(1))), n);
 }
 
@@ -86,7 +86,7 @@ template <typename T, bool kFloor = true>
 LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x, Vec<T>& value) {
   if constexpr (kFloor) x = max(x, broadcast(Exponent<T>::lowest));
   Vec<T> n;
-  const Vec<T> f = split(x, n);
+  const Vec<T> f = fraction(x, n);
   const Vec<T> power = scale_by_power(broadcast(T(1)), n);
   const Vec<T> rest = mul(Exponent<T>::long_poly(f), f);
   value = fma(power, rest, power);
@@ -135,7 +135,7 @@ struct Exp2 {
   template <int K>
   LEBM_INLINE void operator()(const Vec<T> (&x)[K], Vec<T> (&p)[K], Vec<T> (&power)[K]) const {
     Vec<T> f[K];
-    for (int k = 0; k < K; ++k) f[k] = split(x[k], power[k]);
+    for (int k = 0; k < K; ++k) f[k] = fraction(x[k], power[k]);
     for (int k = 0; k < K; ++k) p[k] = add(f[k], coefficient[0]);
     for (int i = 1; i < kDegree; ++i)
       for (int k = 0; k < K; ++k) p[k] = fma(p[k], f[k], coefficient[i]);
@@ -168,7 +168,7 @@ struct Exp2<T, true> {
   template <int K>
   LEBM_INLINE void operator()(const Vec<T> (&x)[K], Vec<T> (&p)[K], Vec<T> (&power)[K]) const {
     Vec<T> f[K], n[K];
-    for (int k = 0; k < K; ++k) f[k] = split(x[k], n[k]);
+    for (int k = 0; k < K; ++k) f[k] = fraction(x[k], n[k]);
     for (int k = 0; k < K; ++k) p[k] = add(f[k], coefficient[0]);
     for (int k = 0; k < K; ++k) p[k] = fma(p[k], f[k], coefficient[1]);
     for (int k = 0; k < K; ++k) p[k] = fma(p[k], f[k], coefficient[2]);
