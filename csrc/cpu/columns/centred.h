@@ -1,8 +1,10 @@
-// The column pass at low D, block by block about the block's centre, as centred.h does for rows.
-// Included inside an instruction set's namespace, after columns.h.
+// The column pass at D <= 4 without log-weights, about each block's centre c, as rows/centred.h
+// does for rows. With u = y - s c and v = g - c,
 //
-// The share of a pair is 2^start 2^x with x = linear . v - rate |v|^2, a sum of small numbers; the
-// gradient's difference y - s g is taken as it stands, for it must vanish where y = s g.
+//     G p = grad 2^start 2^x,   x = linear . v - rate |v|^2,   summed over queries [chunk] for
+//     latents [block]
+//
+// x is a sum of small numbers. The gradient's difference y - s g must vanish where y = s g.
 #pragma once
 
 #include "../grid/reach.h"
@@ -10,24 +12,24 @@
 
 LEBM_BEGIN_TARGET
 
-// Queries of a chunk side by side, what a block means to them, and those that it must take one by
-// one.
+// Queries of a chunk side by side, the block's bounds for each, and the queries whose pairs are
+// taken one by one.
 template <typename T, int kD>
 struct CentredChunk {
   T y[kD][kChunk], s[kD][kChunk], u[kD][kChunk], rate[kChunk], shift[kChunk], log2_mass[kChunk];
   T square[kChunk], rise[kChunk], fall[kChunk], floor[kChunk], factor[kChunk];
-  // The centred ones, packed.
+  // The queries that are summed about the centre, packed.
   int64_t centred;
   T at_y[kD][kChunk], at_s[kD][kChunk], linear[kD][kChunk], quadratic[kD][kChunk];
   T minus_rate[kChunk], grad[kChunk];
-  // The others, as columns.h takes them.
+  // The others, as pairs.h takes them.
   int64_t others;
   ColumnQuery<T> other[kChunk + 3];
   T other_y[(kChunk + 3) * kD], other_s[(kChunk + 3) * kD];
 };
 
-// What plan.h finds out about a block, for the queries [first, first + count), and in its
-// arithmetic: beta |u|^2 may be so large that a last bit of it matters.
+// The block's bounds for the queries [first, first + count), in the arithmetic of rows/plan.h: beta
+// |u|^2 may be so large that its last bit matters.
 template <typename T, int kD>
 static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int64_t count,
                           CentredChunk<T, kD>& chunk) {
@@ -57,7 +59,7 @@ static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, i
   }
 }
 
-// What block i means to the queries [first, last), at most kChunk.
+// How block i is summed for the queries [first, last), at most kChunk.
 template <typename T, int kD>
 static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int64_t last,
                        CentredChunk<T, kD>& chunk) {
@@ -68,7 +70,7 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
   chunk.centred = chunk.others = 0;
   for (int64_t k = 0; k < last - first; ++k) {
     const ColumnQuery<T>& query = task.queries[first + k];
-    // p <= 2^this: a latent's gradient could not show it.
+    // p <= 2^threshold would not show in a latent's gradient.
     if (query.rate * (query.shift - chunk.floor[k]) - query.log2_mass < threshold) continue;
     if (chunk.rise[k] > kRise<T> || chunk.fall[k] > most ||
         is_coarse(grid, i, query.rate, chunk.square[k])) {
@@ -93,8 +95,8 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
   }
 }
 
-// What the pair loop reads of a query, side by side. `pull` and `weight`: near the block y and s,
-// far from it share s u and share s^2.
+// The numbers of a query that the pair loop reads. `pull` and `weight` are y and s near the block,
+// grad s u and grad s^2 far from it.
 template <typename T, int kD>
 struct CentredColumn {
   T rate, grad, linear[kD], quadratic[kD], pull[kD], weight[kD];
@@ -102,9 +104,9 @@ struct CentredColumn {
 
 // Queries [first, last) against kL vectors of latents from j on, added to r and sum_g.
 //
-// Far from the block, u and v stand for the difference, y - s g = u - s v, which costs an operation
-// a pair and dimension and no product with the share: v is multiplied at the end. Near a latent
-// that would be wrong by a rounding of the block's size, as in is_near.
+// Far from the block, u and v replace the difference: y - s g = u - s v. That takes one operation a
+// pair and dimension, and no product with grad: v is multiplied at the end. Near a latent it would
+// be wrong by a rounding of the block's size, as in is_near.
 template <typename T, int kD, bool kHasScale, bool kFloor, bool kNear, int kL>
 LEBM_INLINE void centred_pairs(const Exp2<T>& power, const CentredColumn<T, kD>* queries,
                                int64_t first, int64_t last, const Vec<T> (&square)[kL],
@@ -178,13 +180,13 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
     if (grid.whole[b] && r_floor == grid.r_top[b])
       return centred_chunk<T, kD, true, false>(grid, block, chunk, sums);
   } else if constexpr (!kHasScale && !kFloor) {
-    // One rate is part of the square.
+    // If all rates are one, it is part of the square.
     for (int64_t k = 1; k < count; ++k) {
       if (chunk.minus_rate[k] != chunk.minus_rate[0])
         return centred_chunk<T, kD, false, true>(grid, block, chunk, sums);
     }
   }
-  // Beyond 1.5 radii, latents are half a radius away at least.
+  // Beyond 1.5 radii, latents are at least half a radius away.
   T u[kD][kChunk], beyond[kChunk];
   for (int64_t k = 0; k < count; k += kLanes<T>) {
     Vec<T> square = broadcast(T(0)), radius = broadcast(T(0));
@@ -197,7 +199,7 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
     }
     store(beyond + k, fnma(broadcast(T(2.25)), radius, square));
   }
-  // The far ones from the front, the near ones from the back.
+  // Far queries fill the array from the front, near ones from the back.
   CentredColumn<T, kD> queries[kChunk];
   int64_t far = 0, near = count;
   for (int64_t k = 0; k < count; ++k) {
@@ -241,7 +243,7 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
   add_chunk(kD, size, sums);
 }
 
-// Queries [first, last), at most kChunk, all kWarm, against a block without log-weights.
+// Queries [first, last), at most kChunk, all warm, against a block without log-weights.
 template <typename T, int kD>
 static void finite_queries_centred(const ColumnTask<T>& task, const Block<T>& block, int64_t first,
                                    int64_t last, CentredChunk<T, kD>& chunk, T* scratch,

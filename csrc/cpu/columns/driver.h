@@ -1,5 +1,8 @@
-// The column pass over a whole problem. Included inside an instruction set's namespace, after
-// columns.h.
+// The column pass over a whole problem: packs each grid, sorts the queries, and divides the blocks
+// of latents among the threads.
+//
+//     columns: G [B, M], state [B, M, 3], y, decoded, ... -> grad_decoded [B, N, D],
+//     grad_log_weight and grad_latent_energy [B, N]
 #pragma once
 
 #include "../grid/pack.h"
@@ -78,7 +81,7 @@ static void queries_against_any(const ColumnTask<T>& task, const Block<T>& block
   }
 }
 
-// Scratch of one block of latents.
+// Scratch memory of one block of latents.
 template <typename T>
 struct BlockScratch {
   ColumnSums<T> sums;
@@ -90,7 +93,7 @@ struct BlockScratch {
     return padded(sizeof(double) * doubles(D, block)) +
            padded(sizeof(T) * size_t(own + energies(D, block)) + grid.scratch_bytes());
   }
-  // The sums over all chunks lie one behind the other.
+  // The sums over all chunks are contiguous.
   static size_t doubles(int64_t D, int64_t block) { return size_t(block * (row_length<T>(D) + 3)); }
   static int64_t energies(int64_t D, int64_t block) {
     return D <= kNarrow ? 0 : WideColumnScratch<T>::count(D, block);
@@ -111,7 +114,7 @@ struct BlockScratch {
   void clear(int64_t D, int64_t block) { fill(sums.g_all, int64_t(doubles(D, block)), 0.0); }
 };
 
-// Few latents: the queries are cut in num_splits too, and the num_splits added in their order.
+// The number of splits of the queries, where latents are few; splits are added in their order.
 LEBM_INLINE int64_t num_query_splits(int64_t blocks, int64_t used, const Parallel& parallel) {
   const int64_t wanted = 4 * parallel.threads, most = (used + kChunk - 1) / kChunk;
   if (parallel.threads == 1 || blocks >= wanted || most == 0) return 1;
@@ -224,7 +227,7 @@ static void columns_of_grid(const Problem<T>& p, const ColumnArguments<T>& argum
                             void* scratch, const Parallel& parallel) {
   ColumnMemory<T> memory(scratch, p);
   if (streams(p)) {
-    // Each block is met once: no need to read the latents for their bounds before.
+    // Each block is met once, so its bounds are found then.
     const Grid<T> grid =
         pack(p, b, memory.packed, memory.flags, nullptr, parallel, true, /*bounded=*/false);
     if (columns_of_packed(p, arguments, b, grid, memory, parallel)) return;

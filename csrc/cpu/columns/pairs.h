@@ -1,4 +1,7 @@
-// The column pass at D <= 4, pair by pair.
+// The column pass at D <= 4, pair by pair: for queries [first, last) and a block of latents
+//
+//     E = r + |y - s g|^2,   sum_b G p [block],   sum_b G p s (y - s g) [D][block],   sum_b grad_l
+//     [block]
 #pragma once
 
 #include "task.h"

@@ -1,4 +1,4 @@
-// The queries of the column pass, sorted by regime.
+// The queries of the column pass, sorted by regime: y, s [M][D] and a ColumnQuery each.
 #pragma once
 
 #include "../../problem.h"
@@ -20,7 +20,7 @@ struct ColumnMemory {
   ColumnMemory(void* memory, const Problem<T>& p) { carve(static_cast<char*>(memory), p, this); }
 
  private:
-  // Energies are taken four rows at a time: three more may be read.
+  // Energies are taken four rows at a time: up to three more may be read.
   static size_t carve(char* memory, const Problem<T>& p, ColumnMemory* out) {
     const size_t rows = p.M + 3;
     const size_t sizes[] = {sizeof(ColumnQuery<T>) * rows,
@@ -49,12 +49,12 @@ template <typename T>
 static Regime regime_of(double beta, double L, bool wants_l) {
   if (is_cold<T>(beta)) return kCold;
   if (!wants_l) return kWarm;
-  if (L == 0) return kHot;  // kHot, or all energies equal, where both say the same
+  if (L == 0) return kHot;  // hot, or all energies are equal and any regime is right
   return L > kSmallL ? kSmall : kWarm;
 }
 
-// Sorts the queries by regime_of and fills task.queries, y and s. Returns sum G / beta over those
-// whose grad_l still lacks + w sum G / beta. A query without gradient is left out.
+// Sorts the queries that have a gradient by regime and fills task.queries, y and s. Returns sum G /
+// beta over the warm ones, whose grad_l still lacks w times that sum.
 template <typename T>
 static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
                            const Grid<T>& grid, ColumnMemory<T>& memory, ColumnTask<T>& task,

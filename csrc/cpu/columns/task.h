@@ -1,15 +1,15 @@
-// The column pass: latents outside, queries inside; the gradients of the latent-side arguments,
-// from the row pass's state. Included inside an instruction set's namespace.
+// The column pass: latents outside, queries inside. It finds the gradients of the latent-side
+// arguments from the row pass's state; p is not stored but found again.
 //
-//     p          = w exp(-beta (E - m) - L)                      nothing is stored: rebuilt
-//     grad_g[n]  = -2 sum_b G p s (y - s g)
-//     grad_r[n]  = sum_b G p
-//     grad_l[n]  = -sum_b G (p - w) / beta,   which for small beta is
+//     p          = w exp(-beta (E - m) - L)
+//     grad_g[n]  = -2 sum_b G p s (y - s g)                          [N][D]
+//     grad_r[n]  = sum_b G p                                         [N]
+//     grad_l[n]  = -sum_b G (p - w) / beta,   which for small beta is   [N]
 //                = -sum_b G w (exp(tau) - 1) / beta,   tau = -beta (E - F),   and at 0
 //                =  sum_b G w (E - F)
 //
-// Queries are sorted by regime they are treated, so that the inner loops have no branch. Sums run
-// in T over a chunk of queries and in double across chunks.
+// Queries are sorted by regime, so that the inner loops have no branch. Sums run in T over a chunk
+// of queries and in double across chunks.
 #pragma once
 
 #include "../grid/grid.h"
@@ -19,7 +19,7 @@ LEBM_BEGIN_TARGET
 
 constexpr int64_t kChunk = 256;
 
-// The state of one query as the inner loops read it; its y and s lie beside it.
+// A query as the inner loops read it; its y and s lie in arrays of their own.
 template <typename T>
 struct ColumnQuery {
   T shift;      // m
@@ -37,11 +37,11 @@ struct ColumnTask {
   const T *y, *s;       // [M][D], in the order of `queries`
   const int64_t* ends;  // [kRegimes + 1]
   bool wants_l, has_scale;
-  double log2_tol;  // log2 of the share of a sum that may be left out
+  double log2_tol;  // log2 of the fraction of a sum that may be pruned
 };
 
-// A latent block's sums: for each latent D of grad_g, then grad_r's and two of grad_l's. Beyond
-// kNarrow those of grad_g lie as [block][row_length(D)].
+// The sums of a block of latents: D of grad_g for each latent, one of grad_r and two of grad_l. At
+// D > 4 those of grad_g lie as [block][row_length(D)].
 template <typename T>
 struct ColumnSums {
   T *g, *r, *l;             // [D][block], [block], [block], over a chunk
@@ -73,7 +73,7 @@ LEBM_INLINE Vec<T> grad_p_of(const ColumnQuery<T>& q, Vec<T> e, Vec<T> log2_w, V
   }
 }
 
-// Adds what a chunk of queries brought, but for grad_l.
+// Adds the sums of a chunk of queries, except for grad_l.
 template <typename T>
 static void add_chunk(int64_t D, int64_t size, const ColumnSums<T>& sums) {
   for (int64_t i = 0; i < D * size; ++i) sums.g_all[i] += sums.g[i];

@@ -1,4 +1,5 @@
-// A chunk of queries in one regime against a block of latents, pair by pair.
+// A chunk of queries in one regime against a block of latents, pair by pair: chooses the loop that
+// the arguments need. See task.h for the formulas.
 #pragma once
 
 #include "pairs.h"
@@ -25,7 +26,7 @@ static void treat(const ColumnTask<T>& task, const Block<T>& block, int64_t firs
   };
   if constexpr (kRegime == kCold) {  // dF/dl = 0
     task.grid->weighted ? with_scale(Yes{}, No{}) : with_scale(No{}, No{});
-  } else if constexpr (kRegime != kWarm) {  // told apart for grad_l alone
+  } else if constexpr (kRegime != kWarm) {  // these regimes differ from kWarm in grad_l alone
     with_scale(No{}, Yes{});
   } else if (task.grid->weighted) {
     task.wants_l ? with_scale(Yes{}, Yes{}) : with_scale(Yes{}, No{});

@@ -1,9 +1,8 @@
-// The column pass at D > kNarrow, a tile of queries against a block of latents at a time.
-// Included inside an instruction set's namespace, after columns.h; tiled.h has the products.
+// The column pass at D > 4, a tile of queries against a block of latents at a time.
 //
-//     energies   E[q][j], in the arithmetic of the row pass to the bit           energies_of_tile
-//     shares     P[q][j] = G p                                                   grad_p_of
-//     gradient   sum_q P s (y - s g) = sum_q P (s u) - v sum_q P s^2             add_product
+//     energies   E[q][j], in the arithmetic of the row pass to the bit     energies_of_tile
+//     weights    P[q][j] = G p                                             grad_p_of
+//     gradient   sum_q P s (y - s g) = sum_q P (s u) - v sum_q P s^2       add_product
 //
 // with u = y - s c and v = g - c about the block's centre c. As in the row pass, that loses digits
 // for a query much nearer to a latent than the latents are to c: its differences are summed apart.
@@ -16,10 +15,10 @@
 
 LEBM_BEGIN_TARGET
 
-// Scratch of a tile of queries, and of sums over a chunk of them.
+// Scratch memory of a tile of queries, and of sums over a chunk of them.
 template <typename T>
 struct WideColumnScratch {
-  T* grad_p;  // [kWideTile][block], energies, then shares
+  T* grad_p;  // [kWideTile][block], energies, then G p
   T* spare;   // [kGroup][block]
   T* u;       // [kWideTile][row_length(D)], s u
   T* s;       // [kWideTile][row_length(D)]
@@ -59,7 +58,7 @@ static void centre_scaled_tile(const T* y, const T* s, const T* centre, int64_t 
   }
 }
 
-// Turns a query's energies into shares, and adds them to r and to grad_l.
+// Turns a query's energies into G p, and adds them to r and to grad_l.
 template <typename T, Regime kRegime, bool kWeighted, bool kWantsL>
 static void grad_p_of_one(const ColumnQuery<T>& query, const Block<T>& block, int64_t size,
                           T* grad_p, T* r, T* l) {
@@ -73,7 +72,7 @@ static void grad_p_of_one(const ColumnQuery<T>& query, const Block<T>& block, in
   }
 }
 
-// The same without log-weights, for a query of which grad_l is not wanted.
+// The same for a warm query without log-weights, where grad_l is not wanted.
 template <typename T>
 static void warm_grad_p_of_one(const ColumnQuery<T>& query, int64_t size, T* grad_p, T* r) {
   using Power = Exp2<T>;
@@ -99,7 +98,7 @@ static void warm_grad_p_of_one(const ColumnQuery<T>& query, int64_t size, T* gra
   }
 }
 
-// Adds P s (y - s g) of one query to near_g, and takes it out of the product.
+// Adds P s (y - s g) of one query to near_g, and removes the query from the product.
 template <typename T, bool kHasScale>
 static void add_near(const Block<T>& block, int64_t size, int64_t D, const T* y, const T* s,
                      T* grad_p, T* near_g) {
@@ -160,7 +159,7 @@ static void wide_block(const ColumnTask<T>& task, const Block<T>& block, int64_t
       centre_scaled_tile(y, s, block.centre, D, count, scratch);
     else
       centre_tile(y, block.centre, D, count, scratch.u);
-    // Rows past the last query are another regime_of's, or padding: computed and not used.
+    // Rows past the last query belong to another regime, or are padding: computed and not used.
     energies_of_tile(*task.grid, block, kHasScale, y, s, count, scratch.u, state, scratch.grad_p,
                      scratch.spare, smallest);
     for (int64_t q = 0; q < count; ++q) {

@@ -1,4 +1,5 @@
-// The gradients of a block of latents from its sums.
+// The gradients of a block of latents from its sums: grad_decoded [block][D], grad_log_weight and
+// grad_latent_energy [block].
 #pragma once
 
 #include "../../problem.h"
@@ -46,7 +47,8 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
     if (out.grad_latent_energy)
       out.grad_latent_energy[at] = poisoned ? nan : absent ? T(0) : T(sums.r_all[j]);
     if (out.grad_log_weight) {
-      // A dropped latent has no weight; one of infinite energy has, and p = 0.
+      // A latent with a log-weight of -inf has no weight; one of infinite energy has weight, and p
+      // = 0.
       const double of_weight =
           block.w[j] == 0 ? 0 : block.w[j] / total * (sums.l_small[j] + pulled);
       out.grad_log_weight[at] = poisoned ? nan : T((absent ? 0 : sums.l_all[j]) + of_weight);

@@ -6,7 +6,7 @@
 
 LEBM_BEGIN_TARGET
 
-// Near the largest number.
+// Close to the largest number.
 template <typename T>
 constexpr double kMost = sizeof(T) == 4 ? 3.4e38 : 1.7e308;
 
@@ -15,23 +15,25 @@ LEBM_INLINE T middle_of(T low, T high) {
   return T(0.5 * (double(low) + double(high)));
 }
 
-// The side of a bounding box from a point in it, at its longest.
+// The longer distance from a point inside a bounding box to its two sides.
 template <typename T>
 LEBM_INLINE T half_of(T centre, T low, T high) {
   const T above = high - centre, below = centre - low;
   return above > below ? above : below;
 }
 
-// What a block finds out about its latents; merged over the blocks by pack_blocks.
+// Facts about the latents of one block; pack_blocks merges them over the blocks.
 struct BlockFlags {
   bool has_nan, has_infinite;
   double r_low, r_high;
 };
 
-// Sets what describes a block in dimension d, in the order of d. `mean` is that of its latents.
+// Sets the centre and size of a block in dimension d; call it in the order of d. `mean` is the mean
+// of the block's latents.
 template <typename T>
 static void set_sides(const Grid<T>& grid, int64_t i, int64_t d, T mean, T low, T high) {
-  // Series want the least |v|; sums of pairs not to have all v large for one latent far away.
+  // Series want |v| as small as possible; sums of pairs don't want all v large for one latent far
+  // away.
   const T centre = grid.leaves ? middle_of(low, high) : mean;
   const T half = half_of(centre, low, high);
   grid.centre[i * grid.D + d] = centre;
@@ -39,9 +41,8 @@ static void set_sides(const Grid<T>& grid, int64_t i, int64_t d, T mean, T low, 
   grid.extent[i] = (d ? grid.extent[i] : T(0)) + half * half;
 }
 
-// Packs a block of a plain grid all of whose latents count, or fails: where some don't, and where
-// some are so far apart that a sum of them could overflow. `g` and `v` may be the block's place in
-// the grid or scratch.
+// Packs a block of a plain grid if all of its latents count and no sum of them could overflow;
+// returns false otherwise. `g` and `v` may be the block's place in the grid or scratch memory.
 template <typename T>
 static bool pack_whole_block(const T* x, const Grid<T>& grid, int64_t i, T* g, T* v) {
   const int64_t block = grid.block, D = grid.D;
@@ -72,7 +73,7 @@ static bool pack_whole_block(const T* x, const Grid<T>& grid, int64_t i, T* g, T
   return true;
 }
 
-// Block i, streamed or not, bounded if it was not yet. Fails as pack_whole_block does.
+// Block i, streamed or not; finds its bounds if it has none yet. Fails as pack_whole_block does.
 template <typename T>
 static bool bounded_block(const Grid<T>& grid, int64_t i, Block<T>& block) {
   if (grid.bounded || !grid.is_streamed(i)) {
@@ -84,8 +85,8 @@ static bool bounded_block(const Grid<T>& grid, int64_t i, Block<T>& block) {
   return pack_whole_block(grid.streamed + i * size, grid, i, grid.scratch, grid.scratch + size);
 }
 
-// Beyond kNarrow v lies latent by latent: where it is read, the dimensions of a latent are
-// what is taken side by side. Returns the largest |v|^2.
+// At D > 4, v lies latent by latent, since it is read several dimensions at a time. Returns the
+// largest |v|^2.
 template <typename T>
 static T pack_rows(const Grid<T>& grid, int64_t i, T* v) {
   const int64_t block = grid.block, D = grid.D, row = row_length<T>(D);
@@ -102,7 +103,7 @@ static T pack_rows(const Grid<T>& grid, int64_t i, T* v) {
       if (many) across[j] = x;
       part[j] += double(x) * x;
     }
-    // Sums of sixteen are added up, which rounds less than one long sum.
+    // Sums of sixteen round less than one long sum.
     if (d % 16 != 15 && d != D - 1) continue;
     for (int64_t j = 0; j < block; ++j) square[j] += part[j];
     fill(part, block, 0.0);
@@ -137,7 +138,7 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
                                               : 0.0;
     const double l = log_weight - largest;
     bool present = log_weight != -__builtin_inf();
-    // The difference of two log-weights may be beyond T.
+    // The difference of two log-weights may be out of T's range.
     const double bits = l * 1.4426950408889634074;
     log2_w[j] = T(bits < -kMost<T> ? -kMost<T> : bits);
     w[j] = present ? (l == 0 ? T(1) : T(__builtin_exp(l))) : T(0);

@@ -1,12 +1,16 @@
-// E[n] = r[n] + sum_d (y_d - s_d g[n,d])^2 for the latents of a block. The row and the column pass
-// share this arithmetic to the bit, so that at beta = inf both find the same minima.
+// Energies of the latents of a block:
+//
+//     E[n] = r[n] + sum_d (y_d - s_d g[n,d])^2     for g [D][block], r [block]
+//
+// The row and the column pass share this arithmetic to the bit, so that at beta = inf both find the
+// same minima.
 #pragma once
 
 #include "grid.h"
 
 LEBM_BEGIN_TARGET
 
-// One vector of energies at j, kD a constant.
+// The energies of one vector of latents at j, for a D known at compile time.
 template <typename T, int kD>
 LEBM_INLINE Vec<T> energy_of(const Block<T>& block, int64_t stride, int64_t j, const T* y,
                              const T* s) {
@@ -18,7 +22,7 @@ LEBM_INLINE Vec<T> energy_of(const Block<T>& block, int64_t stride, int64_t j, c
   return e;
 }
 
-// Fills out[block]; returns the least.
+// Fills out[block]; returns the least energy.
 template <typename T, int kD>
 static LEBM_INLINE T energies(const Block<T>& block, int64_t size, const T* y, const T* s, T* out) {
   Vec<T> smallest = broadcast(Exponent<T>::infinity);
@@ -30,18 +34,18 @@ static LEBM_INLINE T energies(const Block<T>& block, int64_t size, const T* y, c
   return least(smallest);
 }
 
-// Any D: four queries by three vectors of latents in registers, so that a load of either serves
-// several pairs; dimensions in slabs, since a sum of partial sums rounds less than one long sum,
-// and so that a panel of latents stays in the first cache while the queries pass by.
+// Any D: four queries by three vectors of latents in registers, so that each load serves several
+// pairs. Dimensions are taken in slabs: a sum of partial sums rounds less than one long sum, and a
+// panel of latents stays in the first cache for all queries.
 constexpr int kGroup = 4;
 constexpr int64_t kSlab = 32;
 
-// Most queries whose energies are taken together, a multiple of all groups.
+// The most queries whose energies are taken together, a multiple of every group size.
 constexpr int64_t kWideTile = 48;
 
 LEBM_INLINE int64_t in_groups(int64_t count) { return (count + kGroup - 1) / kGroup * kGroup; }
 
-// One panel's sums over `dims` dimensions for kGroup queries, handed to `take` with their place.
+// The sums of one panel over `dims` dimensions for kGroup queries; `take` gets each with its place.
 template <typename T, int kAbreast, typename Term, typename Take>
 LEBM_INLINE void sum_panel(const T* latents, int64_t size, int64_t dims, const Term& term,
                            const Take& take) {
@@ -92,8 +96,8 @@ static T least_of_row(const T* row, int64_t size) {
   return least(low);
 }
 
-// Energies of `count` queries, whose y and s are rows of D, from differences. Rows, and those of
-// `out`, are read and written up to a multiple of kGroup. `scaled`: some s is not 1.
+// Energies from differences, for `count` queries whose y and s are rows of D. Rows of y, s and
+// `out` are read and written up to a multiple of kGroup. `scaled`: some s is not 1.
 template <typename T>
 static void energies_of_queries(const Block<T>& block, int64_t size, int64_t D, bool scaled,
                                 const T* y, const T* s, int64_t count, T* out) {

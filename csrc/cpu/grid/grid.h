@@ -1,16 +1,15 @@
-// The latents of one grid, packed for the kernels.
+// The latents of one grid, packed for the kernels: g [D][block] and v = g - centre, block by block.
 //
-// Latents lie in blocks of `block`, dimension by dimension, so that a vector holds consecutive
-// latents. v = g - centre, the centre being the mean of the block's latents (the middle of their
-// box, where there are series): moments summed in v don't cancel when the data lie far from the
-// origin. A latent that must not count (padding, or a log-weight of -inf) has g = 0, weight 0 and
-// an energy of kAbsent, which real ones stay below.
+// Dimensions lie one after the other, so that a vector holds consecutive latents. The centre is the
+// mean of the block's latents (the middle of their box, where there are series): moments summed in
+// v don't cancel when the data lie far from the origin. A latent that does not count (padding, or a
+// log-weight of -inf) has g = 0, weight 0 and the energy kAbsent, above every real energy.
 //
-// A plain grid is one of contiguous latents at low D without weights or energies: it is packed by
-// vectors, and its whole blocks share one r, log2_w and w. Where a plain grid is long and meets few
-// queries, it is streamed: writing it down would take longer than the sum_exponentials. Then only
-// what describes the blocks is kept, and a block is unpacked, into a scratch of the
-// sum_exponentials's, when its turn comes; where it comes once, its bounds are taken then too.
+// A plain grid has contiguous latents at D <= 4 and neither weights nor energies: it is packed by
+// vectors, and its whole blocks share one r, log2_w and w. A long plain grid that meets few queries
+// is streamed: writing it down would take longer than the pass. Then only the blocks' bounds are
+// kept, and each block is unpacked into scratch memory when its turn comes. If its turn comes only
+// once, its bounds are found then too.
 #pragma once
 
 #include "../common.h"
@@ -25,23 +24,23 @@ template <typename T>
 struct Block {
   int64_t first;    // index of its first latent
   const T* g;       // [D][block]
-  const T* v;       // [D][block]; beyond kNarrow [block][row_length(D)]
+  const T* v;       // [D][block]; at D > 4 [block][row_length(D)]
   const T* r;       // [block]
-  const T* log2_w;  // [block], log2(w / largest w); -inf for what must not count
+  const T* log2_w;  // [block], log2(w / largest w); -inf for latents that don't count
   const T* w;       // [block], w / largest w
   const T* centre;  // [D]
   const T* across;  // [D][block], v; from kProductDimensions on
   const T* square;  // [block], |v|^2 + r; likewise
 };
 
-// Up to here the kernels know D when they are compiled.
+// D is narrow up to here: the kernels then know it at compile time.
 constexpr int64_t kNarrow = 4;
 
 // From here on energies may be taken as products, see product.h.
 constexpr int64_t kProductDimensions = 48;
 
-// Numbers in a row of dimensions: whole vectors, where rows are what is read. Rows a multiple of
-// 128 bytes apart would meet in the first cache's sets.
+// Numbers in a row of dimensions: whole vectors where rows are read. Rows whose distance is a
+// multiple of 128 bytes would compete for the same sets of the first cache.
 template <typename T>
 LEBM_INLINE int64_t row_length(int64_t D) {
   if (D <= kNarrow) return D;
@@ -88,11 +87,11 @@ struct Grid {
   T *across, *square;
   double* block_weight;   // [num_blocks]
   T* half;                // [num_blocks][D], the bounding box's longer sides from the centre
-  T* extent;              // [num_blocks], their squared length; beyond kNarrow the largest
+  T* extent;              // [num_blocks], their squared length; at D > 4 the largest
                           // |v|^2
   T *r_floor, *r_top;     // [num_blocks], of the latents that count; empty: r_floor > r_top
   bool* whole;            // [num_blocks], whether all its latents count
-  int64_t* order;         // [num_blocks][block], which latent lies there; null: as given
+  int64_t* order;         // [num_blocks][block], the latent at each place; null: as given
   T *box_low, *box_high;  // [D], of the whole grid
   double r_low, r_high;
   double total;  // sum_n (w / largest w)
@@ -101,13 +100,13 @@ struct Grid {
   bool has_infinite;  // a latent with infinite energy: it counts in the weights alone
   bool plain;
   bool leaves;        // see layers.h
-  T *zeros, *ones;    // [block], what whole blocks of a plain grid have for r, log2_w and w
-  const T* streamed;  // the latents, if they are not written down, but for the last block
+  T *zeros, *ones;    // [block], r, log2_w and w of the whole blocks of a plain grid
+  const T* streamed;  // the latents, if only the last block is written down
   T* scratch;         // [2][D][block], where a streamed block is unpacked: each thread's own
   bool bounded;       // whether streamed blocks have bounds already, see bounded_block
 
   bool is_streamed(int64_t i) const { return streamed && i < num_blocks - 1; }
-  // A streamed block holds until the next.
+  // A streamed block is valid until the next call.
   Block<T> at(int64_t i) const {
     if (is_streamed(i)) {
       unpack(streamed + i * D * block, D, block, centre + i * D, scratch, scratch + D * block);
@@ -120,7 +119,7 @@ struct Grid {
     return {i * block, g + at_g,       v + at_v,      r + at_r,     log2_w + at_r,
             w + at_r,  centre + i * D, across + at_g, square + at_r};
   }
-  // A streamed block that lies in the scratch.
+  // A streamed block that is in the scratch memory.
   Block<T> unpacked(int64_t i) const {
     return {i * block, scratch, scratch + D * block, zeros, zeros, ones, centre + i * D,
             across,    square};

@@ -8,23 +8,23 @@ LEBM_BEGIN_TARGET
 
 constexpr int64_t kMostLatents = 512, kLeaf = 128;
 
-// Queries below this don't repay series (see layers.h).
+// Fewer queries don't pay for series (see series/layers.h).
 constexpr int64_t kSeriesQueries = 512;
 
-// Whether a grid's queries share what series depend on, and repay them: it is then packed in
-// leaves.
+// Whether the queries of a grid agree in what series depend on, and are enough to pay for them. The
+// grid is then packed in leaves.
 template <typename T>
 static bool has_leaves(const Problem<T>& p) {
   return p.D <= 2 && p.M >= kSeriesQueries && p.N > kLeaf && !p.log_weight.data &&
          p.beta.stride[1] == 0 && (!p.scale.data || p.scale.stride[1] == 0);
 }
 
-// A multiple of what every instruction set's loops take at a time: two of its vectors.
+// A multiple of the latents that a loop takes at a time on any instruction set: two vectors.
 constexpr int64_t kSmallestBlock = 32;
 
-// 512 latents at low D; fewer where a block would outgrow the caches, or is not filled. Beyond
-// kNarrow a multiple of two and of three vectors of any instruction set, and no power of
-// two, at which the rows of a block would meet in the first cache's sets.
+// 512 latents at D <= 4; fewer where a block would outgrow the caches, or would not be filled. At D
+// > 4 a multiple of two and of three vectors of any instruction set, and no power of two: with one,
+// the rows of a block would compete for the same sets of the first cache.
 template <typename T>
 static int64_t block_size(const Problem<T>& p) {
   if (has_leaves(p)) return kLeaf;
@@ -40,8 +40,8 @@ static bool is_plain(const Problem<T>& p) {
          (p.D == 1 || p.decoded.stride[2] == 1) && p.decoded.stride[1] == p.D;
 }
 
-// Whether the grid is streamed: where it would leave the caches, and the queries are so few that
-// unpacking it for each of their tiles does not show.
+// Whether the grid is streamed: it would leave the caches, and the queries are so few that
+// unpacking it for each of their tiles costs little.
 template <typename T>
 static bool streams(const Problem<T>& p) {
   return is_plain(p) && p.M <= 64 && p.N >= 8 * kMostLatents;
@@ -72,7 +72,7 @@ static Grid<T> lay_out(const Problem<T>& p, void* memory, bool streamed) {
   grid.num_blocks = num_blocks(p);
   const int64_t size = (streamed ? 1 : grid.num_blocks) * grid.block;
   grid.block_weight = static_cast<double*>(memory);
-  // Vectors that straddle cache lines cost twice.
+  // A vector across two cache lines costs twice.
   const size_t address = reinterpret_cast<size_t>(grid.block_weight + grid.num_blocks);
   T* next = reinterpret_cast<T*>(padded(address));
   auto take = [&](int64_t count) {

@@ -5,11 +5,10 @@
 
 LEBM_BEGIN_TARGET
 
-// Whether moments about a block's centre would show their rounding: the latents lie too many times
-// as far from the centre as the query from its nearest, and p tells them apart. It shows in a
-// component of the difference, and these are the smaller the more there are. In float, what is left
-// of the sums is subtracted in double; in double it rounds again. `square_scale` is the largest
-// s^2.
+// The latents of a block lie too many times as far from the centre as the query from its nearest
+// latent, and p tells them apart. The error is one of a component of y - s g, which is smaller the
+// more components there are. In float, the rest of the sums is subtracted in double; in double it
+// rounds again. `square_scale` is the largest s^2.
 template <typename T>
 LEBM_INLINE bool is_too_near(const Grid<T>& grid, int64_t i, T smallest, T rate, T square_scale) {
   const T most = sizeof(T) == 4 ? 32 : 4, of_many = T(512) / T(grid.D);

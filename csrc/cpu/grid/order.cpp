@@ -12,7 +12,7 @@ struct Piece {
   int64_t count;
 };
 
-// Cuts a piece of more than a block in two along the longest side; returns the size of the first.
+// Cuts a piece of several blocks in two along its longest side; returns the size of the first.
 int64_t cut(Piece piece, int D, int64_t block) {
   Place* places = piece.places;
   int longest = 0;
@@ -32,7 +32,7 @@ int64_t cut(Piece piece, int D, int64_t block) {
   const int64_t blocks = (piece.count + block - 1) / block, left = blocks / 2 * block;
   std::nth_element(
       places, places + left, places + piece.count, [longest](const Place& a, const Place& b) {
-        // The number decides between equals, so that the order does not depend on the algorithm.
+        // Ties are decided by the index, so that the order does not depend on the algorithm.
         return a.x[longest] < b.x[longest] || (a.x[longest] == b.x[longest] && a.index < b.index);
       });
   return left;
@@ -54,7 +54,7 @@ void order_in_blocks(Place* places, int64_t count, int D, int64_t block, const P
     int D;
     int64_t block;
   } task{{{places, count}}, {}, D, block};
-  // Level by level until there are pieces enough for all threads, then each to its end.
+  // Level by level until there are enough pieces for all threads; then each piece on its own.
   while (int64_t(task.pieces.size()) < 4 * parallel.threads && parallel.threads > 1) {
     task.halves.assign(2 * task.pieces.size(), {nullptr, 0});
     parallel.run(

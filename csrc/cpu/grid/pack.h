@@ -1,4 +1,4 @@
-// Packs a whole grid.
+// Packs a whole grid: decoded [N][D], log_weight [N] and latent_energy [N] into blocks (grid.h).
 #pragma once
 
 #include "../../problem.h"
@@ -7,8 +7,8 @@
 
 LEBM_BEGIN_TARGET
 
-// The place of the latent of most weight, the first of equals, among those of finite energy; -1
-// where there is none, and without log-weights.
+// The place of the latent of most weight (the first of equals) among those of finite energy. -1 if
+// there is none, and without log-weights.
 template <typename T>
 static int64_t heaviest(const Grid<T>& grid) {
   int64_t place = -1;
@@ -37,8 +37,7 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
       flags[i] = pack_block(p, b, largest, grid, i);
   };
   if (grid.streamed) {
-    // The last block is written down; another that is not whole makes the caller do without
-    // streams.
+    // The last block is written down. If another one is not whole, the caller does without streams.
     const int64_t last = grid.num_blocks - 1;
     const int64_t most = grid.bounded ? 8 * parallel.threads : 0;
     const int64_t num_ranges = last < most ? last : most;
@@ -54,7 +53,7 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
   } else {
     for_each(parallel, grid.num_blocks, pack_one);
   }
-  // Streamed blocks without bounds are whole, or the grid serves for nothing.
+  // Streamed blocks without bounds are all whole, or the grid is not used.
   const int64_t unbounded = grid.bounded ? 0 : grid.num_blocks - 1;
   Total<T> total{};
   total += double(unbounded * grid.block);
@@ -82,8 +81,8 @@ static void pack_blocks(const Problem<T>& p, int64_t b, double largest, BlockFla
   grid.total = total;
 }
 
-// Packs grid b, see Packed. Without `bounded`, streamed blocks have bounds only once they were had
-// of bounded_block, and the grid has none.
+// Packs grid b, see Packed. Without `bounded`, streamed blocks get their bounds from bounded_block,
+// and the grid has none.
 template <typename T>
 static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* flags, void* order,
                     const Parallel& parallel, bool streamed, bool bounded = true) {
@@ -109,10 +108,10 @@ static Grid<T> pack(const Problem<T>& p, int64_t b, void* memory, BlockFlags* fl
   return grid;
 }
 
-// Grid b, packed within `memory`. `flags` is scratch, one a block; `order` scratch for
-// sort_by_place, or null where the latents must stay as given. A streamed grid that turns out to
-// have infinite latents, or ones so far apart that they are treated as such, serves for nothing and
-// is packed again, in memory of its own.
+// Grid b, packed in `memory`. `flags` is scratch memory, one for each block; `order` is scratch
+// memory for sort_by_place, or null where the latents must stay as given. A streamed grid that
+// turns out to have infinite latents, or latents too far apart to be summed, is packed again
+// without streams, in memory of its own.
 template <typename T>
 struct Packed {
   Grid<T> grid;

@@ -6,46 +6,46 @@
 //     E[q][j] = |u[q]|^2 + (|v[j]|^2 + r[j]) - 2 sum_d u[q][d] v[j][d]
 //
 // is one multiplication a dimension where differences are two operations. It cancels where E is
-// much less than |u|^2 + |v|^2. After a block is done, its least energy tells how much is lost:
+// much less than |u|^2 + |v|^2. The least energy of a block tells how much is lost:
 //
-//     error    sums of the size of `dot` rounded, and |u|^2, |v|^2 and their sum
-//     allowed  what a rounding of E is, and of 1 / beta, in which E is told apart
+//     error    the rounding of `dot` and of |u|^2, |v|^2 and their sum
+//     allowed  a rounding of E, and of 1 / beta, the scale at which p tells energies apart
 //
-// and where that is too much, and the block matters, the query's energies are taken once more, of
-// differences. What decides is the query, the block and the product itself, and not what else is in
-// the tile or was before it: so the row and the column pass take a query's energies of a block that
-// matters the same way, or p would be wrong by all that the two ways differ by, times beta. At
-// beta = inf only differences are compared.
+// Where the error is too large and the block matters, the query's energies are taken again, from
+// differences. This depends only on the query, the block and the product itself, not on the rest of
+// the tile or on earlier blocks. So the row and the column pass take the energies of a query and a
+// block that matters in the same way; otherwise p would be wrong by beta times the difference of
+// the two ways. At beta = inf only differences are compared.
 //
-// Only without latent energies: beside them, the sums have roundings of their size.
+// Only without latent energies: with them, sums have roundings of the size of these energies.
 #pragma once
 
 #include "energy.h"
 
 LEBM_BEGIN_TARGET
 
-// What is known of a tile's queries before their energies.
+// The facts about a tile's queries that their energies depend on.
 template <typename T>
 struct TileState {
   T rate[kWideTile];
   T shift[kWideTile];  // the least energy so far, or of all latents
   bool weighted;       // log-weights may make up for any energy
   bool exact;          // the least energy and its place must be those of differences
-  int64_t postpone;    // blocks to come for which products are not tried where they only leave out
+  int64_t postpone;    // blocks for which products that can only prune are not tried
 };
 
-// Roundings are counted in units of a last bit, as they add up at random.
+// In units of a last bit, for roundings that add up at random.
 constexpr double kRoundingOfDot = 0.6, kRoundingOfSquares = 0.25;
 constexpr double kEnergyRoundings = 1.5, kBetaRoundings = 6;
 
-// Whether energies may be products at all.
+// Whether energies may be products.
 template <typename T>
 static bool takes_products(const Grid<T>& grid, bool scaled) {
   return !scaled && grid.D >= kProductDimensions && grid.r_low == 0 && grid.r_high == 0;
 }
 
-// Whether a tile's products can do no more than tell which blocks do not matter: where one does,
-// differences are taken in any case.
+// Whether a tile's products can only tell which blocks don't matter: in those that do, differences
+// are taken in any case.
 template <typename T>
 static bool only_prunes(const TileState<T>& state, int64_t count) {
   bool all = true;
@@ -55,7 +55,7 @@ static bool only_prunes(const TileState<T>& state, int64_t count) {
 
 enum Verdict { kGood, kDoesNotMatter, kLost };
 
-// Whether a query's energies of a block, `smallest` their least, are good enough.
+// Whether the energies of a query and a block are good enough; `smallest` is the least of them.
 template <typename T>
 static Verdict judge(const TileState<T>& state, int64_t q, T square, T extent, T smallest,
                      int64_t D) {
@@ -66,7 +66,7 @@ static Verdict judge(const TileState<T>& state, int64_t q, T square, T extent, T
   const double squares = double(square) + v * v, product = (squares - low) / 2;
   if (!(squares < kAbsent<T>)) return kLost;
   const double dot = (product > 0 ? product : -product) + u * v / __builtin_sqrt(double(D));
-  // The two are independent.
+  // The two errors are independent.
   const double of_dot = 2 * kRoundingOfDot * dot, of_squares = kRoundingOfSquares * squares;
   const double error = __builtin_sqrt(of_dot * of_dot + of_squares * of_squares);
   const double margin = 16 * double(Exponent<T>::epsilon) * error;
@@ -128,7 +128,7 @@ static void fill_products(const Block<T>& block, int64_t size, int64_t D, const 
   }
 }
 
-// Takes the energies of the queries marked once more, of differences.
+// Takes the energies of the marked queries again, from differences.
 template <typename T>
 static void take_again(const Block<T>& block, int64_t size, int64_t D, const T* y, const T* s,
                        int64_t count, const bool* again, T* out, T* spare, T* smallest) {
@@ -165,13 +165,13 @@ static void energies_by_product(const Grid<T>& grid, const Block<T>& block, cons
     lost += again[q];
   }
   if (lost) take_again(block, size, D, y, s, count, again, out, spare, smallest);
-  // Where most is lost, the next blocks are likely to be no better.
+  // Where most are lost, the next blocks are likely to be no better.
   if (2 * lost > count && only_prunes(state, count)) state.postpone = 7;
 }
 
-// Energies of `count` queries, at most kWideTile, whose y, s and, without scale, u are rows of D
-// and row_length(D), and the least of each. All rows are read and written up to a multiple of
-// kGroup; `spare` has room for kGroup of energies.
+// Energies of `count` <= kWideTile queries, and the least of each. Rows of y and s have D numbers,
+// rows of u (used without scale) row_length(D). All rows are read and written up to a multiple of
+// kGroup; `spare` has room for the energies of kGroup queries.
 template <typename T>
 static void energies_of_tile(const Grid<T>& grid, const Block<T>& block, bool scaled, const T* y,
                              const T* s, int64_t count, const T* u, TileState<T>& state, T* out,

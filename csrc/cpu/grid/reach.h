@@ -1,4 +1,8 @@
-// Bounds on the energies of a block of latents, for a vector of queries.
+// Bounds on the energies of a block of latents, for a vector of queries:
+//
+//     (|u| - rho)^2 + least r <= E <= (|u| + rho)^2 + r,   u = y - s c
+//
+// for a block of centre c and radius rho [block], latents' own energies r and queries y, s [D].
 #pragma once
 
 #include "grid.h"
@@ -8,16 +12,16 @@ LEBM_BEGIN_TARGET
 template <typename T>
 constexpr T kRise = 16;
 
-// Rounding moves x by that of its largest term, at most this and, for few latents, less: F bears
-// 16 roundings of (1 + log N) / beta.
+// Rounding moves an exponent by that of its largest term. The bound on F is 16 roundings of (1 +
+// log N) / beta, so few latents allow less.
 template <typename T>
 LEBM_INLINE T most_fall(const Grid<T>& grid) {
   const double most = 6 * (1 + __builtin_log(double(grid.N)));
   return most < 100 ? T(most) : T(100);
 }
 
-// Whether a rounding of a block's energies can be told from its exponents: at beta |u|^2 beyond
-// this, only differences of attained energies are safe.
+// Whether the exponents show a rounding of the block's energies: beyond such beta |u|^2, only
+// differences of attained energies are safe.
 template <typename T>
 LEBM_INLINE bool is_coarse(const Grid<T>& grid, int64_t i, T rate, T square) {
   const T low = grid.r_floor[i], high = grid.r_top[i];
@@ -25,13 +29,13 @@ LEBM_INLINE bool is_coarse(const Grid<T>& grid, int64_t i, T rate, T square) {
   return !(rate * size * Exponent<T>::epsilon < T(1.0 / 64));
 }
 
-// A bound on what rounds away when a latent energy meets others: two roundings of both, and theirs.
+// A bound on the rounding where a latent energy meets others: two roundings of each.
 template <typename T>
 LEBM_INLINE T rounding_of(T r) {
   return 16 * Exponent<T>::epsilon * (r < 0 ? -r : r);
 }
 
-// log2 of a share of the sum that cannot be seen, for the default tolerance.
+// The default for log2_tol, log2 of the fraction of a sum that may be pruned: what rounding hides.
 template <typename T>
 constexpr double kLog2Rounding = sizeof(T) == 4 ? -26.0 : -55.0;
 
@@ -39,10 +43,10 @@ constexpr double kLog2Rounding = sizeof(T) == 4 ? -26.0 : -55.0;
 template <typename T, int kD>
 struct Reach {
   Vec<T> u[kD], square, distance, radius;  // u, |u|^2, |u| and rho
-  Vec<T> nearest, farthest;  // within these lie all |y - s g|, whatever was rounded on the way
-  Vec<T> width;              // |u|^2 - |y - s g|^2 is at most this in size
+  Vec<T> nearest, farthest;                // bounds on all |y - s g|, rounding included
+  Vec<T> width;                            // a bound on ||u|^2 - |y - s g|^2|
 
-  // `queries` has y[d] and s[d] side by side, from q on.
+  // `queries` has arrays y[d] and s[d]; their numbers from q on are loaded.
   template <typename Queries>
   LEBM_INLINE Reach(const Grid<T>& grid, int64_t i, const Queries& queries, int64_t q) {
     const Vec<T> zero = broadcast(T(0));
@@ -62,18 +66,18 @@ struct Reach {
     distance = root(square);
     radius = root(radius);
     const Vec<T> most = add(distance, radius);
-    // Of their own, and of the energies that are held against them: some 2 and 1.5 of these each.
+    // Rounding error of these bounds (2 eps), and of the energies they are compared with (1.5 eps).
     const Vec<T> margin = mul(broadcast(8 * Exponent<T>::epsilon), add(most, size));
     nearest = max(sub(sub(distance, radius), margin), zero);
     farthest = add(most, margin);
     width = mul(radius, add(distance, most));
   }
 
-  // Below all of the block's energies, as they are computed too.
+  // Below all of the block's energies, as computed.
   LEBM_INLINE Vec<T> lower_end(const Grid<T>& grid, int64_t i) const {
     return fma(nearest, nearest, broadcast(grid.r_floor[i] - rounding_of(grid.r_floor[i])));
   }
-  // Above one of them: that of the latent which has the least latent energy.
+  // Above one of them, that of the latent with the least latent energy.
   LEBM_INLINE Vec<T> upper_end(const Grid<T>& grid, int64_t i) const {
     return fma(farthest, farthest, broadcast(grid.r_floor[i] + rounding_of(grid.r_floor[i])));
   }

@@ -1,4 +1,4 @@
-// When latents or queries are sorted by place, and the order.
+// Sorts latents or queries by place, where that pays.
 #pragma once
 
 #include "../../problem.h"
@@ -7,8 +7,8 @@
 
 LEBM_BEGIN_TARGET
 
-// Whether the blocks are much larger than they would be, were neighbours in space neighbours in
-// memory: a grid's box cut in num_blocks cubes has sides num_blocks^(1/D) times smaller.
+// Whether the blocks are much larger than neighbours in space would make them: if a grid's box is
+// cut into num_blocks cubes, their sides are num_blocks^(1/D) times smaller.
 template <typename T>
 static bool is_loose(const Grid<T>& grid) {
   double mean = 0, box = 0;
@@ -31,8 +31,8 @@ static size_t order_bytes(int64_t count) {
   return padded(size_t(count) * sizeof(int64_t)) + padded(size_t(count) * sizeof(Place));
 }
 
-// The order in which `count` points of grid b are compact, `block` by block (see order.h), within
-// `memory`.
+// An order of the `count` points of grid b, in `memory`, in which each block of `block` points is
+// compact (see order.h).
 template <typename T>
 static int64_t* sort_by_place(const View<T>& points, int64_t b, int64_t count, int64_t D,
                               int64_t block, void* memory, const Parallel& parallel) {
@@ -43,7 +43,7 @@ static int64_t* sort_by_place(const View<T>& points, int64_t b, int64_t count, i
     places[i].index = uint32_t(i);
     for (int64_t d = 0; d < D; ++d) {
       const double x = points.at(b, i)[d * points.stride[2]];
-      // What is not a number belongs to a point that does not count.
+      // A coordinate that is not finite belongs to a point that does not count.
       places[i].x[d] = is_finite(x) ? float(x) : 0.0f;
     }
   }

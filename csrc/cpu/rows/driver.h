@@ -1,5 +1,7 @@
-// The row pass over a whole problem: packing, modes, threads, and what is made of the sums.
-// Included inside an instruction set's namespace, after rows.h.
+// The row pass over a whole problem: packs each grid, runs its passes on the threads, writes
+// results.
+//
+//     rows: y [B, M, D], decoded [B, N, D], ... -> F [B, M], state [B, M, 3], slopes (problem.h)
 #pragma once
 
 #include "../grid/pack.h"
@@ -73,7 +75,7 @@ static void pass_over_tile(const Pass<T>& pass, int layer, int64_t first_block, 
   }
 }
 
-// How many num_splits to cut the latents into, so that few queries still occupy every thread.
+// The number of splits of the latents, so that few queries still occupy every thread.
 LEBM_INLINE int64_t num_latent_splits(int64_t tiles, int64_t blocks, const Parallel& parallel) {
   const int64_t wanted = 4 * parallel.threads;
   if (parallel.threads == 1 || tiles >= wanted || tiles == 0) return 1;
@@ -81,14 +83,14 @@ LEBM_INLINE int64_t num_latent_splits(int64_t tiles, int64_t blocks, const Paral
   return num_splits < most ? num_splits : most;
 }
 
-// Sweeps the pass's queries. A tile whose latents are cut in num_splits is merged in their order,
-// so that the result depends on the number of threads but not on their timing.
+// Runs a pass over its queries. The splits of a tile are merged in the order of their latents, so
+// that the result depends on the number of threads but not on their timing.
 template <typename T>
 static void run(const Pass<T>& pass, const Parallel& parallel) {
   const Grid<T>& grid = *pass.grid;
   const int64_t size = tile_size(grid.D), tiles = (pass.count + size - 1) / size;
   const int64_t num_splits = num_latent_splits(tiles, grid.num_blocks, parallel);
-  // A split has whole blocks of the widest layer of which there are enough.
+  // A split has whole blocks of the widest layer that has enough of them.
   int layer = pass.layers->count - 1;
   while (layer > 0 && pass.layers->grid[layer].num_blocks < 2 * num_splits) --layer;
   auto split_start = [&](int64_t split) {
@@ -106,7 +108,7 @@ static void run(const Pass<T>& pass, const Parallel& parallel) {
       finish(pass, pass.query_at(t * size + i), tile.queries[i], tile.sums[i], tile.vectors[i]);
   };
   if (num_splits == 1) {
-    // Contiguous num_ranges of the tiles, one scratch each.
+    // Contiguous ranges of tiles, each with its own scratch memory.
     const int64_t num_ranges = tiles < 8 * parallel.threads ? tiles : 8 * parallel.threads;
     for_each(parallel, num_ranges, [&](int64_t range) {
       Scratch scratch(bytes);
@@ -159,7 +161,7 @@ static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t 
   const Scratch order_memory(sorted ? order_bytes(p.M) : 0);
   const int64_t* by_place =
       sorted ? sort_by_place(p.y, b, p.M, p.D, kNarrowTile, order_memory.get(), parallel) : nullptr;
-  // Not for the least energy's own index, nor for <E> of latent energies that differ.
+  // Series give neither the index of the least energy nor <E> of latent energies that differ.
   const bool in_series = !out.index && !(level == kAllMoments && grid.r_low != grid.r_high);
   const BuiltLayers<T> built(p, b, grid, in_series, parallel);
   Pass<T> pass{&p, &out, &grid, b, regime, by_place, p.M, &built.layers, level, log2_tol, true};

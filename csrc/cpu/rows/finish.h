@@ -1,4 +1,4 @@
-// Results of a query from its sums.
+// The results of a query from its sums: F = m - L / beta, the state and the slopes; see sums.h.
 #pragma once
 
 #include "slope.h"
@@ -6,11 +6,10 @@
 
 LEBM_BEGIN_TARGET
 
-// KL = -beta <E - m> - L is taken as it stands where it is more than this share of |L|.
+// KL = -beta <E - m> - L is used where it is more than this fraction of |L|.
 constexpr double kMostCancelled = 0.25;
 
-// Whether a query that is not summed is so far away that its energies are infinite, rather than no
-// number.
+// Whether a query that is not summed is so far away that its energies are infinite rather than NaN.
 template <typename T>
 static bool is_out_of_reach(const Grid<T>& grid, const Query<T>& q) {
   bool is_nan = grid.has_nan || !(q.beta >= 0);
@@ -18,7 +17,7 @@ static bool is_out_of_reach(const Grid<T>& grid, const Query<T>& q) {
   return !is_nan;
 }
 
-// Writes a query's results from its sums; sets the regime of its next sum_exponentials.
+// Writes a query's results from its sums; sets the regime of its next pass.
 template <typename T>
 static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums<T>& a,
                    const Vectors& v) {
@@ -41,7 +40,7 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
     if (out.slope_beta) out.slope_beta[at] = value;
   };
   if (q.regime == kSkip || !(a.shift < double(kAbsent<T>))) {
-    // Not a number somewhere, or every energy is infinite or overflows.
+    // A NaN somewhere, or every energy is infinite or overflows.
     const bool far = q.regime != kSkip || is_out_of_reach(*pass.grid, q);
     const T value = far ? T(__builtin_inf()) : T(__builtin_nan(""));
     out.free_energy[at] = value;
@@ -82,11 +81,11 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
     state[2] = bits + (a.offset - __builtin_rint(a.offset));
   }
   regime = kSkip;
-  // A sum's rounding is one of F by 1 / beta, which shows only in an F that is not larger.
+  // A sum's rounding is one of F by 1 / beta, which shows only if F is not larger.
   const double size = q.beta * (a.shift + gap);
   if (q.regime == kWarm && L > kSmallL && size < 1 && size > -1) regime = kSmall;
   if ((q.regime == kSmall || q.regime == kHot) && out.slope_beta) {
-    // The first sum_exponentials's KL stands where little of it cancelled.
+    // The first pass's KL is kept where little of it cancelled.
     const double relative_entropy = pass.first ? 0 : -double(out.slope_beta[at]) * q.beta * q.beta;
     if (!(relative_entropy > kMostCancelled * (L < 0 ? -L : L))) regime = kSlope;
   }

@@ -1,4 +1,8 @@
-// The row pass over a tile of queries at D <= 4.
+// The row pass over a tile of queries at D <= 4: with log-weights one energy at a time, otherwise
+// each block as plan.h decides.
+//
+//     y, s [count][D]; latents in blocks [first_block, last_block); sums [count], vectors
+//     [count][D]
 #pragma once
 
 #include "../grid/energy.h"
@@ -10,7 +14,7 @@
 
 LEBM_BEGIN_TARGET
 
-// A tile of queries against a range of blocks. y and s of the queries lie in consecutive rows.
+// Energies one by one, as log-weights need them. y and s of the queries lie in consecutive rows.
 template <typename T, int kD, Level kLevel>
 static void pass_one_by_one(const Grid<T>& grid, int64_t first_block, int64_t last_block,
                             const Query<T>* queries, int64_t count, T* energy, Sums<T>* sums,
@@ -26,12 +30,12 @@ static void pass_one_by_one(const Grid<T>& grid, int64_t first_block, int64_t la
   }
 }
 
-// A tile of queries. `exact`: m and its index must be those of the least energy itself.
+// Without log-weights. `exact`: m and its index must be those of the least energy itself.
 template <typename T, int kD, Level kLevel>
 struct NarrowTile {
-  const Grid<T>& packed;  // layer 0, with this thread's scratch
+  const Grid<T>& packed;  // layer 0, with this thread's scratch memory
   const Layers<T>& layers;
-  int layer;                        // from which to go down
+  int layer;                        // the first to visit
   int64_t first_block, last_block;  // of layer 0, whole ones of `layer`
   double log2_tol;
   bool exact;
@@ -42,7 +46,8 @@ struct NarrowTile {
   Vectors* vectors;
   Plan<T, kD> plan;
 
-  // Block i of layer k against the `active` queries; where that is no series, the blocks below it.
+  // Block i of layer k against the `active` queries; where no series can be used, the blocks below
+  // it.
   void visit(int k, int64_t i, const int64_t* active, int64_t num_active) {
     const Grid<T>& grid = layers.grid[k];
     const BlockSeries<T>& series = layers.series[k];

@@ -1,7 +1,8 @@
 // Which blocks can matter to a tile of queries that lie close together, and an order in which
-// queries do.
+// queries lie close together.
 //
-// Energies between two boxes lie between the squares of their least and largest distances.
+// Energies between a box of queries y and a box of s g lie between the squares of the least and the
+// largest distance of the boxes, plus r.
 #pragma once
 
 #include "../../problem.h"
@@ -9,7 +10,7 @@
 
 LEBM_BEGIN_TARGET
 
-// The box of y and the scale of some queries.
+// The box around the y of some queries, and their scale.
 struct QueryBox {
   double low[4], high[4], scale[4];
 };
@@ -26,7 +27,7 @@ LEBM_INLINE Range distances(const QueryBox& box, const T* low, const T* high) {
     const double a = box.scale[d] * low[d], b = box.scale[d] * high[d];
     double upper = a > b ? a : b, lower = a < b ? a : b;
     if (!kFused && box.scale[d] != 1) {
-      // Energies have s g rounded.
+      // Energies contain s g rounded.
       const double rounding = Exponent<T>::epsilon * (upper > -lower ? upper : -lower);
       upper += rounding;
       lower -= rounding;
@@ -40,8 +41,8 @@ LEBM_INLINE Range distances(const QueryBox& box, const T* low, const T* high) {
   return result;
 }
 
-// Fills `blocks` with those of [first, last) that can matter to one of the queries; returns regime
-// many.
+// Fills `blocks` with those of [first, last) that can matter to one of the queries; returns their
+// number.
 template <typename T, int kD>
 static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, double log2_tol,
                              const Plan<T, kD>& plan, const Query<T>* queries, int64_t count,
@@ -64,12 +65,12 @@ static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, d
       if (q.y[d] > box.high[d]) box.high[d] = q.y[d];
     }
   }
-  // What a bound rounds and what energies do that are held against it, see Reach.
+  // Rounding error of a bound, and of the energies it is compared with; see Reach.
   auto rounding = [&](double square, int64_t i) {
     const double r = grid.r_floor[i];
     return 16 * double(Exponent<T>::epsilon) * (square + (r < 0 ? -r : r));
   };
-  // An energy that every query attains somewhere.
+  // An upper bound on an energy that every query attains somewhere.
   double upper = __builtin_inf();
   for (int64_t i = first; prunes && i < last; ++i) {
     if (!(grid.r_floor[i] <= grid.r_top[i])) continue;
@@ -90,8 +91,8 @@ static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, d
   return chosen;
 }
 
-// Whether queries in a better order would meet fewer blocks: if energies differ by enough for
-// blocks to be left out, and the tiles as given are not compact.
+// Whether the queries would meet fewer blocks in another order: energies differ by enough for
+// blocks to be pruned, and the tiles as given are not compact.
 template <typename T>
 static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, double log2_tol) {
   if (p.D > 3 || grid.weighted || grid.has_nan || grid.num_blocks < 16 || p.M < 8 * kNarrowTile ||

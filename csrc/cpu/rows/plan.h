@@ -1,20 +1,21 @@
-// What a block of latents means to a query, at low D and without log-weights: nothing, a sum about
-// the block's centre (pair by pair, or as a series), or energies taken one by one.
+// How a block of latents is summed for a query, at D <= 4 and without log-weights: not at all
+// (pruned), about the block's centre (pair by pair, or as a series), or from energies taken one by
+// one.
 //
-// With u = y - s c and v = g - c for a block of centre c, and a start_shift energy m,
+// With u = y - s c and v = g - c for a block of centre c, and a shift m,
 //
-//   -beta (E - m) = -beta (|u|^2 - m) + beta (2 s u . v - s^2 . v^2)
+//     -beta (E - m) = -beta (|u|^2 - m) + beta (2 s u . v - s^2 . v^2)
 //
-// of which the first term is one a block and the second takes a product or two a pair, so that the
+// The first term is the same for the whole block; the second takes a product or two a pair. So the
 // sum over a block is 2^start sum_n 2^x. Blocks are small, so x is too: it needs no running
-// minimum, and is more exact than differences of large numbers are. Its rounding is one of beta
-// (|u|^2 - E), which is kept below kRise; below -most_fall it would round too much, or need the
-// floor. Elsewhere the energies are taken one by one (add_block).
+// minimum, and is more exact than a difference of large numbers. Its rounding is one of beta (|u|^2
+// - E), which is kept below kRise; below -most_fall it would round too much, or need the floor.
+// Elsewhere the energies are taken one by one (add_block).
 //
-// A block's energies lie within (|u| -+ rho)^2, rho its radius, and its range of latent energies.
-// U, the least of the upper ends, is above an energy that is attained; a block whose exponents are
-// all below that of U by log2 N and the width of a rounding is left out: the pruned mass is less
-// than the sum's rounding.
+// A block's energies lie within (|u| -+ rho)^2 for its radius rho, plus its range of latent
+// energies (grid/reach.h). The least of the upper ends is above an energy that is attained. A block
+// whose exponents are all below that energy's by log2 N and the width of a rounding is pruned: the
+// pruned mass is less than the sum's rounding.
 #pragma once
 
 #include "../grid/reach.h"
@@ -25,7 +26,7 @@ LEBM_BEGIN_TARGET
 
 enum How : unsigned char { kPruned, kSeries, kCentred, kOneByOne };
 
-// A tile's queries side by side, and what a block means to each of them.
+// A tile's queries side by side, and how the current block is summed for each of them.
 template <typename T, int kD>
 struct Plan {
   T y[kD][kNarrowTile], s[kD][kNarrowTile], rate[kNarrowTile], upper[kNarrowTile],
@@ -65,9 +66,9 @@ static void begin_plan(Plan<T, kD>& plan, const Query<T>* queries, int64_t count
   }
 }
 
-// Finds `upper`, the least upper end of the blocks' energies, and a `start_shift` m: the least
-// |u|^2, to which starts and exponents are small, of blocks whose exponents then don't underflow,
-// and of the others the upper end, below which they have an energy.
+// Finds `upper`, the least upper end of the blocks' energies, and `start_shift`, the shift to start
+// with: the least |u|^2 of the blocks whose exponents about it don't underflow (starts and
+// exponents are then small), and the upper end of the others, which have an energy below it.
 template <typename T, int kD>
 static void bound(const Grid<T>& grid, int64_t first_block, int64_t last_block, Plan<T, kD>& plan,
                   int64_t count) {
@@ -88,8 +89,8 @@ static void bound(const Grid<T>& grid, int64_t first_block, int64_t last_block, 
   }
 }
 
-// Decides what to do about block i for the `active` queries, in ascending order, and prepares the
-// centred ones. `series`: null where there are none, or where they don't serve.
+// Decides how block i is summed for the `active` queries, in ascending order, and prepares the sums
+// about its centre. `series`: null where there are none, or where they can't be used.
 template <typename T, int kD>
 static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exact,
                        const BlockSeries<T>* series, const Query<T>* queries, const Sums<T>* sums,
@@ -97,7 +98,7 @@ static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exa
   const bool empty = !(grid.r_floor[i] <= grid.r_top[i]);
   const T log2_N = T(__builtin_log2(double(grid.N))), threshold = T(log2_tol) - log2_N;
   const T fall = most_fall(grid);
-  // 2^start as 2^(start + kLift) and a power of two.
+  // 2^start as 2^(start + kLift) times a power of two.
   constexpr T kLift = 100;
   constexpr double kUnlifted = 0x1p-100;
   const Vec<T> zero = broadcast(T(0)), lift = broadcast(kLift), below = broadcast(-kLift);
@@ -145,7 +146,7 @@ static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exa
       } else if (!exact && plan.rise[k] <= kRise<T> && plan.fall[k] <= fall &&
                  plan.start[k] <= kRise<T> && !is_coarse(grid, i, plan.rate[k], plan.square_u[k])) {
         plan.how[k] = kCentred;
-        // In double, a series does not tell sums near 1 apart as kSmall must.
+        // In double, a series does not resolve sums near 1 as kSmall must.
         if (series && (regime == kWarm || sizeof(T) == 4)) {
           plan.order[k] =
               order_for(plan.growth[k], plan.rate[k] * (lowest - plan.upper[k]), log2_N);

@@ -1,4 +1,4 @@
-// A tile of queries: its scratch memory, and the regime that each query starts in.
+// A tile of queries: its scratch memory, and the regime of each query in the first pass.
 #pragma once
 
 #include "../../problem.h"
@@ -15,19 +15,19 @@ struct Pass {
   const RowOutputs<T>* out;
   const Grid<T>* grid;
   int64_t b;
-  unsigned char* regime;  // [M], a Regime each; what a pass leaves there is swept in the next
-  const int64_t* query;   // [count] queries to sum_exponentials, or null for all
+  unsigned char* regime;  // [M], a Regime each: that of the query's next pass
+  const int64_t* query;   // [count] queries of this pass, or null for all
   int64_t count;
   const Layers<T>* layers;
   Level level;
-  double log2_tol;      // log2 of the share of the sum that may be left out
-  bool first;           // the first sum_exponentials, which finds m and the moments
+  double log2_tol;      // log2 of the fraction of the sum that may be pruned
+  bool first;           // the first pass, which finds m and the moments
   int64_t settle = -1;  // the place of the latent for settle_gap, or -1
 
   int64_t query_at(int64_t i) const { return query ? query[i] : i; }
 };
 
-// A range whose ends bound every energy of a query, from the grid's bounding box.
+// The width of a range that contains every energy of a query, from the grid's bounding box.
 template <typename T>
 static double energy_range(const Grid<T>& grid, const T* y, const T* s) {
   double low = 0, high = 0;
@@ -50,15 +50,15 @@ static Regime first_regime(const Grid<T>& grid, const Query<T>& q) {
   if (q.beta == 0) return kHot;
   if (grid.has_infinite) return kWarm;
   const double range = q.beta * energy_range(grid, q.y, q.s);
-  // Below rounding, the second-order term -beta Var/2 cannot be seen, and products may underflow.
+  // Rounding hides the second-order term -beta Var/2, and products may underflow.
   if (range < (sizeof(T) == 4 ? 1e-8 : 1e-17)) return kHot;
-  // Up to here kSmall serves at once what kWarm would often have to hand on to it.
+  // Up to here a warm query would often need a second pass as kSmall.
   return range < 8 ? kSmall : kWarm;
 }
 
 LEBM_INLINE int64_t tile_size(int64_t D) { return D <= kNarrow ? kNarrowTile : kWideTile; }
 
-// Scratch of one tile of queries.
+// Scratch memory of one tile of queries.
 template <typename T>
 struct Tile {
   T *y, *s, *energy;

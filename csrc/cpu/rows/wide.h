@@ -1,12 +1,11 @@
-// Rows at D > kNarrow: a tile of queries against a block of latents at a time, as products
-// of small matrices held in registers. Included inside an instruction set's namespace, after
-// rows.h.
+// The row pass at D > 4: a tile of queries against a block of latents at a time, as products of
+// small matrices held in registers.
 //
-//     energies   E[q][j] = r[j] + sum_d (y[q][d] - s[q][d] g[d][j])^2           energies_of_tile
-//     sum_exponentials      p[q][j] = w[j] exp(-beta (E[q][j] - m[q])) add_block moments
-//     first[q][d] = sum_j p[q][j] v[j][d], second with v^2           add_product
+//     energies      E[q][j] = r[j] + sum_d (y[q][d] - s[q][d] g[d][j])^2     energies_of_tile
+//     exponentials  p[q][j] = w[j] exp(-beta (E[q][j] - m[q]))               add_block
+//     moments       first[q][d] = sum_j p[q][j] v[j][d], second with v^2     add_product
 //
-// Moments are taken about the block's centre c, v = g - c, which loses digits where a query is much
+// Moments are taken about the block's centre c, v = g - c. That loses digits where a query is much
 // nearer to a latent than the latents are to c: there, differences are summed (moments_of_one).
 #pragma once
 
@@ -18,7 +17,7 @@
 
 LEBM_BEGIN_TARGET
 
-// Scratch of a tile of queries.
+// Scratch memory of a tile of queries.
 template <typename T>
 struct WideScratch {
   T* p;               // [kWideTile][block], energies, then p
@@ -39,8 +38,8 @@ struct WideScratch {
   }
 };
 
-// The moments of one query, whose p lie in a row, of differences y - s g or, where the posterior
-// mean is wanted, of g as it stands: kDims dimensions from `start` on.
+// The moments of one query, whose p lie in a row: of differences y - s g or, where the posterior
+// mean is wanted, of g itself. kDims dimensions from `start` on.
 template <typename T, Level kLevel, bool kDifferences, int kDims>
 static void moments_of_dims(const Block<T>& block, int64_t size, int64_t start,
                             const Query<T>& query, double mass, const T* p, Vectors& vectors) {
@@ -112,7 +111,7 @@ static void add_moments_of_block(const Block<T>& block, int64_t D, const Query<T
   }
 }
 
-// The moments of a tile, whose sums over a block are `of_block`, from p in the scratch.
+// The moments of a tile from p in the scratch memory; `of_block` are its sums over the block.
 template <typename T, Level kLevel>
 static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, const Query<T>* queries,
                                 int64_t count, const BlockSums<T>* of_block, const T* smallest,
@@ -122,16 +121,16 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
   bool product[kWideTile], any = false;
   for (int64_t q = 0; q < count; ++q) {
     product[q] = false;
-    // A query that summed nothing here left energies in p.
+    // For a query that summed nothing, p still holds energies.
     if (of_block[q].mass == T(0)) continue;
     T* p = scratch.p + q * size;
-    // See kHuge; 2^lowest times what normalises it is still less than this.
+    // See kHuge; even normalised, 2^lowest is less than this.
     for (int64_t j = 0; wide && j < size; ++j) p[j] = p[j] < T(1e-30) ? T(0) : p[j];
     if (vectors[q].mean) {
       moments_of_one<T, kLevel, false>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
     } else if (wide ||
                is_too_near(grid, i, smallest[q], queries[q].rate, queries[q].square_scale)) {
-      // Squares may overflow in a wide block, where differences times a p of 0 are 0.
+      // Squares may overflow in a huge block, where differences times a p of 0 are 0.
       moments_of_one<T, kLevel, true>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
     } else {
       product[q] = any = true;
@@ -168,7 +167,7 @@ static void pass_over_wide_tile(const Grid<T>& grid, int64_t first_block, int64_
   state.exact = exact;
   state.postpone = 0;
   for (int64_t q = 0; q < count; ++q) state.rate[q] = queries[q].rate;
-  // Rows of the last group that nobody filled are multiplied too.
+  // The unused rows of the last group are multiplied too.
   fill(scratch.p, kWideTile * size, T(0));
   fill(scratch.u, kWideTile * row_length<T>(D), T(0));
   T smallest[kWideTile];

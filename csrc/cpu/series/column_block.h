@@ -1,4 +1,5 @@
-// A block of latents in the column pass by series, and what it means to a tile of queries.
+// A block of latents in the column pass by series (see columns.h), and its bounds for a tile of
+// queries.
 #pragma once
 
 #include "../grid/reach.h"
@@ -6,11 +7,11 @@
 
 LEBM_BEGIN_TARGET
 
-// Orders go up in steps: queries of one step are summed together.
+// Orders go up in steps: queries of the same step are summed together.
 constexpr int kOrderStep = 3;
 constexpr int kOrderSteps = kSeriesStride / kOrderStep;
 
-// The step of a query's order, for the derivative to be exact to `bits` of each share where |a . x|
+// The step of a query's order that makes the derivative exact to `bits` of each term where |a . x|
 // < (i + 1) / 4; kNoOrder where rounding would show, see order_for.
 struct OrderSteps {
   unsigned char at[OrderTable::kReaches];
@@ -32,14 +33,14 @@ constexpr OrderSteps kFarSteps = sizeof(T) == 4 ? order_steps(26, 6) : order_ste
 template <typename T>
 constexpr OrderSteps kNearSteps = sizeof(T) == 4 ? order_steps(36, 6) : order_steps(0, 0);
 
-// A block of latents to queries of one rate and scale.
+// A block of latents, for queries of one rate and scale.
 template <typename T, int kD>
 struct ColumnBlock {
   T centre[kD], s[kD], side[kD], per_u[kD];  // |a . x| <= sum per_u |u|
   double width[kD], slope[kD], per_a[kD];    // a = per_a u = slope s u
   T rate, r_floor, radius;
-  T near_square;  // |u|^2 up to which a latent may be where the query is
-  T most_square;  // |u|^2 below which exponents about the centre are small and exact enough
+  T near_square;  // up to this |u|^2, a latent may be at the query's place
+  T most_square;  // below this |u|^2, exponents about the centre are small and exact enough
   bool serves_near;
 
   ColumnBlock(const Grid<T>& grid, int64_t i, const SeriesOf<T>& of)
@@ -57,20 +58,21 @@ struct ColumnBlock {
       square += side[d] * side[d];
     }
     radius = T(__builtin_sqrt(double(square)));
-    // As in centred_columns.h.
+    // As in columns/centred.h.
     near_square = T(2.25) * square;
-    // In a block of colder or wider energies, such a latent may be all that can be seen of it.
+    // In a block of colder or wider energies, such a latent may have all of the block's visible
+    // mass.
     serves_near = sizeof(T) == 4 && rate * (square + (grid.r_top[i] - r_floor)) < T(14);
     const T low = r_floor, high = grid.r_top[i];
     const T energies = (low > 0 ? low : -low) + (high > 0 ? high : -high);
-    const T fine = T(1.0 / 64) / (rate * Exponent<T>::epsilon) - energies;  // as is_coarse has it
+    const T fine = T(1.0 / 64) / (rate * Exponent<T>::epsilon) - energies;  // as in is_coarse
     const T most = (most_fall(grid) / (rate * radius) - radius) / 2;
     most_square = most > 0 ? most * most : T(0);
     if (fine < most_square) most_square = fine;
   }
 };
 
-// Some queries, and what a block is to each.
+// Some queries, and the block's bounds for each.
 template <typename T, int kD>
 struct MeasuredQueries {
   const T *y[kD], *shift, *log2_mass;
@@ -81,7 +83,7 @@ struct MeasuredQueries {
     for (int d = 0; d < kD; ++d) fill(s[d], kColumnTile, of.s[d]);
   }
 
-  // The queries `list`, or from `first` on.
+  // Loads the queries in `list` from `first` on, or without a list the queries from `first` on.
   void take(const ColumnQueries<T>& all, const uint32_t* list, int64_t first, int64_t count) {
     for (int64_t j = 0; list && j < count; ++j) {
       const int64_t q = list[first + j];

@@ -1,4 +1,4 @@
-// What the column pass by series knows of a grid's layers and queries.
+// The layers and the queries of the column pass by series (see columns.h).
 #pragma once
 
 #include "../columns/task.h"
@@ -7,12 +7,12 @@
 
 LEBM_BEGIN_TARGET
 
-// Where series serve few of the queries that see a block, measuring these is lost: a block of half
-// diagonal rho is narrow enough where beta rho^2 is below this. So it is with few latents.
+// Classifying a query that ends up with no usable block is wasted work, so series need blocks that
+// are mostly narrow enough, beta rho^2 below this for a half diagonal rho, and enough latents.
 constexpr double kMostWidth = 1.0 / 3;
 constexpr int64_t kFewestLatents = 4 * kLeaf;
 
-// Whether series repay themselves in half of the blocks.
+// Whether series pay in half of the blocks.
 template <typename T>
 static bool suits_series(const Grid<T>& grid, const SeriesOf<T>& of) {
   int64_t narrow = 0;
@@ -27,7 +27,7 @@ static bool suits_series(const Grid<T>& grid, const SeriesOf<T>& of) {
   return grid.N >= kFewestLatents && 2 * narrow >= grid.num_blocks;
 }
 
-// Blocks of the column pass: bounds alone, see layers.h.
+// Blocks of the column pass: bounds only, see layers.h.
 template <typename T>
 struct ColumnLayers {
   int count;
@@ -55,14 +55,14 @@ static ColumnLayers<T> lay_out_column_layers(const Grid<T>& packed, Carver& carv
   return layers;
 }
 
-// Queries that lie together, and are left out together.
+// Queries that lie together, and are pruned together.
 constexpr int64_t kColumnTile = 64;
 
 // The queries that have a gradient, side by side, in an order in which neighbours lie together.
 template <typename T>
 struct ColumnQueries {
   T *y[2], *shift, *log2_mass, *grad;
-  const int64_t* place;  // in the task
+  const int64_t* place;  // its place in the task
   int64_t count;
   // Of each tile: its box, and the largest of rate m - log2_mass.
   T *low[2], *high[2];
@@ -73,7 +73,7 @@ template <typename T>
 static ColumnQueries<T> lay_out_queries(int64_t D, int64_t count, Carver& carver) {
   ColumnQueries<T> queries{};
   queries.count = count;
-  // A vector may be read beyond the last.
+  // A vector may reach beyond the last query.
   const int64_t size = count + kLanes<T>;
   for (int64_t d = 0; d < D; ++d) queries.y[d] = carver.take<T>(size);
   queries.shift = carver.take<T>(size);
@@ -88,12 +88,12 @@ static ColumnQueries<T> lay_out_queries(int64_t D, int64_t count, Carver& carver
   return queries;
 }
 
-// What the series of a grid's columns need; `serves` is false where there are none.
+// What the series of a grid's column pass need; `serves` is false if it uses none.
 template <typename T>
 struct ColumnSeries {
   SeriesOf<T> of;
   bool serves;
-  int root;  // the layer that the sweeps begin with
+  int root;  // the layer that a pass begins with
   ColumnLayers<T> layers;
   ColumnQueries<T> queries;
   Scratch memory, order;
@@ -120,11 +120,11 @@ struct ColumnSeries {
   }
 
   int64_t leaves() const { return layers.grid[root].block / layers.grid[0].block; }
-  // What pass_by_series needs for some queries.
+  // The memory that pass_by_series needs for some queries.
   size_t list_bytes(int64_t count) const { return sizeof(uint32_t) * size_t((root + 1) * count); }
 
  private:
-  // A sum of powers makes NaN of an infinite gradient.
+  // A sum of powers would turn an infinite gradient into NaN.
   static bool all_finite(const ColumnTask<T>& task, int64_t used) {
     for (int64_t q = 0; q < used; ++q)
       if (!is_finite(task.queries[q].grad)) return false;

@@ -1,24 +1,23 @@
-// The column pass by series: the roles of layers.h exchanged. Included inside an instruction set's
-// namespace, after layers.h and centred_columns.h.
+// The column pass by series: the roles of queries and latents in layers.h exchanged.
 //
-// With u = y - s c and v = g - c about the centre c of a block of latents, the share of a pair is
+// With u = y - s c and v = g - c about the centre c of a block of latents, a pair contributes
 //
-//   G p = w h exp(a . x),   a = 2 beta s u width,   x = v / width,
+//     G p = w h exp(a . x),   a = 2 beta s u width,   x = v / width,
 //
-// where w = G 2^start is the query's and h = exp(-beta (s^2 . v^2 + r - least r)) the latent's own.
-// So the sum over the queries is a polynomial in x, whose coefficients are sums of w a^k:
+// where w = G 2^start depends on the query and h = exp(-beta (s^2 . v^2 + r - least r)) on the
+// latent. So the sum over the queries is a polynomial in x, whose coefficients are sums of w a^k:
 //
-//   sum G p             = h P(x)
-//   sum G p s (y - s g) = h (P'(x) / (2 beta width) - s^2 v P(x))
+//     sum G p             = h P(x)
+//     sum G p s (y - s g) = h (P'(x) / (2 beta width) - s^2 v P(x))
 //
-// A query costs a product a monomial, however many latents the block has, and so does a latent,
+// A query costs a product a monomial, however many latents the block has; a latent costs the same,
 // however many queries there are. Blocks are tried from the widest down; a query goes down where a
-// block does not serve it.
+// block's series is not exact enough for it.
 //
-// Every share is exact to a rounding of itself, the first of the rules of order_for: a latent's sum
-// may be small beside those of its block, and shares may cancel. And y - s g must vanish where
-// y = s g, but u and s v, both of the block's size near it, leave an error of that size. Floats
-// need more terms there; in double, near queries are taken pair by pair.
+// Every term is exact to a rounding of itself, the first rule of order_for: a latent's sum may be
+// small beside those of its block, and terms may cancel. And y - s g must vanish where y = s g, but
+// u and s v, both of the block's size near it, leave an error of that size. Floats need more
+// monomials there; in double, near queries are taken pair by pair.
 #pragma once
 
 #include "../columns/centred.h"
@@ -26,22 +25,22 @@
 
 LEBM_BEGIN_TARGET
 
-// Queries that repay a block's coefficients and their evaluation.
+// Queries that pay for a block's coefficients and their evaluation.
 constexpr int64_t kFewestInSeries = 48;
 
-// The highest orders that repay themselves, for a packed block and for blocks of blocks.
+// The highest orders that pay, for a packed block and for blocks of blocks.
 constexpr int kColumnOrders[kLayers] = {27, 24, 24};
 
-// Packed blocks of one of the last layer's.
+// Packed blocks in one block of the last layer.
 constexpr int64_t kRootLeaves = kFan * kFan;
 static_assert(kLayers == 3);
 
-// Sums of that many points, 16 a lane, are added up: queries may be alike, and then their roundings
-// are too, and don't cancel.
+// Sums over this many points, 16 a lane, are added up: queries may be alike, and then their
+// roundings are too, and don't cancel.
 constexpr int64_t kSeriesRun = 16 * kLanes<double>;
 static_assert(kSeriesRun % kSeriesPoints == 0);
 
-// Queries whose powers are to be summed up to one order.
+// Queries whose powers are summed up to the same order.
 template <typename T>
 struct SeriesBucket {
   T factor[kSeriesPoints];
@@ -49,7 +48,7 @@ struct SeriesBucket {
   int64_t count;
 };
 
-// All queries against a block of the last layer, or of a lower one.
+// All queries against a block of the root layer and the blocks below it.
 template <typename T, int kD>
 struct SeriesPass {
   const ColumnTask<T>& task;  // of the packed grid
@@ -57,14 +56,14 @@ struct SeriesPass {
   const ColumnQueries<T>& all;
   const SeriesOf<T>& of;
   MeasuredQueries<T, kD> measured;
-  int64_t first_leaf;         // to which sums[0] belongs
+  int64_t first_leaf;         // the leaf of sums[0]
   const ColumnSums<T>* sums;  // of the packed blocks
-  T* energy;                  // scratch of a packed block
-  uint32_t* lists[kLayers];   // queries that a layer does not serve
+  T* energy;                  // scratch memory of a packed block
+  uint32_t* lists[kLayers];   // queries for the layer below
   SeriesBucket<T> buckets[kOrderSteps + 1];
   PowerSums<kD> powers, totals;
   int64_t run;  // points in `powers` that are not yet in `totals`
-  int steps;    // the highest order summed; 0: nothing is
+  int steps;    // the highest order summed; 0: nothing yet
   CentredChunk<T, kD> chunk;
   ColumnQuery<T> few[kChunk];
   T few_y[kChunk * kD], few_s[kChunk * kD];
@@ -91,7 +90,7 @@ struct SeriesPass {
     int64_t left = 0, waiting = 0;
     steps = 0;
     for (SeriesBucket<T>& bucket : buckets) bucket.count = 0;
-    // A tile of all queries begins at a multiple of its size; a list has none.
+    // Tiles of all queries begin at multiples of their size; a list has no tiles.
     const int64_t offset = list ? 0 : first % kColumnTile;
     for (int64_t begin = 0, some; begin < count; begin += some) {
       const int64_t most = kColumnTile - (begin == 0 ? offset : 0);
@@ -102,7 +101,7 @@ struct SeriesPass {
       for (int64_t j = 0; j < some; ++j) {
         const uint32_t q = list ? list[first + begin + j] : uint32_t(first + begin + j);
         const T square = measured.square[j];
-        // As in plan_chunk: a latent's gradient could not show it.
+        // As in plan_chunk: it would not show in a latent's gradient.
         if (measured.highest[j] < threshold) continue;
         const int step = step_of(block, square, measured.reach[j]);
         if (step * kOrderStep > kColumnOrders[k]) {
@@ -134,7 +133,7 @@ struct SeriesPass {
     for (int64_t child = i * kFan; child < end; ++child) visit(k - 1, child, lists[k], 0, left);
   }
 
-  // Whether the block does not matter to any query of a tile.
+  // Whether the block matters to no query of a tile.
   bool prunes(const ColumnBlock<T, kD>& block, int64_t tile, T threshold) const {
     double square = 0;
     for (int d = 0; d < kD; ++d) {
@@ -144,7 +143,7 @@ struct SeriesPass {
       const double gap = under > over ? under : over;
       if (gap > 0) square += gap * gap;
     }
-    // Less what rounds away of such energies, and of those held against them.
+    // Less the rounding of such energies, and of those they are compared with.
     const double r = block.r_floor;
     const double rounding = 16 * Exponent<T>::epsilon * (square + (r < 0 ? -r : r));
     return all.top[tile] - block.rate * (square + r - rounding) < threshold;
@@ -197,7 +196,7 @@ struct SeriesPass {
     run = 0;
   }
 
-  // The series of block i of layer k to its latents.
+  // Adds the series of block i of layer k to its latents' sums.
   void add_series(int k, int64_t i, const ColumnBlock<T, kD>& block) {
     constexpr int kV = 4;
     constexpr int64_t kSome = kV * kLanes<double>;
@@ -233,7 +232,7 @@ struct SeriesPass {
     }
   }
 
-  // Pair by pair, the queries that no layer served.
+  // Pair by pair, the queries for which no layer has a usable series.
   void sum_pairs(int64_t i, int64_t count) {
     const Block<T> block = layers.grid[0].at(i);
     ColumnTask<T> pairs = task;
@@ -256,7 +255,7 @@ struct SeriesPass {
 };
 
 // Queries [first, last) against block i of the root layer; `sums` are of its packed blocks, `lists`
-// is scratch.
+// is scratch memory.
 template <typename T>
 static void pass_by_series(const ColumnSeries<T>& series, const ColumnTask<T>& task, int64_t i,
                            int64_t first, int64_t last, const ColumnSums<T>* sums, T* energy,

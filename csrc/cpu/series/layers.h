@@ -1,10 +1,11 @@
-// A grid's blocks, and blocks of blocks, with their series where these serve. Included inside an
-// instruction set's namespace, after plan.h.
+// A grid's blocks, and blocks of blocks, each with a series where it can be used.
 //
 // A layer is a Grid as far as bounds go: centre, half sides, range of latent energies, weight.
-// Layer 0 is the packed grid; a block of the next holds kFan of the one before. With u = y - s c
-// and v = g - c about a block's centre c, beta (2 s u . v) = a . x for x = v / width and a = 2 beta
-// s u width, so that a block's sum is 2^start sum_n h_n exp(a . x_n), see plan.h and series.h.
+// Layer 0 is the packed grid; a block of the next layer holds kFan blocks of the one below. With u
+// = y - s c and v = g - c about a block's centre c, beta (2 s u . v) = a . x for x = v / width and
+// a = 2 beta s u width. So a block's sum is
+//
+//     2^start sum_n h_n exp(a . x_n),   x [leaf][D], h [leaf];   see rows/plan.h and powers.h.
 #pragma once
 
 #include "../../problem.h"
@@ -16,7 +17,7 @@ LEBM_BEGIN_TARGET
 
 constexpr int kLayers = 3;
 constexpr int64_t kFan = 4;
-// Terms cost memory: with small blocks, where few serve, few are kept.
+// Terms cost memory: small blocks, whose series are rarely usable, keep fewer.
 constexpr int kLeafOrder = 26;
 
 template <typename T>
@@ -26,7 +27,7 @@ struct Layers {
   BlockSeries<T> series[kLayers];  // without coefficients where there are none
 };
 
-// Widths are half a block's sides; where that is nothing, as good as nothing to a query that the
+// Widths are half a block's sides. Where these vanish, a width that is negligible to any query the
 // block matters to, |u| below some 10 / sqrt(beta).
 template <typename T>
 LEBM_INLINE double series_width(T half, T scale, double beta) {
@@ -35,7 +36,7 @@ LEBM_INLINE double series_width(T half, T scale, double beta) {
   return half > least ? double(half) : least;
 }
 
-// What the series of all layers share.
+// What all layers' series have in common.
 template <typename T>
 struct SeriesOf {
   double beta;
@@ -43,7 +44,7 @@ struct SeriesOf {
   T s[2];
 };
 
-// x and h of a packed block's latents about a centre; those that don't count are 0.
+// x and h of a packed block's latents about a centre; 0 for those that don't count.
 template <typename T, int kD>
 struct SeriesPoints {
   alignas(64) double h[kLeaf], x[kD][kLeaf];
@@ -70,11 +71,11 @@ struct SeriesPoints {
 };
 
 // A query within a block has |2 beta s u . v| up to some 2 beta s^2 . half^2. Beyond this, hardly
-// any is near enough to the centre for a series.
+// any query is near enough to the centre for a series.
 constexpr double kMostReach = 8;
 
-// Fills the coefficients and widths of block i of a layer whose blocks hold `leaves` packed ones;
-// a width of inf says that there are none.
+// Fills the coefficients and widths of block i of a layer whose blocks hold `leaves` packed ones. A
+// width of inf marks a block without a series.
 template <typename T, int kD>
 static void expand_block(const Grid<T>& packed, const Grid<T>& layer, int64_t leaves, int64_t i,
                          const SeriesOf<T>& of, int order, double* coefficients, double* width) {
@@ -133,7 +134,7 @@ static void bound_block(const Grid<T>& below, Grid<T>& layer, int64_t i) {
   }
 }
 
-// What the series of grid b depend on; false where it has none.
+// Sets what the series of grid b depend on; false where it has none.
 template <typename T>
 static bool has_series(const Problem<T>& p, int64_t b, const Grid<T>& grid, SeriesOf<T>& of) {
   of = {*p.beta.at(b), T(0), {T(1), T(1)}};
@@ -146,7 +147,7 @@ static bool has_series(const Problem<T>& p, int64_t b, const Grid<T>& grid, Seri
   return true;
 }
 
-// Takes stretches of memory one after the other; from null it only counts.
+// Takes pieces of memory one after the other; from null it only counts.
 struct Carver {
   char* memory;
   size_t used = 0;
@@ -159,7 +160,7 @@ struct Carver {
   }
 };
 
-// The layers over a packed grid, within `memory`; the packed grid alone where it has no leaves.
+// The layers over a packed grid, in `memory`; the packed grid alone where it has no leaves.
 // `expands`: whether there are series.
 template <typename T>
 static Layers<T> lay_out_layers(const Problem<T>& p, const Grid<T>& packed, bool expands,
@@ -194,7 +195,7 @@ static Layers<T> lay_out_layers(const Problem<T>& p, const Grid<T>& packed, bool
   return layers;
 }
 
-// The layers of grid b, in memory of their own. `in_series`: whether the passes can use series.
+// The layers of grid b, in memory of their own. `in_series`: whether the pass can use series.
 template <typename T>
 class BuiltLayers {
  public:

@@ -3,14 +3,13 @@
 //   sum_j h_j exp(a . x_j) = sum_k C_k a^k,     C_k = 1/k! sum_j h_j x_j^k,     |k| < order
 //
 // where k runs over the exponents of a monomial in D = 1 or 2 variables. Once the C are known, a
-// sum over hundreds of points costs as many products as there are monomials, whatever a is; its
+// sum over hundreds of points costs as many products as there are monomials, whatever a is. Its
 // derivatives by a are the sums of h exp(a . x) x and h exp(a . x) x^2. (The fast Gauss transform
 // of Greengard and Strain, 1991, in Taylor form.)
 //
-// With X a bound on |a . x|, what the series leaves out of an exponential is at most X^order /
-// order! of it where a . x > 0, and of 1 elsewhere; Horner's rule loses e^X roundings of sum_j h_j.
-// All of it is done in double. How many terms are needed is then a matter of what a sum that is
-// wrong by so much of sum_j h_j may do, see order_for.
+// With a bound X on |a . x|, the series leaves out at most X^order / order! of an exponential where
+// a . x > 0, and of 1 elsewhere; Horner's rule loses e^X roundings of sum_j h_j. All of it is done
+// in double. order_for tells how many terms a sum needs.
 #pragma once
 
 #include "../common.h"
@@ -18,14 +17,14 @@
 
 LEBM_BEGIN_TARGET
 
-constexpr int64_t kSeriesStride = 36;  // of the sums' rows: the order and its padding
+constexpr int64_t kSeriesStride = 36;  // length of a row of sums: the order and its padding
 constexpr int64_t kSeriesPoints = 32;  // points whose powers are held at once
-constexpr int kMostOrder = 34;         // for sums; two more for two derivatives
+constexpr int kMostOrder = 34;         // for sums; two derivatives need two more
 
 template <int kD>
 constexpr int64_t kPowerSums = kD == 1 ? kSeriesStride : kSeriesStride * kSeriesStride;
 
-// Coefficients lie a row after the other, row a from C_a0 to the last of degree below `order`.
+// Coefficients lie row by row, row a from C_a0 to the last of degree below `order`.
 LEBM_INLINE int64_t row_start(int64_t a, int64_t order) { return a * order - a * (a - 1) / 2; }
 LEBM_INLINE int64_t series_terms(int64_t D, int64_t order) {
   return D == 1 ? order : row_start(order, order);
@@ -47,7 +46,7 @@ constexpr OrderTable order_table() {
       double left = 1;
       for (int k = 0; k < j; ++k) left *= 16;
       int order = 0;
-      // Terms grow until order passes x.
+      // Terms grow until the order passes x.
       while (order <= kMostOrder && (left > 1 || double(order) < x)) left *= x / ++order;
       table.at[i][j] = order <= kMostOrder ? (unsigned char)order : (unsigned char)kNoOrder;
     }
@@ -58,11 +57,11 @@ constexpr OrderTable order_table() {
 constexpr OrderTable kOrderTable = order_table();
 
 // The order that makes a sum as exact as it must be, or kNoOrder. `below`: the block's largest
-// exponential is at most 2^-below of the sum of all N that it is added to.
+// exponential is at most 2^-below of the sum over all N that it is added to.
 //
-// Either the block's own sum, of which every term is at least e^-X h, is exact to a rounding; or
-// each of its terms is wrong by less than 1/N of a rounding of the whole. That goes for moments
-// about the block's centre too: they are as exact as those of the whole sum are.
+// Either the block's own sum, whose terms are all at least e^-X h, is exact to a rounding; or each
+// of its terms is wrong by less than 1/N of a rounding of the whole sum. The same holds for moments
+// about the block's centre.
 template <typename T>
 LEBM_INLINE int order_for(T reach, T below, T log2_N) {
   constexpr T rounding = sizeof(T) == 4 ? T(26) : T(55), own = sizeof(T) == 4 ? T(6) : T(1.25);
@@ -101,7 +100,7 @@ static void powers(int64_t order, const double* first, const double* x, double* 
   }
 }
 
-// at[a][b] += sum_j left[a][j] right[b][j] for the monomials a + b < order, a few more beside them.
+// at[a][b] += sum_j left[a][j] right[b][j] for the monomials a + b < order, and a few more.
 static void add_products(int64_t order, const double* left, const double* right, VecD* at) {
   constexpr int kA = 3, kB = 4;  // kSeriesStride is a multiple of both
   for (int64_t a = 0; a < order; a += kA) {
@@ -129,7 +128,7 @@ template <int kD>
 static void add_powers(int64_t order, int64_t count, const double* h, const double* const* x,
                        PowerSums<kD>& sums) {
   alignas(64) double left[kSeriesStride * kSeriesPoints], right[kSeriesStride * kSeriesPoints];
-  // add_products goes beyond the order, to multiples of what it takes at a time.
+  // add_products rounds the order up to a multiple of what it takes at a time.
   const int64_t left_order = (order + 2) / 3 * 3, right_order = (order + 3) / 4 * 4;
   for (int64_t start = 0; start < count; start += kSeriesPoints) {
     powers(left_order, h + start, x[0] + start, left);
@@ -161,9 +160,9 @@ static void coefficients_of(int64_t order, const PowerSums<kD>& sums, double* co
   }
 }
 
-// The series and its derivatives (first by each variable, and half the second) at kV vectors of
-// points, in lockstep: one chain of products alone would wait for itself. `stored` is the order
-// that there are coefficients for, `order` <= stored the one that is enough here.
+// The series and its derivatives (the first by each variable, and half the second) at kV vectors of
+// points, in lockstep: a single chain of products would wait for itself. There are coefficients for
+// the order `stored`; `order` <= stored is enough here.
 template <int kD, int kDerivatives, int kV>
 struct SeriesValues {
   VecD value[kV], first[kV][kD], half_second[kV][kD];
@@ -207,13 +206,13 @@ static LEBM_INLINE void evaluate(int64_t order, int64_t stored, const double* co
   }
 }
 
-// The series of every block of a grid (see series.h) for queries that share beta and scale: x = v /
-// width, |x| <= 1, and h = exp(-beta (s^2 . v^2 + r - least r of the block)).
+// The series of every block of a grid for queries that share beta and scale: x = v / width, |x| <=
+// 1, and h = exp(-beta (s^2 . v^2 + r - least r of the block)).
 template <typename T>
 struct BlockSeries {
   double* coefficients;  // [num_blocks][terms]; null: none
   double* width;         // [num_blocks][D]
-  int order;             // up to which there are coefficients
+  int order;             // the highest with coefficients
   int64_t terms;
 };
 

@@ -1,4 +1,5 @@
-// The row pass by series.
+// The row pass by series: adds 2^start sum_k C_k a^k and its derivatives to each query's sums; see
+// powers.h and layers.h.
 #pragma once
 
 #include "../rows/plan.h"

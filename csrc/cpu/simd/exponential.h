@@ -1,11 +1,11 @@
 // 2^x and 2^x - 1 on vectors.
 //
-// x = n + f with |f| <= 1/2 and an integer n (fraction). 2^f = 1 + f q(f), q minimax: relative
-// error of 2^x 9.2e-8 in float, below 1e-16 in double. With the 1 kept apart, 2^x - 1 = 2^n f q(f)
-// + (2^n - 1) keeps full relative accuracy at x = 0.
+// x = n + f with an integer n and |f| <= 1/2 (fraction). 2^f = 1 + f q(f) with a minimax polynomial
+// q: the relative error of 2^x is 9.2e-8 in float, below 1e-16 in double. With the 1 kept apart,
+// 2^x - 1 = 2^n f q(f) + (2^n - 1) keeps full relative accuracy at x = 0.
 //
-// x must not exceed the exponent range; below `lowest` the result is 2^lowest, which no sum whose
-// largest term is 1 can feel, and which is not denormal (denormals are slow).
+// x must not exceed the exponent range. Below `lowest` the result is 2^lowest: too small to change
+// a sum whose largest term is 1, and not denormal (denormals are slow).
 #pragma once
 
 #include "lanes.h"
@@ -80,8 +80,8 @@ LEBM_INLINE Vec<T> exp2_of(Vec<T> x) {
   return scale_by_power(fma(Exponent<T>::poly(f), f, broadcast(T(1))), n);
 }
 
-// 2^x - 1 and 2^x. The former's relative error at small x is that of q at 0, hence the longer
-// polynomial in float.
+// 2^x - 1, and 2^x in `value`. At small x the relative error of 2^x - 1 is that of q at 0, hence
+// the longer polynomial in float.
 template <typename T, bool kFloor = true>
 LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x, Vec<T>& value) {
   if constexpr (kFloor) x = max(x, broadcast(Exponent<T>::lowest));
@@ -98,16 +98,16 @@ LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x) {
   return exp2m1_of<T, kFloor>(x, unused);
 }
 
-// 2^x for the loops over pairs, which it bounds: 2^(x / kSteps) of K vectors in lockstep, divided
-// by kUnit. Both constants are the caller's to account for, once a sum; and x / kSteps must not be
-// below kLowest.
+// 2^x for the loops over pairs, whose speed it bounds: 2^(x / kSteps) / kUnit of K vectors in
+// lockstep. The caller accounts for both constants, once a sum; x / kSteps must not be below
+// kLowest.
 //
-// What counts on current processors is the number of operations of any kind and, next, the length
-// of the chain: some 90 operations are in flight, few where one chain has forty cycles. Divided by
-// its leading coefficient (kUnit), a polynomial's first step is an addition, for which there are
-// units of their own. With a table of 2^(k / 8) a cubic is enough, at a relative error of 9.3e-8:
-// as many operations, but a chain that is a fifth shorter, and the product with the table's value
-// may be one with the sum. The table's entries lack k 2^20, which n 2^20 brings with the exponent.
+// On current processors the number of operations of any kind counts and, next, the length of the
+// chain: some 90 operations are in flight, few where one chain takes forty cycles. Divided by its
+// leading coefficient (kUnit), a polynomial starts with an addition, which has units of its own.
+// With a table of 2^(k / 8) a cubic is enough, at a relative error of 9.3e-8: as many operations,
+// but a chain that is a fifth shorter, and the product with the table's value may be one with the
+// sum. The table's entries lack k 2^20, which n 2^20 brings with the exponent.
 template <typename T, bool kTabled = sizeof(T) == 4 && kTable == 8>
 struct Exp2 {
   static constexpr T kSteps = 1, kLowest = Exponent<T>::lowest;
@@ -124,7 +124,7 @@ struct Exp2 {
   Vec<T> coefficient[kDegree];
 
   LEBM_INLINE Exp2() {
-    // Loads of constants would cost more than their registers, as long as there are enough.
+    // Loading the constants again would cost more than the registers that hold them.
     for (int i = 0; i < kDegree; ++i) {
       const Vec<T> value = broadcast(T(monic[i]));
       coefficient[i] = kDegree < 6 ? in_register(value) : value;
@@ -147,7 +147,7 @@ struct Exp2 {
 
 template <typename T>
 struct Exp2<T, true> {
-  // Entries are of the size of 2^-13, which an exponent must leave room for.
+  // Entries are near 2^-13, for which the exponent must leave room.
   static constexpr T kSteps = 8, kLowest = Exponent<T>::lowest + 14;
   static constexpr double kUnit = 1;
   static constexpr double monic[] = {34.61973571777344, 799.0260009765625, 9222.0068359375};

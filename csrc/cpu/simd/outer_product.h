@@ -10,8 +10,8 @@
 
 LEBM_BEGIN_TARGET
 
-// out[a][d] += sum_k factor[a][k] x[k][d] for kA rows a and kV vectors of d. `of_row` and `of_term`
-// are factor's strides in a and k. kSquared: x^2 stands in for x.
+// The same for kA rows a and kV vectors of d. `of_row` and `of_term` are the strides of `factor` in
+// a and k. kSquared: x^2 in place of x.
 template <typename T, int kA, int kV, bool kSquared>
 LEBM_INLINE void add_outer_products(const T* factor, int64_t of_row, int64_t of_term, const T* x,
                                     int64_t count, int64_t row, T* out) {
@@ -37,10 +37,10 @@ LEBM_INLINE void add_outer_products(const T* factor, int64_t of_row, int64_t of_
   }
 }
 
-// The same for `rows` rows, a multiple of eight, and rows of x and out of any length.
+// The same for any number of rows that is a multiple of eight, and rows of any length.
 constexpr int64_t kOuterGroup = 8;
 
-// Terms are taken in slabs, whose x stay in the first cache; a sum of their sums rounds less than
+// Terms are taken in slabs whose x stay in the first cache; a sum of their sums rounds less than
 // one long sum.
 constexpr int64_t kTerms = 48;
 
