@@ -31,7 +31,17 @@ COMPILER = (
     if NAMED
     else [name for name in map(shutil.which, ("c++", "g++", "clang++")) if name][:1]
 )
-FLAGS = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", "-x", "c++", "-"]
+FLAGS = [
+    "-std=c++17",
+    "-fsyntax-only",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    f"-I{CSRC}",
+    "-x",
+    "c++",
+    "-",
+]
 
 
 def compiled_alone(header: Path, instruction_set: str) -> str:
@@ -55,7 +65,9 @@ def test_headers_compile_alone() -> None:
         if header.name not in LANES.values() or header.name == LANES[instruction_set]
     ]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        reports = [report for report in pool.map(lambda case: compiled_alone(*case), cases) if report]
+        reports = [
+            report for report in pool.map(lambda case: compiled_alone(*case), cases) if report
+        ]
     assert not reports, "\n".join(reports)
 
 
@@ -82,7 +94,9 @@ def included(header: Path, seen: set[Path]) -> set[Path]:
     """The header and all that it includes, directly or not."""
     if header not in seen:
         seen.add(header)
-        for name in re.findall(r'^#include "(.*)"', header.read_text(encoding="utf-8"), re.MULTILINE):
+        for name in re.findall(
+            r'^#include "(.*)"', header.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             included((header.parent / name).resolve(), seen)
     return seen
 
