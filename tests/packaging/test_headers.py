@@ -1,7 +1,8 @@
-"""Every header of the CPU kernels includes what it uses, so the order of inclusion does not matter.
+"""Every header of the CPU kernels includes what it uses, so the order of includes does not matter.
 
-Each header is compiled alone, for each instruction set. The compiler looks up some names in templates
-only when these are instantiated, so the names that the headers define are followed too.
+Each header is compiled alone, for each instruction set. The compiler looks up some names in a
+template only when the template is instantiated, so a second test looks for the definition of every
+name among the includes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pytest
 
 CSRC = Path(__file__).resolve().parent.parent.parent / "csrc"
 CPU = CSRC / "cpu"
-HEADERS = sorted(CPU.rglob("*.h")) + [CSRC / "problem.h"]
+HEADERS = [*sorted(CPU.rglob("*.h")), CSRC / "problem.h"]
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 INSTRUCTION_SETS = ("", "LEBM_AVX2", "LEBM_AVX512") if IS_X86 else ("",)
 # The vectors of one instruction set compile for that set alone.

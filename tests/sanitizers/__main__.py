@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CXX = os.environ.get("CXX", "g++")
 
-# AddressSanitizer finds null and stray pointers that are dereferenced. If UndefinedBehaviorSanitizer
-# checked every pointer too, g++ would take twice as long.
+# AddressSanitizer finds null and stray pointers that are dereferenced. If
+# UndefinedBehaviorSanitizer checked every pointer too, g++ would take twice as long.
 SANITIZERS = {
     "thread": ["-fsanitize=thread"],
     "address": [
@@ -120,7 +120,7 @@ def driven(sanitizer: str, objects: list[Path], program: Path) -> subprocess.Com
 
 
 def check_driver(sanitizer: str, folder: Path) -> list[str]:
-    """Errors: what a sanitizer reports of the sources as they are, and planted faults that it missed."""
+    """Errors: what a sanitizer reports of the sources, and the planted faults that it missed."""
     folder = folder / sanitizer
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
