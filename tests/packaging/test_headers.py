@@ -32,29 +32,22 @@ COMPILER = (
     if NAMED
     else [name for name in map(shutil.which, ("c++", "g++", "clang++")) if name][:1]
 )
-FLAGS = [
-    "-std=c++17",
-    "-fsyntax-only",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    f"-I{CSRC}",
-    "-x",
-    "c++",
-    "-",
-]
+FLAGS = shlex.split("-std=c++17 -fsyntax-only -Wall -Wextra -Werror -x c++ -")
 
 
 def compiled_alone(header: Path, instruction_set: str) -> str:
-    """What the compiler reports of a file that includes this header and nothing else."""
+    """The compiler's errors for a file that includes this header and nothing else."""
     lines = [f"#define {instruction_set}"] if instruction_set else []
     lines.append(f'#include "{header.relative_to(CSRC).as_posix()}"')
     done = subprocess.run(
-        [*COMPILER, *FLAGS], input="\n".join(lines) + "\n", capture_output=True, text=True
+        [*COMPILER, f"-I{CSRC}", *FLAGS],
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
     )
-    return f"{header.name} for {instruction_set or 'baseline'}:\n{done.stderr}" * bool(
-        done.returncode
-    )
+    if done.returncode == 0:
+        return ""
+    return f"{header.relative_to(CSRC)} for {instruction_set or 'baseline'}:\n{done.stderr}"
 
 
 @pytest.mark.skipif(not COMPILER, reason="no C++ compiler was found")

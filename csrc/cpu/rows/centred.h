@@ -18,7 +18,7 @@ LEBM_BEGIN_TARGET
 template <typename T, int kD>
 struct CentredLatents {
   T square[kMostLatents], squares[kD][kMostLatents];
-  bool floored;  // latent energies or absent latents enter x
+  bool by_pair;  // whether sum p x is taken pair by pair
 };
 
 // Adds to query i the sums of a block, each still to be multiplied by `factor`: of p (p - 1 in
@@ -150,7 +150,7 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
     }
     const double pairs = kByPair ? factor / kSteps * sum(excess[q]) : 0.0;
     add_centred<T, kD, kLevel, kIsSmall>(grid, block, plan, at[q], factor, sum(total[q]), by_d,
-                                         kByPair && latents.floored, pairs, queries, sums, vectors);
+                                         kByPair && latents.by_pair, pairs, queries, sums, vectors);
   }
 }
 
@@ -166,7 +166,9 @@ static void centred_block(const Grid<T>& grid, const Block<T>& block, const Plan
   // Apart from the rate, whose product with a square of 0 must stay 0.
   const Vec<T> steps = broadcast(kIsSmall ? T(1) : Exp2<T>::kSteps);
   CentredLatents<T, kD> latents;
-  latents.floored = !grid.whole[i] || grid.r_floor[i] != grid.r_top[i];
+  // Latent energies and absent latents enter x.
+  const bool floor = !grid.whole[i] || grid.r_floor[i] != grid.r_top[i];
+  latents.by_pair = floor || !(plan.scaled || plan.uniform);
   for (int64_t j = 0; j < grid.block; j += kLanes<T>) {
     Vec<T> square = sub(load(block.r + j), broadcast(grid.r_floor[i]));
     for (int d = 0; d < kD; ++d) {
@@ -188,11 +190,11 @@ static void centred_block(const Grid<T>& grid, const Block<T>& block, const Plan
   if constexpr (!kSpecialised) {
     plan.scaled ? call(Yes{}, No{}, Yes{}) : call(No{}, No{}, Yes{});
   } else if (plan.scaled) {
-    latents.floored ? call(Yes{}, No{}, Yes{}) : call(Yes{}, No{}, No{});
+    floor ? call(Yes{}, No{}, Yes{}) : call(Yes{}, No{}, No{});
   } else if (!uniform) {
     call(No{}, No{}, Yes{});
   } else {
-    latents.floored ? call(No{}, Yes{}, Yes{}) : call(No{}, Yes{}, No{});
+    floor ? call(No{}, Yes{}, Yes{}) : call(No{}, Yes{}, No{});
   }
 }
 
