@@ -1,14 +1,14 @@
-// The native operators on CPU: tensors in, kernels' plain structures out. Only PyTorch's stable ABI
-// is used, so that one binary serves every PyTorch from 2.10 on.
+// The native operators on CPU: they turn tensors into the kernels' plain structures. Only PyTorch's
+// stable ABI is used, so that one binary serves every PyTorch from 2.10 on.
 //
 //   rows:    F, state and, where wanted, slopes, mean and index
 //   columns: the latent-side gradients, where wanted
 //
-// In the place of what is not wanted stands another tensor, without meaning.
+// An output that is not wanted is another tensor, to be ignored.
 //
 // Arguments are canonical (see lebm_kernels/backends/contract.py): checked, [B, M, D]. Beyond that
-// contract, B may be missing from all of them (outputs then lack it too), and beta, scale,
-// log_weight and latent_energy broadcast: what PyTorch would do to the tensors costs more than a
+// contract, B may be absent from all of them (outputs then lack it too), and beta, scale,
+// log_weight and latent_energy broadcast: expanding the tensors in PyTorch would cost more than a
 // small problem.
 #include <torch/csrc/stable/library.h>
 #include <unistd.h>
@@ -39,20 +39,10 @@ template <typename T>
 lebm::Parallel pool(const lebm::Problem<T>& p) {
   if (double(p.B) * double(p.M) * double(p.N) * double(p.D) < kFewProducts)
     return lebm::on_this_thread();
-  // The number decides how work is shared out, and with it the last bits: it is kept either way.
+  // The number of threads decides the splits, and so the last bits: it is the same either way.
   const bool forked = getpid() != kLoader;
   return {forked ? lebm::on_this_thread().run : run_on_pool,
           int64_t(torch::stable::get_num_threads())};
-}
-
-template <typename T>
-void run_rows(const lebm::Problem<T>& p, const lebm::RowOutputs<T>& outputs) {
-  const lebm::Kernels& kernels = lebm::kernels();
-  if constexpr (sizeof(T) == 4) {
-    kernels.rows_f32(p, outputs, pool(p));
-  } else {
-    kernels.rows_f64(p, outputs, pool(p));
-  }
 }
 
 Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
@@ -64,21 +54,12 @@ Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
   if (std::get<0>(out).numel() == 0) return out;
   auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_rows(problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol),
-             pointers<T>(out, slope_y, slope_scale, slope_beta, mean, index));
+    const Problem<T> p = problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol);
+    lebm::kernels().rows(p, pointers<T>(out, slope_y, slope_scale, slope_beta, mean, index),
+                         pool(p));
   };
   y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   return out;
-}
-
-template <typename T>
-void run_columns(const lebm::Problem<T>& p, const lebm::ColumnArguments<T>& arguments) {
-  const lebm::Kernels& kernels = lebm::kernels();
-  if constexpr (sizeof(T) == 4) {
-    kernels.columns_f32(p, arguments, pool(p));
-  } else {
-    kernels.columns_f64(p, arguments, pool(p));
-  }
 }
 
 Three columns(const Tensor& grad_any, const Tensor& state_any, const Tensor& y,
@@ -92,14 +73,16 @@ Three columns(const Tensor& grad_any, const Tensor& state_any, const Tensor& y,
   if (decoded.numel() == 0) return out;
   auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_columns(problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol),
-                pointers<T>(grad, state, out, want_decoded, want_log_weight, want_latent_energy));
+    const Problem<T> p = problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol);
+    lebm::kernels().columns(
+        p, pointers<T>(grad, state, out, want_decoded, want_log_weight, want_latent_energy),
+        pool(p));
   };
   y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   return out;
 }
 
-// The instruction sets that can run, best first, the one in use before all: "avx2,avx2,baseline".
+// The instruction sets that can run, best first, after the one in use: "avx2,avx2,baseline".
 std::string instruction_sets() {
   std::string names = lebm::kernels().name;
   for (const lebm::Kernels* kernels : lebm::available_kernels())

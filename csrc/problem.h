@@ -1,4 +1,4 @@
-// What crosses between the operators and the kernels: plain pointers, sizes and strides.
+// The interface of operators and kernels: plain pointers, sizes and strides.
 //
 //   E[b,n] = sum_d (y[b,d] - scale[b,d] decoded[n,d])^2 + latent_energy[n]
 //   F[b]   = -1/beta log sum_n w[n] exp(-beta E[b,n]),   w = softmax(log_weight), 1/N if absent
@@ -23,14 +23,14 @@ struct View {
 template <typename T>
 struct Problem {
   int64_t B, M, N, D;
-  double tol;  // share of the sum that may be left out; negative: less than can be seen
+  double tol;  // fraction of the sum that may be pruned; negative: only what rounding hides
   View<T> y, decoded, beta, scale, log_weight, latent_energy;
 };
 
-// Contiguous outputs; null where not wanted. state is [B, M, 3]: m, L and F - m. At
-// beta = inf, where F - m is 0, the CPU keeps as the third the normaliser log2 sum_n w / (largest
-// w) over the minima up to an integer, which L lost to rounding if the weights are of very
-// different sizes.
+// Contiguous outputs; null where not wanted. state is [B, M, 3]: the shift m, the log_normaliser L
+// and the gap F - m. At beta = inf the gap is 0, and the CPU stores another number in its place:
+// the normaliser log2 sum_n w / (largest w) over the minima, up to an integer. L has lost it to
+// rounding if the weights are of very different sizes.
 template <typename T>
 struct RowOutputs {
   T* free_energy;
@@ -42,7 +42,7 @@ struct RowOutputs {
   int64_t* index;
 };
 
-// Inputs of the column pass beside the problem (contiguous), and its outputs; null: not wanted.
+// Further inputs of the column pass (contiguous), and its outputs; null where not wanted.
 template <typename T>
 struct ColumnArguments {
   const T* grad;        // [B, M]

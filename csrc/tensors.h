@@ -1,4 +1,5 @@
-// Tensors as the kernels' plain structures, and their memory. Only PyTorch's stable ABI is used.
+// Converts tensors to the kernels' plain structures and allocates outputs, with PyTorch's stable
+// ABI alone.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -61,13 +62,13 @@ inline std::vector<int64_t> sizes(const Tensor& x, int64_t count,
   return result;
 }
 
-// Throws if a call of PyTorch's C interface failed. PyTorch's own word for it has one name in 2.10
-// and another later.
+// Throws if a call of PyTorch's C interface failed. PyTorch's own macro for this has one name
+// in 2.10 and another later.
 inline void require(AOTITorchError error, const char* what) {
   STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "lebm_kernels: ", what, " failed");
 }
 
-// Memory on a device. Through the dispatcher, as torch::stable::new_empty goes, it takes as long as
+// Memory on a device. torch::stable::new_empty goes through the dispatcher, which takes as long as
 // a small problem.
 inline Tensor empty(const std::vector<int64_t>& size, ScalarType dtype, int32_t device_type,
                     int32_t device_index) {
@@ -93,11 +94,13 @@ inline Tensor dense(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
-// What the operators return: F, the state, and what may be wanted; the latent-side gradients.
+// The results of `rows`: F, the state and the optional outputs; of `columns`: the latent-side
+// gradients.
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
-// The outputs of `rows` for queries y; in the place of what is not wanted stands another tensor.
+// The outputs of `rows` for queries y; an output that is not wanted is another tensor, to be
+// ignored.
 inline Seven row_outputs(const Tensor& y, int32_t device_type, int32_t device_index, bool slope_y,
                          bool slope_scale, bool slope_beta, bool mean, bool index) {
   const std::vector<int64_t> scalar = sizes(y, 1, {}), vector = sizes(y, 0, {});

@@ -1,5 +1,13 @@
-// Small things that the kernels share. Included inside an instruction set's namespace, so that no
-// function is shared between instruction sets.
+// Small things that all kernels use.
+#pragma once
+
+#include "parallel.h"
+#include "scratch.h"
+#include "target.h"
+
+LEBM_BEGIN_TARGET
+
+LEBM_INLINE bool is_finite(double x) { return x - x == 0; }
 
 struct Yes {
   static constexpr bool value = true;
@@ -18,8 +26,8 @@ static void fill(T* x, int64_t count, T value) {
   for (int64_t i = 0; x && i < count; ++i) x[i] = value;
 }
 
-// A sum over many blocks, in double. One of doubles keeps what its roundings took from it: where
-// the terms are alike, these all fall to one side.
+// A sum over many blocks, in double. A sum of doubles also keeps its rounding errors: where the
+// terms are alike, these all go the same way.
 template <typename T>
 struct Total {
   double value;
@@ -33,7 +41,7 @@ template <>
 struct Total<double> {
   double value, lost;
 
-  // What was lost beside an infinite sum is no number.
+  // The error beside an infinite sum is NaN.
   operator double() const { return value - value == 0 ? value + lost : value; }
   void operator+=(double x) {
     const double sum_ = value + x, added = sum_ - value;
@@ -60,8 +68,8 @@ static void for_each(const Parallel& parallel, int64_t count, const F& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// body(b, scratch of `bytes`, threads) for every grid: many grids are shared out among the threads,
-// few are taken one after the other with all threads on each.
+// body(b, scratch of `bytes`, threads) for every grid. Many grids are divided among the threads;
+// few are taken one after the other, each with all threads.
 template <typename F>
 static void each_grid(int64_t B, size_t bytes, const Parallel& parallel, const F& body) {
   if (B < 2 * parallel.threads || parallel.threads == 1) {
@@ -70,10 +78,12 @@ static void each_grid(int64_t B, size_t bytes, const Parallel& parallel, const F
     return;
   }
   const Parallel serial = on_this_thread();
-  const int64_t shares = 4 * parallel.threads < B ? 4 * parallel.threads : B;
-  for_each(parallel, shares, [&](int64_t share) {
+  const int64_t num_ranges = 4 * parallel.threads < B ? 4 * parallel.threads : B;
+  for_each(parallel, num_ranges, [&](int64_t range) {
     Scratch scratch(bytes);
-    for (int64_t b = B * share / shares; b < B * (share + 1) / shares; ++b)
+    for (int64_t b = B * range / num_ranges; b < B * (range + 1) / num_ranges; ++b)
       body(b, scratch.get(), serial);
   });
 }
+
+LEBM_END_TARGET

@@ -2,35 +2,31 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <new>
 #include <stdexcept>
 
 namespace lebm {
 
-namespace baseline {
-extern const Kernels kernels;
-}
-#if defined(__x86_64__) && !defined(LEBM_BASELINE_ALONE)
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
+namespace {
+
+const Kernels kBaseline{"baseline", baseline::row_kernel, baseline::column_kernel};
+#ifdef LEBM_X86
+const Kernels kAvx2{"avx2", avx2::row_kernel, avx2::column_kernel};
+const Kernels kAvx512{"avx512", avx512::row_kernel, avx512::column_kernel};
 #endif
+
+}  // namespace
 
 const std::vector<const Kernels*>& available_kernels() {
   static const std::vector<const Kernels*> available = [] {
     std::vector<const Kernels*> found;
-#if defined(__x86_64__) && !defined(LEBM_BASELINE_ALONE)
+#ifdef LEBM_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-      found.push_back(&avx512::kernels);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      found.push_back(&avx2::kernels);
+      found.push_back(&kAvx512);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2);
 #endif
-    found.push_back(&baseline::kernels);
+    found.push_back(&kBaseline);
     return found;
   }();
   return available;
@@ -64,16 +60,5 @@ const Kernels& kernels() {
 void force_kernels(const std::string& name) {
   forced.store(name.empty() ? nullptr : named(name, "the instruction set"));
 }
-
-Parallel on_this_thread() {
-  return {[](int64_t count, Parallel::Body body, void* context) {
-            for (int64_t i = 0; i < count; ++i) body(context, i);
-          },
-          1};
-}
-
-Scratch::Scratch(size_t bytes) : memory_(::operator new(bytes ? bytes : 1, std::align_val_t(64))) {}
-
-Scratch::~Scratch() { ::operator delete(memory_, std::align_val_t(64)); }
 
 }  // namespace lebm

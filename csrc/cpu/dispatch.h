@@ -1,21 +1,22 @@
-// Which instruction set's kernels run.
+// Chooses the instruction set whose kernels run.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "problem.h"
+#include "kernels.h"
 
 namespace lebm {
 
-// Those this processor can run, best first.
+// The kernels that this processor can run, best first.
 const std::vector<const Kernels*>& available_kernels();
 
-// The ones in use: the best, or the one that the environment variable LEBM_KERNELS_ISA names, or
-// the one last forced. Throws std::runtime_error if the variable names none that can run.
+// The kernels in use: those last forced, or those that the environment variable LEBM_KERNELS_ISA
+// names, or the best. Throws std::runtime_error if this processor can't run the ones named.
 const Kernels& kernels();
 
-// Makes `name` the one in use; an empty name returns to the default. Throws std::runtime_error.
+// Makes the kernels of `name` those in use; an empty name restores the default. Throws
+// std::runtime_error.
 void force_kernels(const std::string& name);
 
 }  // namespace lebm

@@ -1,13 +1,13 @@
 """The C++ extension under the sanitizers: ``python tests/sanitizers``, as ``make sanitize`` does.
 
 1. The driver beside this file, once with ThreadSanitizer and once with AddressSanitizer,
-   UndefinedBehaviorSanitizer and the search for leaks: nothing may be found. Every fault of
-   ``FAULTS``, planted in a copy of ``csrc/``, must be.
+   UndefinedBehaviorSanitizer and the search for leaks. They must find nothing in the sources, and
+   every fault of ``FAULTS`` that is planted in a copy of ``csrc/``.
 2. With ``--operators``: the whole extension, built with the second set and loaded into Python, runs
    the tests of the operators; leaks are not looked for, as Python keeps what it likes.
 
-ThreadSanitizer has no part in the second: PyTorch's pool is OpenMP's, whose barriers it does not
-know, so it would call every access after one a race.
+ThreadSanitizer is not used in the second: PyTorch's pool is OpenMP's, whose barriers it does not
+recognise, so it would report every access after one as a race.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CXX = os.environ.get("CXX", "g++")
 
-# A null or stray pointer that is followed is for AddressSanitizer to find; were
-# UndefinedBehaviorSanitizer to look at every pointer too, g++ would take twice as long.
+# AddressSanitizer finds null and stray pointers that are dereferenced. If
+# UndefinedBehaviorSanitizer checked every pointer too, g++ would take twice as long.
 SANITIZERS = {
     "thread": ["-fsanitize=thread"],
     "address": [
@@ -37,7 +37,7 @@ SANITIZERS = {
         "--param=asan-instrumentation-with-call-threshold=0",
     ],
 }
-# Nothing is inlined: what is makes it half as long again.
+# Nothing is inlined: inlining makes compiling half as long again.
 COMMON = ["-O0", "-g1", "-fno-omit-frame-pointer", "-DLEBM_INLINE=inline", "-DLEBM_INLINE_LAMBDA="]
 DRIVER = ["-std=c++17", "-ffp-contract=off", "-DLEBM_BASELINE_ALONE", "-Wall", "-Wextra"]
 
@@ -55,7 +55,7 @@ OPERATOR_TESTS = (
 
 
 class Fault(NamedTuple):
-    """A fault to plant in a file of csrc/, and the word by which it is reported."""
+    """A fault to plant in a file of csrc/, and the words that the sanitizer must report."""
 
     sanitizer: str
     file: str
@@ -65,34 +65,36 @@ class Fault(NamedTuple):
 
 
 FAULTS = (
-    Fault("thread", "cpu/order.cpp", "t.halves[2 * i] =", "t.halves[0] =", "data race"),
-    # All pieces of the latents, on several threads, into the first one's sums.
+    Fault("thread", "cpu/grid/order.cpp", "t.halves[2 * i] =", "t.halves[0] =", "data race"),
+    # All splits of the latents write, on several threads, to the sums of the first.
     Fault(
         "thread",
-        "cpu/rows_driver.h",
-        "+ stride * size_t(t * pieces + piece);",
-        "+ stride * size_t(t * pieces) + 0 * piece;",
+        "cpu/rows/driver.h",
+        "+ stride * size_t(t * num_splits + split);",
+        "+ stride * size_t(t * num_splits) + 0 * split;",
         "data race",
     ),
     Fault(
         "address",
-        "cpu/order.cpp",
+        "cpu/grid/order.cpp",
         "int64_t i = 1; i < piece.count; ++i",
         "int64_t i = 1; i < piece.count + 4; ++i",  # past the padding to a cache line
         "heap-buffer-overflow",
     ),
-    # The last of a grid's arrays begins behind its memory.
-    Fault("address", "cpu/grid.h", "blocks * (4 * D + 3)", "blocks * D", "heap-buffer-overflow"),
+    # The last of a grid's arrays begins past the end of its memory.
+    Fault(
+        "address", "cpu/grid/layout.h", "blocks * (4 * D + 3)", "blocks * D", "heap-buffer-overflow"
+    ),
     Fault(
         "address",
-        "cpu/dispatch.cpp",
+        "cpu/scratch.cpp",
         "::operator delete(memory_, std::align_val_t(64));",
         "(void)memory_;",
         "detected memory leaks",
     ),
     Fault(
         "address",
-        "cpu/order.cpp",
+        "cpu/grid/order.cpp",
         "blocks / 2 * block;",
         "blocks / 2 * block + ((block << 62) & 0);",
         "shift",
@@ -108,7 +110,7 @@ def compiled(sanitizer: str, source: Path, csrc: Path, output: Path) -> Path:
 
 
 def driven(sanitizer: str, objects: list[Path], program: Path) -> subprocess.CompletedProcess[str]:
-    """Links the driver and runs it until something is found."""
+    """Links the driver and runs it until a sanitizer reports something."""
     link = [CXX, *SANITIZERS[sanitizer], *map(str, objects), "-o", str(program)]
     subprocess.run([*link, "-pthread"], check=True)
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
@@ -118,7 +120,7 @@ def driven(sanitizer: str, objects: list[Path], program: Path) -> subprocess.Com
 
 
 def check_driver(sanitizer: str, folder: Path) -> list[str]:
-    """What is wrong: reports of the sources as they are, and planted faults that were missed."""
+    """Errors: what a sanitizer reports of the sources, and the planted faults that it missed."""
     folder = folder / sanitizer
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -127,7 +129,7 @@ def check_driver(sanitizer: str, folder: Path) -> list[str]:
     def say(what: str) -> None:
         print(f"{sanitizer}: {what} ({time.monotonic() - began:.0f} s)", flush=True)
 
-    names = ("cpu/order.cpp", "cpu/dispatch.cpp")
+    names = ("cpu/grid/order.cpp", "cpu/dispatch.cpp", "cpu/scratch.cpp")
     csrc, driver = ROOT / "csrc", HERE / "driver.cpp"
     sources = {"driver": driver} | {name: csrc / name for name in names}
     objects = {
@@ -146,7 +148,7 @@ def check_driver(sanitizer: str, folder: Path) -> list[str]:
         if text.count(fault.text) != 1:
             raise SystemExit(f"{fault.file} has {fault.text!r} {text.count(fault.text)} times")
         (copy / fault.file).write_text(text.replace(fault.text, fault.instead))
-        # A header is the driver's.
+        # Headers are compiled into the driver.
         name = fault.file if fault.file in objects else "driver"
         source = copy / fault.file if fault.file in objects else driver
         wrong_object = compiled(sanitizer, source, copy, folder / f"wrong-{number}.o")
@@ -177,7 +179,7 @@ def check_operators(folder: Path, flags: list[str]) -> list[str]:
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder)]
     command += ["--build-temp", str(folder / "objects")]
     subprocess.run(command, cwd=ROOT, env=build, check=True)
-    # libstdc++ as well: the sanitizer looks for what throws exceptions when the process starts.
+    # libstdc++ as well: the sanitizer looks up the function that throws when the process starts.
     preloaded = " ".join(map(library_of, ("libasan.so", "libubsan.so", "libstdc++.so.6")))
     environment = os.environ | {
         "LEBM_KERNELS_LIBRARY": str(folder / "lebm_kernels" / "_native.abi3.so"),

@@ -1,26 +1,24 @@
-// The kernels on threads of its own: what a sanitizer can follow from one end to the other.
-// PyTorch's pool is OpenMP's, whose barriers ThreadSanitizer does not know.
+// Runs the kernels on threads of its own, which a sanitizer can follow from start to end.
+// PyTorch's pool is OpenMP's, whose barriers ThreadSanitizer does not recognise.
 //
 // It takes the baseline instruction set: threads, memory and the order of work are the same source
 // for all. Every input and output is exactly as large as it says, so that a step beyond one shows.
-// Exit status 1: a result on threads is not that on one thread.
+// Exit status 1: a result on several threads differs from that on one.
 #include <cmath>
 #include <cstdio>
 #include <random>
 #include <thread>
 #include <vector>
 
+#include "cpu/columns/driver.h"
 #include "cpu/dispatch.h"
-#include "cpu/region.h"
+#include "cpu/rows/driver.h"
 
 namespace lebm::baseline {
-namespace {
-#include "cpu/lanes_baseline.h"
-#include "cpu/kernels.inl"
-}  // namespace
 
-extern const Kernels kernels;
-const Kernels kernels = {"baseline", rows<float>, rows<double>, columns<float>, columns<double>};
+const RowKernel row_kernel = {rows<float>, rows<double>};
+const ColumnKernel column_kernel = {columns<float>, columns<double>};
+
 }  // namespace lebm::baseline
 
 namespace {
@@ -29,8 +27,8 @@ using lebm::Parallel;
 
 constexpr int kThreads = 3;
 
-// Tasks go to the threads in turn, so that neighbours are always on two of them, however little
-// each has to do; between the start and the end of the pool nothing orders them.
+// Tasks go to the threads in turn, so that neighbouring tasks are always on different threads,
+// however small they are. Nothing orders the threads between the start and the end of the pool.
 void run_on_threads(int64_t count, Parallel::Body body, void* context) {
   std::vector<std::thread> threads;
   for (int64_t first = 0; first < kThreads; ++first)
@@ -63,12 +61,12 @@ struct Case {
 constexpr int kEverything = kWeights | kEnergies | kScales;
 
 const Case kCases[] = {
-    {1, 300, 700, 2, 1, kNothing, -1},         // tiles of queries shared out
-    {1, 2, 3001, 2, 30, kScales, -1},          // latents in pieces, merged
+    {1, 300, 700, 2, 1, kNothing, -1},         // tiles of queries on all threads
+    {1, 2, 3001, 2, 30, kScales, -1},          // latents in splits, merged
     {1, 2, 3001, 3, INFINITY, kWeights, -1},   // the same with weights, when cold
     {1, 520, 2100, 2, 1e4, kNothing, -1},      // latents and queries sorted by place
-    {1, 260, 1030, 3, 1e3, kEnergies, 1e-3},   // with energies, and a share left out
-    {14, 17, 33, 1, 1e-7, kScales, -1},        // grids shared out
+    {1, 260, 1030, 3, 1e3, kEnergies, 1e-3},   // with energies, and blocks pruned by tol
+    {14, 17, 33, 1, 1e-7, kScales, -1},        // grids on all threads
     {1, 65, 255, 5, 1, kEverything, -1},       // more dimensions than are unrolled
     {1, 50, 200, 50, 0.05, kNothing, -1},      // energies as products
     {1, 50, 200, 131, 0.02, kOneScale, -1},    // the same in small blocks
@@ -77,13 +75,13 @@ const Case kCases[] = {
     {1, 515, 700, 1, 3, kOneScale, -1},        // on a line, scaled
     {2, 5, 4099, 2, 10, kNothing, -1},         // latents streamed
     {1, 5, 4099, 4, 1, kStray, -1},            // one of them infinite: no stream after all
-    {1, 70, 600, 2, kMixed, kEverything, -1},  // every treatment of a query
+    {1, 70, 600, 2, kMixed, kEverything, -1},  // every regime of a query
     {1, 70, 600, 4, kMixed, kNothing, -1},     // and about the blocks' centres
     {1, 70, 600, 6, kMixed, kEnergies, -1},    // and at more dimensions
-    {3, 1, 1, 1, 1, kEverything, -1},          // the least there is
+    {3, 1, 1, 1, 1, kEverything, -1},          // the smallest problem
 };
 
-// Its problem's memory.
+// The memory of a case's arguments, and the problem that points to it.
 template <typename T>
 struct Arguments {
   std::vector<T> y, decoded, beta, scale, log_weight, latent_energy;
@@ -102,7 +100,7 @@ struct Arguments {
     if (c.with & kStray) decoded[c.N / 2 * c.D] = T(INFINITY);
     problem.y = {y.data(), {c.M * c.D, c.D, 1}};
     problem.decoded = {decoded.data(), {c.N * c.D, c.D, 1}};
-    // One temperature is one number, as the series ask for.
+    // Series need a single number for a single temperature.
     problem.beta = {beta.data(), {c.M, c.beta == kMixed ? 1 : 0, 0}};
     if (c.with & kScales) problem.scale = {scale.data(), {c.M * c.D, c.D, 1}};
     if (c.with & kOneScale) problem.scale = {scale.data(), {0, 0, 1}};
@@ -111,7 +109,7 @@ struct Arguments {
   }
 };
 
-// What may be asked for beside F: it decides how the sums are taken.
+// The outputs beside F: they decide how the sums are taken.
 enum Wanted { kFreeEnergy, kSlopeOfY, kGradients, kPosterior };
 
 template <typename T>
@@ -121,7 +119,7 @@ struct Results {
   std::vector<int64_t> index;
   std::vector<T> grad_decoded, grad_log_weight, grad_latent_energy;
 
-  // Null for what was not asked for.
+  // Null for an output that is not wanted.
   template <typename U>
   static U* pointer(std::vector<U>& x) {
     return x.empty() ? nullptr : x.data();
@@ -144,20 +142,15 @@ Results<T> solve(const Case& c, Wanted wanted, const Parallel& parallel) {
       r.free_energy.data(),    r.state.data(),    r.pointer(r.slope_y), r.pointer(r.slope_scale),
       r.pointer(r.slope_beta), r.pointer(r.mean), r.pointer(r.index)};
   r.grad_decoded.resize(latents * c.D);
-  // Gradients of the weights sort the queries by their temperatures, and do without series.
+  // For gradients of the weights, queries are sorted by regime and no series are used.
   if (wanted >= kGradients) r.grad_log_weight.resize(latents);
   r.grad_latent_energy.resize(latents);
   const std::vector<T> grad = numbers<T>(queries, 5);
   const lebm::ColumnArguments<T> columns{grad.data(), r.state.data(), r.grad_decoded.data(),
                                          r.pointer(r.grad_log_weight), r.grad_latent_energy.data()};
   const lebm::Kernels& kernels = lebm::kernels();
-  if constexpr (sizeof(T) == 4) {
-    kernels.rows_f32(arguments.problem, rows, parallel);
-    kernels.columns_f32(arguments.problem, columns, parallel);
-  } else {
-    kernels.rows_f64(arguments.problem, rows, parallel);
-    kernels.columns_f64(arguments.problem, columns, parallel);
-  }
+  kernels.rows(arguments.problem, rows, parallel);
+  kernels.columns(arguments.problem, columns, parallel);
   return r;
 }
 

@@ -1,0 +1,117 @@
+// The queries of the column pass, sorted by regime: y, s [M][D] and a ColumnQuery each.
+#pragma once
+
+#include "../../problem.h"
+#include "../grid/pack.h"
+#include "../regime.h"
+#include "task.h"
+
+LEBM_BEGIN_TARGET
+
+template <typename T>
+struct ColumnMemory {
+  ColumnQuery<T>* queries;
+  T *y, *s;
+  unsigned char* regime;
+  BlockFlags* flags;
+  void *packed, *order_of_latents;
+
+  static size_t bytes(const Problem<T>& p) { return carve(nullptr, p, nullptr); }
+  ColumnMemory(void* memory, const Problem<T>& p) { carve(static_cast<char*>(memory), p, this); }
+
+ private:
+  // Energies are taken four rows at a time: up to three more may be read.
+  static size_t carve(char* memory, const Problem<T>& p, ColumnMemory* out) {
+    const size_t rows = p.M + 3;
+    const size_t sizes[] = {sizeof(ColumnQuery<T>) * rows,
+                            sizeof(T) * rows * p.D,
+                            sizeof(T) * rows * p.D,
+                            rows,
+                            sizeof(BlockFlags) * num_blocks(p),
+                            grid_bytes(p, streams(p)),
+                            sorts(p) ? order_bytes(p.N) : 0};
+    size_t at[8] = {0};
+    for (int i = 0; i < 7; ++i) at[i + 1] = at[i] + padded(sizes[i]);
+    if (out) {
+      out->queries = reinterpret_cast<ColumnQuery<T>*>(memory + at[0]);
+      out->y = reinterpret_cast<T*>(memory + at[1]);
+      out->s = reinterpret_cast<T*>(memory + at[2]);
+      out->regime = reinterpret_cast<unsigned char*>(memory + at[3]);
+      out->flags = reinterpret_cast<BlockFlags*>(memory + at[4]);
+      out->packed = memory + at[5];
+      out->order_of_latents = memory + at[6];
+    }
+    return at[7];
+  }
+};
+
+template <typename T>
+static Regime regime_of(double beta, double L, bool wants_l) {
+  if (is_cold<T>(beta)) return kCold;
+  if (!wants_l) return kWarm;
+  if (L == 0) return kHot;  // hot, or all energies are equal and any regime is right
+  return L > kSmallL ? kSmall : kWarm;
+}
+
+// Sorts the queries that have a gradient by regime and fills task.queries, y and s. Returns sum G /
+// beta over the warm ones, whose grad_l still lacks w times that sum.
+template <typename T>
+static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
+                           const Grid<T>& grid, ColumnMemory<T>& memory, ColumnTask<T>& task,
+                           int64_t* ends, bool& poisoned) {
+  const T* grad = arguments.grad + b * p.M;
+  const double* state = arguments.state + 3 * b * p.M;
+  int64_t count[kRegimes] = {0};
+  for (int64_t m = 0; m < p.M; ++m) {
+    memory.regime[m] = kRegimes;
+    if (grad[m] == 0) continue;
+    poisoned |= !is_finite(state[3 * m]) || !is_finite(state[3 * m + 1]);
+    const double beta = *p.beta.at(b, m);
+    memory.regime[m] = regime_of<T>(beta, state[3 * m + 1], task.wants_l);
+    ++count[memory.regime[m]];
+  }
+  ends[0] = 0;
+  for (int k = 0; k < kRegimes; ++k) ends[k + 1] = ends[k] + count[k];
+  int64_t next[kRegimes];
+  for (int k = 0; k < kRegimes; ++k) next[k] = ends[k];
+  double pulled = 0;
+  for (int64_t m = 0; m < p.M; ++m) {
+    if (memory.regime[m] == kRegimes) continue;
+    const int64_t at = next[memory.regime[m]]++;
+    for (int64_t d = 0; d < p.D; ++d) {
+      memory.y[at * p.D + d] = p.y.at(b, m)[d * p.y.stride[2]];
+      memory.s[at * p.D + d] = p.scale.data ? p.scale.at(b, m)[d * p.scale.stride[2]] : T(1);
+    }
+    const double beta = *p.beta.at(b, m), G = grad[m];
+    const double bits = (state[3 * m + 1] + __builtin_log(grid.total)) * kLog2E;
+    double log2_mass = __builtin_rint(bits), rest = __builtin_exp2(log2_mass - bits);
+    if (is_cold<T>(beta) && grid.weighted) {
+      log2_mass = __builtin_rint(bits - state[3 * m + 2]);
+      rest = __builtin_exp2(-state[3 * m + 2]);
+    }
+    ColumnQuery<T>& q = memory.queries[at];
+    q = {T(state[3 * m]), T(beta * kLog2E), T(log2_mass), T(G * rest), T(state[3 * m + 2]), T(0)};
+    switch (memory.regime[m]) {
+      case kWarm:
+        q.pull = T(-G / beta * rest);
+        pulled += G / beta;
+        break;
+      case kSmall:
+        q.grad = T(G / grid.total);
+        q.pull = T(-G / beta);
+        break;
+      case kHot:
+        q.grad = T(G / grid.total);
+        q.pull = T(G);
+        break;
+      default:
+        break;
+    }
+  }
+  const int64_t used = ends[kRegimes];
+  fill(memory.y + used * p.D, 3 * p.D, T(0));
+  fill(memory.s + used * p.D, 3 * p.D, T(0));
+  return pulled;
+}
+
+LEBM_END_TARGET

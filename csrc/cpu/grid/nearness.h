@@ -1,0 +1,27 @@
+// Which moments about a block's centre would show their rounding, at D > 4.
+#pragma once
+
+#include "grid.h"
+
+LEBM_BEGIN_TARGET
+
+// The latents of a block lie too many times as far from the centre as the query from its nearest
+// latent, and p tells them apart. The error is one of a component of y - s g, which is smaller the
+// more components there are. In float, the rest of the sums is subtracted in double; in double it
+// rounds again. `square_scale` is the largest s^2.
+template <typename T>
+LEBM_INLINE bool is_too_near(const Grid<T>& grid, int64_t i, T smallest, T rate, T square_scale) {
+  const T most = sizeof(T) == 4 ? 32 : 4, of_many = T(512) / T(grid.D);
+  const T times = of_many > most ? most : of_many > 2 ? of_many : T(2);
+  const T reach = square_scale * grid.extent[i];
+  return !(rate * reach < T(2)) && times * (smallest - grid.r_top[i]) < reach;
+}
+
+template <typename T>
+static T largest_square(const T* s, int64_t D) {
+  T largest = 0;
+  for (int64_t d = 0; d < D; ++d) largest = s[d] * s[d] > largest ? s[d] * s[d] : largest;
+  return largest;
+}
+
+LEBM_END_TARGET

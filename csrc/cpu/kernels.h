@@ -1,0 +1,63 @@
+// The kernels of one instruction set, as its files define them and as dispatch.cpp lists them.
+#pragma once
+
+#include "../problem.h"
+#include "parallel.h"
+
+namespace lebm {
+
+struct RowKernel {
+  void (*f32)(const Problem<float>&, const RowOutputs<float>&, const Parallel&);
+  void (*f64)(const Problem<double>&, const RowOutputs<double>&, const Parallel&);
+
+  void operator()(const Problem<float>& problem, const RowOutputs<float>& outputs,
+                  const Parallel& parallel) const {
+    f32(problem, outputs, parallel);
+  }
+  void operator()(const Problem<double>& problem, const RowOutputs<double>& outputs,
+                  const Parallel& parallel) const {
+    f64(problem, outputs, parallel);
+  }
+};
+
+struct ColumnKernel {
+  void (*f32)(const Problem<float>&, const ColumnArguments<float>&, const Parallel&);
+  void (*f64)(const Problem<double>&, const ColumnArguments<double>&, const Parallel&);
+
+  void operator()(const Problem<float>& problem, const ColumnArguments<float>& arguments,
+                  const Parallel& parallel) const {
+    f32(problem, arguments, parallel);
+  }
+  void operator()(const Problem<double>& problem, const ColumnArguments<double>& arguments,
+                  const Parallel& parallel) const {
+    f64(problem, arguments, parallel);
+  }
+};
+
+struct Kernels {
+  const char* name;
+  const RowKernel& rows;
+  const ColumnKernel& columns;
+};
+
+namespace baseline {
+extern const RowKernel row_kernel;
+extern const ColumnKernel column_kernel;
+}  // namespace baseline
+
+// Where there are AVX2 and AVX-512.
+#if defined(__x86_64__) && !defined(LEBM_BASELINE_ALONE)
+#define LEBM_X86 1
+
+namespace avx2 {
+extern const RowKernel row_kernel;
+extern const ColumnKernel column_kernel;
+}  // namespace avx2
+
+namespace avx512 {
+extern const RowKernel row_kernel;
+extern const ColumnKernel column_kernel;
+}  // namespace avx512
+#endif
+
+}  // namespace lebm
