@@ -25,10 +25,10 @@ struct CentredLatents {
 // kSmall), and of p v and p v^2. sum p x is `pairs` where it was summed pair by pair, and follows
 // from the moments elsewhere.
 template <typename T, int kD, Level kLevel, bool kIsSmall>
-static void add_centred(const Grid<T>& grid, const Block<T>& block, const Plan<T, kD>& plan,
-                        int64_t i, double factor, double total, const T (&by_d)[2][kD],
-                        bool by_pair, double pairs, const Query<T>* queries, Sums<T>* sums,
-                        Vectors* vectors) {
+LEBM_INLINE void add_centred(const Grid<T>& grid, const Block<T>& block, const Plan<T, kD>& plan,
+                             int64_t i, double factor, double total, const T (&by_d)[2][kD],
+                             bool by_pair, double pairs, const Query<T>* queries, Sums<T>* sums,
+                             Vectors* vectors) {
   constexpr bool kExcess = kLevel == kAllMoments && !kIsSmall;
   const double weight = grid.block_weight[block.first / grid.block];
   const double mass = kIsSmall ? factor * (total + weight) : factor * total;
