@@ -41,14 +41,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _chosen(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """The cases that have all pairs of each test's parameters, and the others."""
-    tests: defaultdict[Any, list[pytest.Item]] = defaultdict(list)
-    for item in items:
-        tests[_test(item)].append(item)
+    tests: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for place, item in enumerate(items):
+        tests[_test(item)].append(place)
     chosen = set()
-    for cases in tests.values():
-        for index in pairs.covering([_factors(item) for item in cases]):
-            chosen.add(cases[index])
-    return [x for x in items if x in chosen], [x for x in items if x not in chosen]
+    for places in tests.values():
+        chosen |= {places[i] for i in pairs.covering([_factors(items[i]) for i in places])}
+    left_out = [item for place, item in enumerate(items) if place not in chosen]
+    return [items[place] for place in sorted(chosen)], left_out
 
 
 def _factors(item: pytest.Item) -> dict[str, Hashable]:
@@ -116,7 +116,7 @@ def pytest_report_header() -> list[str]:
     tested = ", ".join("-".join(filter(None, parameter)) for parameter in kernel_parameters())
     lines = [f"lebm_kernels backends tested: {tested}"]
     if not pairs.ALL:
-        lines.append("of each test, cases with all pairs of parameters: LEBM_KERNELS_TEST_ALL=1 runs all")
+        lines.append("cases: all pairs of parameters; LEBM_KERNELS_TEST_ALL=1: all combinations")
     for row in lebm_kernels.backends():
         if "cpu" not in row.devices:
             lines.append(f"lebm_kernels backend NOT tested: {row.name}: {row.reason}")
