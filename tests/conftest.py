@@ -28,9 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
         interpreter.make_bearable()
 
 
-@pytest.hookimpl(trylast=True)  # after -k and -m, so that what these select has all its pairs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Choose the cases, put them in order, choose those that count covered lines."""
+    """Choose the cases, put them in order, choose those that count covered lines.
+
+    Before -k and -m: they select among the chosen.
+    """
     if not pairs.ALL:
         items[:], left_out = _chosen(items)
         if left_out:
