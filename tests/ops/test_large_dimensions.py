@@ -142,9 +142,9 @@ def test_the_index_and_the_mean(backend: str, dtype: torch.dtype, D: int, beta: 
 @pytest.mark.parametrize("D", [8, 64])
 def test_the_same_bits_each_time(backend: str, dtype: torch.dtype, D: int) -> None:
     before = torch.get_num_threads()
-    arguments = problem(101, 805, D, beta=1.0, dtype=dtype)
+    arguments = problem(67, 405, D, beta=1.0, dtype=dtype)
     function = partial(free_energy, backend=backend)
-    grad = torch.randn(101, dtype=dtype)
+    grad = torch.randn(67, dtype=dtype)
     try:
         for dropped in ("nothing", "scale"):
             arguments.pop(dropped, None)
