@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 from support import emulated_cuda, interpreter, pairs
-from support.backends import BACKENDS, KERNELS, STAND_INS, identify, kernel_parameters, selected
+from support.backends import (
+    BACKENDS,
+    EACH_ONCE,
+    KERNELS,
+    STAND_INS,
+    identify,
+    kernel_parameters,
+    selected,
+)
 
 import lebm_kernels
 
@@ -104,7 +112,7 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 
 def _is_backend(name: str, x: Any) -> bool:
     """Whether a test's parameter says where it runs: by its name, or with one of the backends."""
-    if name.endswith("backend"):
+    if "backend" in name:
         return True
     if not isinstance(x, tuple):
         return False
@@ -129,6 +137,13 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture(params=kernel_parameters(), ids=identify)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every kernel backend that can run here; the native one on each instruction set."""
+    with selected(*request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=EACH_ONCE, ids=identify)
+def backend_once(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every kernel backend, the native one on its best instruction set."""
     with selected(*request.param) as name:
         yield name
 

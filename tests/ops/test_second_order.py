@@ -29,6 +29,12 @@ pytestmark = pytest.mark.filterwarnings(
 BETAS = (0.0, 1e-6, 1e-2, 0.8, 50.0, math.inf)
 
 
+@pytest.fixture
+def backend(backend_once: str) -> str:
+    """Second derivatives are those of one program, whatever the backend of the first."""
+    return backend_once
+
+
 def doubly(
     arguments: dict[str, Any], upstream: Tensor, direction: dict[str, Tensor], backend: str
 ) -> list[Tensor]:
