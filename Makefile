@@ -8,7 +8,7 @@ LIBRARY := lebm_kernels/_native.abi3.so
 NAMED_CXX := $(if $(filter default,$(origin CXX)),,$(firstword $(CXX)))
 ANY_CXX := c++ || command -v g++ || command -v clang++
 COMPILER := $(if $(shell command -v $(or $(NAMED_CXX),$(ANY_CXX))),1,0)
-KERNELS := $(wildcard $(foreach kind,cpp h inl cu cuh,csrc/*.$(kind) csrc/*/*.$(kind)))
+KERNELS := $(wildcard $(foreach kind,cpp h inl cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)))
 EMULATOR := $(wildcard $(foreach kind,cpp h,tests/simt/*.$(kind)) tests/simt/*/*.cpp tests/simt/*/*.cuh)
 SOURCES := $(KERNELS) $(EMULATOR) $(wildcard lebm_kernels/*/*.cpp tests/sanitizers/*.cpp)
 

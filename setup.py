@@ -367,7 +367,7 @@ class Wheel(bdist_wheel):
         return "cp310", "abi3", super().get_tag()[2]
 
 
-PLACES = ("*.cpp", "cpu/*.cpp", "cuda/*.cu")
+PLACES = ("*.cpp", "cpu/*.cpp", "cuda/**/*.cu")
 sources = [path for place in PLACES for path in sorted((ROOT / "csrc").glob(place))]
 setup(
     ext_modules=[

@@ -1,4 +1,4 @@
-"""Time our GPU backends beside their peers and the limit: ``python bench/gpu_benchmark.py``."""
+"""Times our GPU backends, their peers and the limit: ``python bench/gpu_benchmark.py``."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BOTH = ("y", "decoded")
-WIDE = Case(16384, 65536, 2, device="cuda")
-DEEP = Case(8192, 16384, 64, device="cuda")
+NARROW = Case(16384, 65536, 2, device="cuda")
+WIDE = Case(8192, 16384, 64, device="cuda")
 CASES = (
+    NARROW,
+    replace(NARROW, backward=BOTH),
+    replace(NARROW, backward=("y", "scale", "beta")),
     WIDE,
     replace(WIDE, backward=BOTH),
-    replace(WIDE, backward=("y", "scale", "beta")),
-    DEEP,
-    replace(DEEP, backward=BOTH),
     Case(24, 48, 2, backward=("y", "scale"), device="cuda"),
     Case(3, 4_000_000, 2, backward=BOTH, device="cuda"),
-    replace(WIDE, beta=1e4, layout="curve", backward=BOTH),
+    replace(NARROW, beta=1e4, layout="curve", backward=BOTH),
     Case(16384, 65536, 8, backward=BOTH, device="cuda"),
     Case(16384, 65536, 3, backward=BOTH, device="cuda"),
 )
 
-#: Peers that make and load code of their own. One may end the process that it runs in.
+#: Peers that compile and load code. They may crash the process in which they run.
 LOADERS = ("KeOps", "FlashSinkhorn")
 
 #: Seconds that they may take to start.
-MOST_PROBING = 50.0
+PROBE_SECONDS = 50.0
 
-#: A peer that would hold more than this share of the card's memory is not asked.
-MOST_MEMORY = 0.4
+#: A peer that would need more than this fraction of the card's memory is not run.
+MEMORY_FRACTION = 0.4
 
 
 @dataclass
 class Record:
-    """What a run found; ``limit`` in pairs a second, ``dead`` the peers that end a process."""
+    """The results of a run; ``limit`` in pairs per second, ``dead`` the peers that crash."""
 
     facts: dict[str, str]
     limit: float
@@ -65,7 +65,7 @@ class Record:
 
 
 def needed_bytes(name: str, case: Case) -> int:
-    """About what a provider that holds matrices of queries x latents holds at its height."""
+    """About the peak memory of a provider that stores matrices of queries x latents."""
     matrices = 3 * case.D + 4 if "differences" in name else 6
     eager = name.startswith(("eager", "torch.compile", "reference"))
     return case.M * case.N * case.dtype.itemsize * matrices if eager else 0
@@ -74,13 +74,13 @@ def needed_bytes(name: str, case: Case) -> int:
 def probe(name: str) -> int:
     """Try a provider in this process."""
     case = Case(16, 16, 2, device="cuda")
-    with suppress(NotAvailableError):  # the benchmark says so
+    with suppress(NotAvailableError):  # the benchmark reports it
         providers("cuda")[name](case)(case.cotangent())
     return 0
 
 
-def dead_ones() -> dict[str, str]:
-    """How peers end a process of their own, those that do."""
+def dead_providers() -> dict[str, str]:
+    """The peers that crash a subprocess, and how."""
     command = [sys.executable, str(Path(__file__).resolve()), "--probe"]
     tries = {
         name: subprocess.Popen(
@@ -88,14 +88,14 @@ def dead_ones() -> dict[str, str]:
         )
         for name in LOADERS
     }
-    end = time.perf_counter() + MOST_PROBING
+    end = time.perf_counter() + PROBE_SECONDS
     found = {}
     for name, process in tries.items():
         try:
             status = process.wait(max(end - time.perf_counter(), 0.1))
         except subprocess.TimeoutExpired:
             process.kill()
-            found[name] = f"takes more than {MOST_PROBING:.0f} s to start"
+            found[name] = f"takes more than {PROBE_SECONDS:.0f} s to start"
         else:
             if status < 0:
                 found[name] = f"ends its process by {signal.Signals(-status).name}"
@@ -103,20 +103,20 @@ def dead_ones() -> dict[str, str]:
 
 
 def chosen_providers(case: Case) -> list[str]:
-    """Ours first; no peer that would not fit."""
-    room = MOST_MEMORY * torch.cuda.get_device_properties(0).total_memory
+    """The providers to time: ours first, without peers that would not fit into memory."""
+    room = MEMORY_FRACTION * torch.cuda.get_device_properties(0).total_memory
     # XLA takes more than a minute to compile a case.
-    left_out = {"reference", "JAX"} | (set() if case.D >= 32 else {"torch.compile, expansion (mm)"})
-    names = [name for name in providers("cuda") if name not in left_out]
+    too_slow = {"reference", "JAX"} | (set() if case.D >= 32 else {"torch.compile, expansion (mm)"})
+    names = [name for name in providers("cuda") if name not in too_slow]
     return [name for name in names if needed_bytes(name, case) <= room]
 
 
 def measure(record: Record, path: Path, seconds: float, console: Console) -> None:
-    """Time the cases; the file is written after each, for a run of minutes may be cut short."""
-    record.dead = dead_ones()
+    """Times the cases. Writes the file after each, since a run of minutes may be interrupted."""
+    record.dead = dead_providers()
     deadline = time.perf_counter() + seconds
     for name, why in record.dead.items():
-        console.print(f"{name} is left out: it {why}", highlight=False)
+        console.print(f"{name} is skipped: it {why}", highlight=False)
     for case in CASES:
         if time.perf_counter() > deadline:
             console.print(f"no time left for {case}, {case.direction}", highlight=False)
@@ -129,7 +129,7 @@ def measure(record: Record, path: Path, seconds: float, console: Console) -> Non
 
 
 def as_row(comparison: Comparison) -> dict[str, Any]:
-    """A case's figures."""
+    """The figures of a case."""
     case = comparison.case
     return {
         "case": f"{case}, {case.direction}",
@@ -147,9 +147,9 @@ def as_row(comparison: Comparison) -> dict[str, Any]:
 
 
 def table(record: Record) -> Table:
-    """One line a case and provider."""
+    """One line for each case and provider."""
     result = Table(box=box.SIMPLE_HEAD, title=record.facts["GPUs"])
-    for title in ("case", "provider", "time", "pairs", "share of limit", "error"):
+    for title in ("case", "provider", "time", "pairs", "of limit", "error"):
         result.add_column(title, justify="left" if title in ("case", "provider") else "right")
     for row in record.rows:
         result.add_section()
@@ -165,7 +165,7 @@ def table(record: Record) -> Table:
 
 
 def picture(record: Record) -> Figure:
-    """Pairs a second of every provider, a panel a case, beside the limit."""
+    """Pairs per second of every provider and the limit, one panel per case."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for row in record.rows for name in row["providers"]))
@@ -194,9 +194,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--json", type=Path, help="the figures; beside it a picture")
-    what.add_argument("--probe", metavar="PROVIDER", help="try one provider, and nothing else")
-    parser.add_argument("--seconds", type=float, default=240.0, help="no case begins later")
+    what.add_argument("--json", type=Path, help="file for the figures; a picture goes beside it")
+    what.add_argument("--probe", metavar="PROVIDER", help="only try one provider")
+    parser.add_argument("--seconds", type=float, default=240.0, help="start no case after this")
     return parser.parse_args(arguments)
 
 
@@ -208,7 +208,7 @@ def main(arguments: list[str]) -> int:
         return 2
     if options.probe:
         return probe(options.probe)
-    # In a file or a pipe the table is as wide as it needs to be.
+    # In a file or a pipe no line of the table is wrapped.
     console = Console(width=None if sys.stdout.isatty() else 160)
     record = Record(describe(), peak())
     console.print(f"limit: {format_pairs(record.limit)}", highlight=False)

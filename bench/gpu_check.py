@@ -1,9 +1,9 @@
-"""Everything that a GPU can tell of the GPU backends, in one run: ``make gpu-check``.
+"""All checks and measurements of the GPU backends on one card: ``make gpu-check``.
 
-Builds the extension for the local architecture, times our backends beside their peers and the
-limit, runs the operators' tests on the GPU's kernels and the tests that need a GPU, and
-compute-sanitizer where it is installed. Takes no network, and less than ten minutes. Writes JSON
-and a picture that bear the card's name.
+Builds the extension for the local architecture; times our backends, their peers and the limit; runs
+the operators' tests on the GPU kernels, and the tests that need a GPU; runs compute-sanitizer if it
+is installed. Needs no network and less than ten minutes. Writes JSON and a picture, whose names
+contain that of the card.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck")
 STEPS = ("build", "benchmark", "tests", "sanitizer")
 LINES_KEPT = 30
 
-#: What the tests' share of the time is enough for; ``--pytest`` names others.
+#: The test files for which the time suffices; ``--pytest`` selects others.
 TESTS = (
     "gpu",
     "second_order",
@@ -47,14 +47,14 @@ TESTS = (
 )
 SEARCHED = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
-#: Test processes that share the card; each has a context and tensors of its own there.
+#: The number of test processes; each needs memory of the card for its context and tensors.
 MOST_PROCESSES = 8
 
 
 def run(command: Sequence[str], timeout: float, **environment: str) -> dict[str, Any]:
-    """Run a step, showing what it says; its exit status, seconds and last lines.
+    """Runs a step and prints its output. Returns its exit status, seconds and last lines.
 
-    A step that takes longer than ``timeout`` is ended and has status 124.
+    A step that takes longer than ``timeout`` is killed and has status 124.
     """
     start = time.perf_counter()
     lines: list[str] = []
@@ -84,7 +84,7 @@ def run(command: Sequence[str], timeout: float, **environment: str) -> dict[str,
 
 
 def build() -> dict[str, Any]:
-    """The extension, with CUDA kernels for this card alone."""
+    """Builds the extension, with CUDA kernels for this card only."""
     return run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         timeout=400,
@@ -95,7 +95,7 @@ def build() -> dict[str, Any]:
 
 
 def tests(timeout: float, arguments: Sequence[str]) -> dict[str, Any]:
-    """The operators' tests with the GPU's kernels, and those of tests/kernels/test_gpu.py."""
+    """Runs the operators' tests on the GPU kernels, and tests/kernels/test_gpu.py."""
     command = [
         sys.executable,
         "-m",
@@ -108,7 +108,7 @@ def tests(timeout: float, arguments: Sequence[str]) -> dict[str, Any]:
         "-p",
         "no:benchmark",
     ]
-    # A test waits more for the host than for the card.
+    # A test spends more time on the host than on the card.
     if find_spec("xdist") is not None:
         command += ["-n", str(max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2)))]
     chosen = arguments or [str(ROOT / "tests" / f"test_{name}.py") for name in TESTS]
@@ -116,7 +116,7 @@ def tests(timeout: float, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def sanitizer(timeout: float) -> dict[str, dict[str, Any]]:
-    """compute-sanitizer over small problems of every kernel; empty where there is none."""
+    """Runs compute-sanitizer on small problems for every kernel; empty if it is not installed."""
     if (found := shutil.which("compute-sanitizer")) is None:
         return {}
     command = [sys.executable, str(HERE / "gpu_exercise.py")]
@@ -124,7 +124,7 @@ def sanitizer(timeout: float) -> dict[str, dict[str, Any]]:
         tool: run(
             [found, "--tool", tool, "--error-exitcode", "9", *command],
             timeout=timeout / len(SANITIZER_TOOLS),
-            # A tensor's memory is then its own, and what lies beyond it is no other's.
+            # Each tensor then has its own allocation, and an access beyond it is an error.
             PYTORCH_NO_CUDA_MEMORY_CACHING="1",
         )
         for tool in SANITIZER_TOOLS
@@ -136,13 +136,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON and the PNG")
-    parser.add_argument("--minutes", type=float, default=9.5, help="in all, about")
-    parser.add_argument("--pytest", default="", help="files and options of pytest, in one word")
+    parser.add_argument("--minutes", type=float, default=9.5, help="about, in total")
+    parser.add_argument("--pytest", default="", help="files and options of pytest, as one argument")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
-    """Run the steps and write down what they found."""
+    """Run the steps and write their results."""
     options = parse(arguments)
     if not torch.cuda.is_available():
         print("gpu_check.py: error: PyTorch sees no CUDA GPU here", file=sys.stderr)
@@ -153,8 +153,8 @@ def main(arguments: list[str]) -> int:
     path = options.out / f"{card}-check.json"
     found: dict[str, Any] = {}
 
-    def left(share: float) -> float:
-        return max(30.0, share * (end - time.perf_counter()))
+    def left(fraction: float) -> float:
+        return max(30.0, fraction * (end - time.perf_counter()))
 
     def benchmark() -> dict[str, Any]:
         figures = options.out / f"{card}.json"

@@ -1,6 +1,6 @@
-"""Small problems that call every GPU kernel, for compute-sanitizer to watch.
+"""Small problems that call every GPU kernel, for compute-sanitizer.
 
-``python bench/gpu_exercise.py [native] [triton]``: of these backends; of both, without a name.
+``python bench/gpu_exercise.py [native] [triton]``: the backends to run, by default both.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 
 import lebm_kernels
 
-#: Queries and latents: ragged, few of the one and of the other.
+#: Queries and latents: ragged sizes, few queries, few latents.
 SIZES = ((37, 301), (3, 5001), (401, 5))
 DIMENSIONS = (1, 2, 3, 4, 7, 70)
 BETAS = (0.0, 1e-6, 2.0, 1e8, math.inf)
 
 
 def problem(M: int, N: int, D: int, beta: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Every argument, with a gradient."""
+    """A problem with every argument; all of them require gradients."""
     generator = torch.Generator(device="cuda").manual_seed(M + N + D)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def problem(M: int, N: int, D: int, beta: float, dtype: torch.dtype) -> dict[str
 
 
 def main() -> int:
-    """Call free_energy with its backward, and posterior, on every backend of the GPU's own."""
+    """Call free_energy, its backward and posterior on every backend with GPU kernels."""
     there = [row.name for row in lebm_kernels.backends() if "cuda" in row.devices]
     names = [name for name in there if name in (sys.argv[1:] or ("native", "triton"))]
     for name in names:

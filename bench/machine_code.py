@@ -1,16 +1,16 @@
-"""What the GPU kernels cost, counted in their machine code; no GPU is needed.
+"""Counts the instructions of the GPU kernels in their machine code; needs no GPU.
 
     python bench/machine_code.py                    Triton's kernels, for sm_80, sm_90 and sm_100
     python bench/machine_code.py --arch 90          for one architecture
     python bench/machine_code.py kernels.cubin      the kernels of a file that nvcc has made
 
-(``--arch`` and ``--threads`` say for what, there.)
+(For such a file ``--arch`` and ``--threads`` say how it was compiled and is launched.)
 
 The hot loop is the innermost loop (a branch to a lower label, with no other such branch inside)
-that has most MUFU.EX2; of equals, the shortest. A pair costs one exponential, so whatever else is
-in there is divided by their number. MUFU serves 16 exponentials a clock and multiprocessor, the
-schedulers issue 128 instructions, the FMA pipes take 128 (64 on sm_80): the predicted share of
-what MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instructions).
+with the most MUFU.EX2; of equals, the shortest. A pair costs one exponential, so that all counts
+are divided by the number of MUFU.EX2. Per clock, a multiprocessor computes 16 exponentials, issues
+128 instructions, and executes 128 (64 on sm_80) in the FMA pipes. The predicted fraction of the
+rate that MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instructions).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?P<text>[^;]+);")
 _LABEL = re.compile(r"^(?P<label>\.L_\w+):")
 _BRANCH = re.compile(r"\bBRA\b[^`]*`\((?P<label>\.L_\w+)\)")
 _SECTION = re.compile(r"^\.text\.(?P<name>\S+):")
-# What the FMA pipes execute; integer products among it.
+# The operations of the FMA pipes, with integer products.
 _FMA = ("FFMA", "FMUL", "FADD", "IMAD", "FFMA2", "FMUL2", "FADD2")
 
 
 class Instruction(NamedTuple):
-    """One line of machine code: its operation with modifiers, and where it jumps to, if it does."""
+    """One line of machine code: its operation with modifiers, and the label that it jumps to."""
 
     operation: str
     target: str | None
@@ -44,7 +44,7 @@ class Instruction(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """What is counted of one kernel; per pair where it says so."""
+    """The counts of one kernel; ``instructions`` and ``fma`` are per pair of the hot loop."""
 
     name: str
     architecture: int
@@ -58,7 +58,7 @@ class Kernel:
 
     @property
     def warps(self) -> int:
-        """How many a multiprocessor holds, of 64."""
+        """The resident warps of a multiprocessor, at most 64."""
         block = -(-self.threads // 32)
         registers = -(-self.registers // 8) * 8 * 32 * block
         memory = (164 if self.architecture == 80 else 228) * 1024
@@ -66,14 +66,14 @@ class Kernel:
         return blocks * block
 
     @property
-    def share(self) -> float:
-        """The predicted share of what MUFU alone would allow."""
+    def mufu_fraction(self) -> float:
+        """The predicted fraction of the rate that MUFU alone would allow."""
         rate = 4 if self.architecture == 80 else 8
         return min(1.0, 8 / max(self.instructions, 1e-9), rate / max(self.fma, 1e-9))
 
 
 def _tool(name: str) -> str:
-    """A disassembler, of those that come inside Triton."""
+    """The path of a disassembler, which comes with Triton."""
     import triton
 
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
@@ -84,7 +84,7 @@ def _run(*command: str) -> str:
 
 
 def disassemble(cubin: Path) -> dict[str, list[str | Instruction]]:
-    """The labels and instructions of every kernel in the file, in order."""
+    """The labels and instructions of every kernel in the file."""
     kernels: dict[str, list[str | Instruction]] = {}
     lines: list[str | Instruction] = []
     for line in _run(_tool("nvdisasm"), "-c", str(cubin)).splitlines():
@@ -101,7 +101,7 @@ def disassemble(cubin: Path) -> dict[str, list[str | Instruction]]:
 
 
 def hot_loop(lines: list[str | Instruction]) -> list[str]:
-    """The operations of the innermost loop with most exponentials."""
+    """The operations of the innermost loop with the most exponentials."""
     place = {line: i for i, line in enumerate(lines) if isinstance(line, str)}
     loops = []
     for i, line in enumerate(lines):
@@ -136,7 +136,7 @@ def _exponentials(operations: list[str]) -> int:
 
 
 def _resources(cubin: Path) -> dict[str, dict[str, int]]:
-    """Registers, shared and local memory of every kernel."""
+    """The registers, shared and local memory of every kernel."""
     found, name = {}, ""
     for line in _run(_tool("cuobjdump"), "-res-usage", str(cubin)).splitlines():
         if "Function" in line:
@@ -147,7 +147,7 @@ def _resources(cubin: Path) -> dict[str, dict[str, int]]:
 
 
 def inspect(cubin: Path, architecture: int, threads: int = 128) -> list[Kernel]:
-    """What is counted of every kernel in the file."""
+    """The counts of every kernel in the file."""
     resources = _resources(cubin)
     kernels = []
     for name, lines in disassemble(cubin).items():
@@ -171,7 +171,7 @@ def inspect(cubin: Path, architecture: int, threads: int = 128) -> list[Kernel]:
 
 
 class Variant(NamedTuple):
-    """One of Triton's kernels for one set of arguments and wishes."""
+    """One of Triton's kernels, for one set of arguments and outputs."""
 
     name: str
     columns: bool
@@ -194,7 +194,7 @@ VARIANTS = (
     Variant("forward, D = 3", False, 3),
     Variant("forward, D = 4, slope_y", False, 4, want=2),
     Variant("columns, D = 4", True, 4, want=1),
-    # Without MUFU: that it compiles, and the registers.
+    # float64 has no MUFU: these show that the kernel compiles, and its registers.
     Variant("forward, float64", False, 2, has=1, want=2, dtype="fp64"),
     Variant("everything, D = 4", False, 4, has=7, want=15),
     Variant("columns, everything, D = 4", True, 4, has=7, want=3),
@@ -202,7 +202,7 @@ VARIANTS = (
 
 
 def compile_variant(variant: Variant, architecture: int) -> Kernel:
-    """Compile one of Triton's kernels and count."""
+    """Compile one of Triton's kernels and count its instructions."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -248,7 +248,7 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
 
 
 def from_json(text: str) -> list[Kernel]:
-    """What ``--json`` printed."""
+    """The kernels that ``--json`` has printed."""
     return [Kernel(**x) for x in json.loads(text)]
 
 
@@ -262,7 +262,7 @@ def row(k: Kernel) -> str:
     """A kernel's line of the table."""
     return (
         f"{k.name:32} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.registers:5} "
-        f"{k.shared:7} {k.spills:7} {k.warps:6} {k.share:8.0%}"
+        f"{k.shared:7} {k.spills:7} {k.warps:6} {k.mufu_fraction:8.0%}"
     )
 
 
@@ -270,9 +270,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cubin", nargs="*", type=Path, help="files made by nvcc")
     parser.add_argument("--arch", type=int, nargs="*", default=list(ARCHITECTURES))
-    parser.add_argument("--threads", type=int, default=128, help="a block's, of such a file")
+    parser.add_argument(
+        "--threads", type=int, default=128, help="per thread block, for such a file"
+    )
     parser.add_argument("--only", action="append", help="one of Triton's kernels, by its name")
-    parser.add_argument("--json", action="store_true", help="print that instead of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args()
     if given.cubin:
         kernels = (k for x in given.cubin for k in inspect(x, given.arch[0], given.threads))

@@ -21,7 +21,16 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 
-GUIDES = ("installing", "models", "practicum", "command_line", "accuracy", "bad_input", "peers")
+GUIDES = (
+    "installing",
+    "models",
+    "practicum",
+    "command_line",
+    "promises",
+    "accuracy",
+    "bad_input",
+    "peers",
+)
 OTHERS = (
     "bench/README.md",
     "bench/results/cpu-2-core-avx2/README.md",

@@ -1,8 +1,8 @@
-"""What the checks of options have in common: numbers in a range, and counts.
+"""Checks of options: numbers in a range, counts, intervals.
 
-Each raises ValueError with the option's name, what it must be and what it was. What is no number
-at all is in no range, so that a word in a number's place is answered in the same way. NumPy's
-numbers are numbers; booleans, Python's or NumPy's, are none.
+Each raises ValueError with the option's name, what it must be and what it was. A value that is not
+a number lies in no range, so it gets the same error. NumPy's numbers count as numbers. Booleans,
+Python's or NumPy's, do not.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor
 
 
 def is_real(value: object) -> bool:
-    """Whether it is a real number by its type: Python's, NumPy's or another's, and no bool."""
-    # The concrete types first: they are common, and the ones that torch.compile knows.
+    """Whether the type is that of a real number, Python's, NumPy's or another's, and not bool."""
+    # Concrete types first: they are common, and torch.compile can trace them.
     if isinstance(value, (int, float)):
         return not isinstance(value, bool)
     return isinstance(value, numbers.Real)
 
 
 def is_integer(value: object) -> bool:
-    """Whether it is an integer by its type, as :func:`is_real` has it."""
+    """Whether the type is that of an integer, and not bool; see :func:`is_real`."""
     if isinstance(value, int):
         return not isinstance(value, bool)
     return isinstance(value, numbers.Integral)
 
 
 def number(value: object) -> float:
-    """The value as a float; NaN, which no range holds, for what is no number, or several."""
+    """The value as a float; NaN, which lies in no range, if it is not a single number."""
     boolean = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
     several = getattr(value, "ndim", None) not in (None, 0)
     if boolean or several or isinstance(value, (str, bytes)):
@@ -44,7 +44,7 @@ def number(value: object) -> float:
 
 
 def plain(value: Any) -> Any:
-    """Python's number for another's, as an array of no dimensions is one; else the value itself."""
+    """A Python number for another library's number or 0-d array; else the value itself."""
     if getattr(value, "ndim", None) == 0:
         value = value.item()
     if is_integer(value):
@@ -53,7 +53,7 @@ def plain(value: Any) -> Any:
 
 
 def check_floating(name: str, value: object, form: str = "") -> None:
-    """Refuse what isn't a tensor of floating-point numbers; ``form`` is the shape in words."""
+    """Refuse anything but a floating-point tensor; ``form`` is its shape in the message."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         wanted = f"a floating-point tensor {form}".rstrip()
@@ -61,35 +61,35 @@ def check_floating(name: str, value: object, form: str = "") -> None:
 
 
 def count_not_finite(values: Tensor) -> int:
-    """How many rows of ``values[M, ...]`` hold NaN or an infinity."""
+    """How many rows of ``values[M, ...]`` contain NaN or an infinity."""
     return int((~values.isfinite()).reshape(len(values), -1).any(1).sum())
 
 
 def check_interval(name: str, interval: Any) -> None:
-    """Refuse what isn't two numbers, finite, of which the first is less."""
+    """Refuse anything but two finite numbers in increasing order."""
     ends = [number(x) for x in interval] if isinstance(interval, (tuple, list)) else []
     if not (len(ends) == 2 and -math.inf < ends[0] < ends[1] < math.inf):
         raise ValueError(f"{name} must be (low, high) with low < high, got {interval!r}")
 
 
 def check_positive(name: str, value: object) -> None:
-    """Refuse what isn't in (0, inf)."""
+    """Refuse anything but a number in (0, inf)."""
     if not (0.0 < number(value) < math.inf):
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
 
 
 def check_not_negative(name: str, value: object) -> None:
-    """Refuse what isn't in [0, inf)."""
+    """Refuse anything but a number in [0, inf)."""
     if not (0.0 <= number(value) < math.inf):
         raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
 
 
 def is_count(value: object, least: int) -> bool:
-    """Whether it is an integer of at least so much; a bool is none."""
+    """Whether it is an integer of at least ``least``, and not bool."""
     return is_integer(value) and value >= least  # type: ignore[operator]
 
 
 def check_count(name: str, value: object, least: int) -> None:
-    """Refuse what isn't an integer of at least so much."""
+    """Refuse anything but an integer of at least ``least``."""
     if not is_count(value, least):
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

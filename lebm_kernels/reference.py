@@ -1,12 +1,12 @@
-r"""The formulas, literally: the oracle of the tests and the meaning of every backend.
+r"""The formulas, literally: the definition of what every backend computes, and the tests' oracle.
 
     E[b,n] = sum_d (y[b,d] - s[b,d] g[n,d])^2 + r[n]
     F[b]   = -1/beta log sum_n w[n] exp(-beta E[b,n]),      w = softmax(l), 1/N where l is absent
     p[b,n] = w[n] exp(-beta E[b,n]) / sum_n (same)
 
-Everything is materialised (queries x latents x dimensions) and differentiated by autograd, to any
-order. Only one liberty is taken with the formulas: they are written so that no beta in [0, inf]
-costs accuracy, in the value or in a derivative (see :func:`softmin`).
+All pairs are materialised (queries x latents x dimensions), and autograd differentiates them to any
+order. The formulas are rearranged in one respect: no beta in [0, inf] costs accuracy, in the value
+or in a derivative (see :func:`softmin`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 NO_POSTERIOR = "y must have a posterior to draw from, got a query with none: NaN or out of reach"
-"""Why no latent can be drawn."""
+"""The error message of draws from a query without a posterior."""
 
 
 class Posterior(NamedTuple):
-    """What is known about the latents once the query is: see :func:`lebm_kernels.posterior`.
+    """Expectations over the latents, given the query: see :func:`lebm_kernels.posterior`.
 
     Attributes:
         free_energy: F, ``[..., M]``.
@@ -41,7 +41,7 @@ class Posterior(NamedTuple):
 def energies(
     y: Tensor, decoded: Tensor, scale: Tensor | None = None, latent_energy: Tensor | None = None
 ) -> Tensor:
-    """E[..., M, N] of every query with every latent."""
+    """The energy E of every query with every latent, ``[..., M, N]``."""
     prediction = decoded.unsqueeze(-3)
     if scale is not None:
         prediction = scale.unsqueeze(-2) * prediction
@@ -52,7 +52,7 @@ def energies(
 
 
 def _broadcast(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Several betas or weights at once are several copies of the energies."""
+    """Energies and beta with the leading dimensions of the energies, beta and the weights."""
     leading = [energy.shape[:-1], beta.shape]
     if log_weight is not None:
         leading.append(log_weight.shape[:-1])
@@ -102,8 +102,8 @@ def _log1p_ratio(x: Tensor) -> Tensor:
 def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> Tensor:
     r"""softmin_beta[E] = -1/beta log sum_n w exp(-beta E) over the last dimension.
 
-    beta lies in [0, inf]. Three ways to write the same function, each used where it is exact. With
-    m = min E and c = E - <E>_w:
+    beta lies in [0, inf]. The same function is written in three ways, each used where it is exact.
+    With m = min E and c = E - <E>_w:
 
     * beta = inf: sum_n p E, where p spreads over the exact minima as the weights do (the limit);
     * beta max |c| > 1/2: m - 1/beta log sum_n w exp(-beta (E - m));
@@ -115,7 +115,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     log_w = log_weights(log_weight, energy)
     kept = (log_w > -torch.inf).expand(energy.shape)
     weight = log_w.exp()
-    # A latent that is dropped or infinite must not reach a product: 0 * inf is a NaN.
+    # The energy of a dropped latent, or an infinite one, must not enter a product: 0 * inf is NaN.
     least = torch.where(kept, energy, torch.inf).amin(-1).detach()
     reached = kept & (energy != torch.inf)
     out_of_reach = (least == torch.inf) & kept.any(-1)
@@ -135,7 +135,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     beta_warm = torch.where(cold | hot, 1.0, finite).unsqueeze(-1)
     cooled = torch.where(reached, -beta_warm * (energy - least.unsqueeze(-1)), -torch.inf)
     cooled = torch.where(kept, cooled, 0.0)
-    # The logarithm of a sum near 1 would lose it: there, sum_n w (exp - 1) is taken.
+    # The logarithm of a sum near 1 would cancel. There, sum_n w (exp - 1) is exact.
     deficit = (weight * torch.expm1(cooled)).sum(-1)
     shallow = deficit > -0.5
     log_sum = torch.where(
@@ -147,7 +147,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
 
     beta_hot = torch.where(hot, finite, 0.0)
     centred_hot = torch.where(hot.unsqueeze(-1) & kept, centred, 0.0)
-    # beta c before the square: of an energy in the 1e20s, c^2 overflows in float32.
+    # beta c before the square: c^2 alone overflows in float32 where energies exceed 1e19.
     exponent = beta_hot.unsqueeze(-1) * centred_hot
     remainder = weight * _exp_remainder(-exponent)
     beta_q = (remainder * exponent * centred_hot).sum(-1)
@@ -155,7 +155,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
     hottest = mean - beta_q * _log1p_ratio(beta_beta_q)
 
     value = torch.where(cold, coldest, torch.where(hot, hottest, warm))
-    # A factor, not a choice: what is no temperature has no derivative either.
+    # A factor, not torch.where: where beta is invalid, the derivatives are NaN as well.
     return value * torch.where(beta >= 0, 1.0, torch.nan)
 
 
@@ -166,10 +166,10 @@ def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -
     least = torch.where(log_w > -torch.inf, energy, torch.inf).amin(-1, keepdim=True)
     beta = beta.unsqueeze(-1)
     excess = energy - least.detach()
-    # Infinitely far above the minimum is out of reach at every beta, 0 as the limit.
+    # A latent infinitely far above the minimum is out of reach at every beta, 0 included.
     far = excess == torch.inf
     excess = torch.where(far, 0.0, excess)
-    # 0 * inf at beta = inf is decided by hand: exp(-inf) off the minimum, exp(0) on it.
+    # At beta = inf, 0 * inf would be NaN: write exp(-inf) off the minimum and exp(0) on it.
     cooled = torch.where(
         beta == torch.inf,
         torch.where(excess > 0, -torch.inf, excess),

@@ -1,5 +1,7 @@
-// Arithmetic that kernels of float and of double share.
+// Arithmetic under one name for float and double.
 #pragma once
+
+#include <cmath>
 
 #include "device.cuh"
 
@@ -20,15 +22,15 @@ struct Range<double> {
   static constexpr double kColdest = 0x1p900, kSteepest = 0x1p49;
 };
 
-// Temperatures whose exponents could overflow count as beta = inf.
+// A beta whose exponents could overflow is treated as beta = inf.
 template <typename T>
 __device__ __forceinline__ bool is_cold(double beta) {
   return beta * kLog2E >= Range<T>::kColdest;
 }
 
-// Whether a rounding of energies like m shows in exponents c (E - m). Then E - m must not depend on
-// the m that is subtracted, or sums of different references would not fit together: E is taken
-// first, and m from it.
+// Whether a query with rate c = beta log2(e) and shift m is steep: the rounding of an energy of the
+// size of m shows in its exponents c (E - m). Sums about different shifts must still agree, so that
+// a steep query computes E first and subtracts m from it.
 template <typename T>
 __device__ __forceinline__ bool is_steep(T c, T m) {
   return c * (m < T(0) ? -m : m) > T(Range<T>::kSteepest);
@@ -53,16 +55,16 @@ __device__ __forceinline__ double lesser(double a, double b) { return fmin(a, b)
 __device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double greater(double a, double b) { return fmax(a, b); }
 
-// sum += x, what is lost to rounding kept apart: equal terms all round alike.
+// sum += x, and lost += the rounding error of that addition. Without `lost`, equal terms would all
+// round in the same direction.
 template <typename T>
 __device__ __forceinline__ void add_exactly(T& sum, T& lost, T x) {
   const T all = sum + x;
-  // The larger one first.
   lost += fabs(sum) >= fabs(x) ? (sum - all) + x : (x - all) + sum;
   sum = all;
 }
 
-// 2^x. A kernel's sums and what is rebuilt from them use the same one.
+// 2^x. The row pass sums it and the column pass recomputes it: both must use the same function.
 __device__ __forceinline__ float power(float x) { return exp2_approx(x); }
 __device__ __forceinline__ double power(double x) { return exp2(x); }
 
@@ -72,11 +74,11 @@ __device__ __forceinline__ double power_minus_1(double x) { return expm1(x); }
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
-// (e^x (x - 1) + 1) / x^2 for |x| <= 1/2, by its series sum_k (k - 1) x^(k - 2) / k!.
+// Phi(x) = (e^x (x - 1) + 1) / x^2 for |x| <= 1/2, by the series sum_k (k - 1) x^(k - 2) / k!.
 template <typename T>
 __device__ __forceinline__ T phi_near(T x) {
   constexpr int kTerms = sizeof(T) == 4 ? 9 : 16;
-  // Horner from the last: the ratio of term k + 1 to term k is x k / ((k - 1) (k + 1)).
+  // Horner's scheme: the ratio of term k + 1 to term k is x k / ((k - 1) (k + 1)).
   T sum = T(1);
   for (int k = kTerms; k >= 2; --k) {
     sum = fused(sum, x * T(double(k) / (double(k - 1) * double(k + 1))), T(1));

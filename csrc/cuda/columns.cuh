@@ -1,17 +1,27 @@
-// The column pass: its workspace, and its launches by the number of dimensions.
+// The column pass at every D: its workspace and its launches.
+//
+//   grad [B, M]; state [B, M, 3] -> grad_decoded [B, N, D]; grad_log_weight, grad_latent_energy [B,
+//   N]
 #pragma once
 
+#include <cstdint>
+
+#include "../problem.h"
+#include "column_task.cuh"
+#include "device.cuh"
+#include "dimensions.cuh"
 #include "narrow_columns.cuh"
 #include "normalise.cuh"
-#include "rows.cuh"
+#include "splits.cuh"
 #include "wide_columns.cuh"
+#include "wide_tile.cuh"
 
 namespace lebm::cuda {
 
-// How many latents a thread takes where there are many: as the registers have it.
+// The number of latents of a thread if there are many: as many as fit into its registers.
 constexpr int several_latents(int64_t D, bool has_extras) { return D <= 2 && !has_extras ? 8 : 4; }
 
-// How latents and queries are shared out, and the records' width: all of a task but its pointers.
+// How latents and queries are divided, and the width of the records: a task without its pointers.
 template <typename T>
 ColumnTask<T> plan_columns(const Problem<T>& p, const ColumnArguments<T>& arguments,
                            int multiprocessors) {
@@ -24,37 +34,37 @@ ColumnTask<T> plan_columns(const Problem<T>& p, const ColumnArguments<T>& argume
     task.fields = p.D + 2;
     const int64_t blocks = max(p.B * divide_up(p.N, kTileLatents<T>), int64_t(1));
     const int64_t wanted = divide_up(int64_t(2) * multiprocessors, blocks);
-    const int64_t splits = max(int64_t(1), min(wanted, p.M / (4 * kTileQueries)));
-    task.split_queries = divide_up(divide_up(p.M, splits), kTileQueries) * kTileQueries;
+    const int64_t num_splits = max(int64_t(1), min(wanted, p.M / (4 * kTileQueries)));
+    task.split_size = divide_up(divide_up(p.M, num_splits), kTileQueries) * kTileQueries;
   } else {
     const bool general = sizeof(T) == 8 || extended;
     const bool has_scale = general || p.scale.data;
     const bool has_extras = general || p.log_weight.data || p.latent_energy.data;
     task.width = ((general ? kExtended : kBasic) + (has_scale ? 2 : 1) * p.D + 3) / 4 * 4;
     task.fields = p.D + (has_extras ? 1 : 0) + (general ? 1 : 0);
-    task.latents_a_thread = p.N < kMany || general ? 1 : several_latents(p.D, has_extras);
-    task.latent_threads = threads_for(p.N, task.latents_a_thread);
-    const int64_t blocks =
-        max(p.B * divide_up(p.N, int64_t(task.latent_threads) * task.latents_a_thread), int64_t(1));
-    const int64_t least = max(int64_t(1024), int64_t(8) * (kThreads / task.latent_threads));
-    const int64_t splits = splits_for(blocks, p.M, least, 64, multiprocessors);
-    task.split_queries = divide_up(divide_up(p.M, splits), kQueryTile) * kQueryTile;
+    task.latents_per_thread = p.N < kMany || general ? 1 : several_latents(p.D, has_extras);
+    task.latent_threads = threads_for(p.N, task.latents_per_thread);
+    const int64_t blocks = max(
+        p.B * divide_up(p.N, int64_t(task.latent_threads) * task.latents_per_thread), int64_t(1));
+    const int64_t smallest = max(int64_t(1024), int64_t(8) * (kThreads / task.latent_threads));
+    const int64_t num_splits = num_splits_for(blocks, p.M, smallest, 64, multiprocessors);
+    task.split_size = divide_up(divide_up(p.M, num_splits), kQueryTile) * kQueryTile;
   }
-  task.splits = divide_up(p.M, task.split_queries);
+  task.num_splits = divide_up(p.M, task.split_size);
   return task;
 }
 
-// Doubles of each part of the workspace: the normaliser, the records, partial sums.
+// The numbers of doubles of workspace for the records and for the partial sums.
 template <typename T>
 int64_t record_workspace(const ColumnTask<T>& task) {
-  // The records begin at a multiple of 16 bytes, as their loads want it.
+  // A multiple of 16 bytes: the loads of the records need that alignment.
   return divide_up(task.problem.B * task.problem.M * task.width * int64_t(sizeof(T)), 16) * 2;
 }
 
 template <typename T>
 int64_t partial_workspace(const ColumnTask<T>& task) {
-  const bool direct = task.problem.D <= kNarrow && task.splits == 1;
-  return direct ? 0 : task.splits * task.problem.B * task.problem.N * task.fields;
+  const bool direct = task.problem.D <= kNarrow && task.num_splits == 1;
+  return direct ? 0 : task.num_splits * task.problem.B * task.problem.N * task.fields;
 }
 
 template <typename T>
@@ -69,18 +79,18 @@ void launch_columns_kernel(const ColumnTask<T>& task, cudaStream_t stream) {
   const Problem<T>& p = task.problem;
   const int64_t blocks = p.B * divide_up(p.N, int64_t(task.latent_threads) * kLatents);
   LEBM_LAUNCH((narrow_columns_kernel<T, kD, kHasScale, kHasExtras, kHasWeightGrad, kLatents>),
-              dim3(unsigned(blocks), unsigned(task.splits)), kThreads, 0, stream, task);
+              dim3(unsigned(blocks), unsigned(task.num_splits)), kThreads, 0, stream, task);
 }
 
 template <typename T, int kD, bool kHasScale, bool kHasExtras>
 void launch_columns_kernel(const ColumnTask<T>& task, cudaStream_t stream) {
-  task.latents_a_thread > 1
+  task.latents_per_thread > 1
       ? launch_columns_kernel<T, kD, kHasScale, kHasExtras, false, several_latents(kD, kHasExtras)>(
             task, stream)
       : launch_columns_kernel<T, kD, kHasScale, kHasExtras, false, 1>(task, stream);
 }
 
-// What is compiled: as for the rows.
+// The kernels that are compiled: as for the rows.
 template <typename T, int kD>
 void launch_narrow_columns(const ColumnTask<T>& task, cudaStream_t stream) {
   const Problem<T>& p = task.problem;
@@ -101,12 +111,12 @@ void launch_narrow_columns(const ColumnTask<T>& task, cudaStream_t stream) {
 template <typename T>
 void launch_wide_columns(const ColumnTask<T>& task, cudaStream_t stream) {
   const Problem<T>& p = task.problem;
-  const dim3 grid(unsigned(p.B * divide_up(p.N, kTileLatents<T>)), unsigned(task.splits));
+  const dim3 grid(unsigned(p.B * divide_up(p.N, kTileLatents<T>)), unsigned(task.num_splits));
   auto kernel = p.scale.data ? wide_columns_kernel<T, true> : wide_columns_kernel<T, false>;
   LEBM_LAUNCH(kernel, grid, kThreads, 0, stream, task);
 }
 
-// `workspace` has columns_workspace doubles, at a multiple of 16 bytes; M and N are not 0.
+// `workspace` has columns_workspace doubles, at a multiple of 16 bytes. M and N must not be 0.
 template <typename T, int... kD>
 void launch_columns(const Problem<T>& p, const ColumnArguments<T>& arguments, double* workspace,
                     int multiprocessors, cudaStream_t stream, Dimensions<kD...>) {

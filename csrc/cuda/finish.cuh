@@ -1,27 +1,40 @@
-// From a query's sums over all latents to F, the state and what is wanted beside them.
+// From the sums of a query over all latents (partial.cuh) to F, the state and the slopes:
+//
+//   L         = ln 2 (log2 S - a) - log sum_n w
+//   F         = m - L / beta
+//   dF/dy     = 2 sum p~ (y - s g) / S
+//   dF/dscale = -2 sum p~ g (y - s g) / S
+//   dF/dbeta  = (<E> - F) / beta
+//   mean      = sum p~ g / S
+//
+// Outputs: F, dF/dbeta [B, M]; state [B, M, 3] = (m, L, F - m); the others [B, M, D].
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+
+#include "../problem.h"
+#include "arithmetic.cuh"
+#include "load.cuh"
 #include "partial.cuh"
+#include "regime.cuh"
+#include "row_task.cuh"
+#include "splits.cuh"
 
 namespace lebm::cuda {
 
-// The sums of a query: `vectors` are of p (y - s g), of p g (y - s g) and of p g, `step` apart.
-// What a kernel has not computed is null.
+// The sums of a query about the shift (m, a): the mass S; `energy`, of p~ (E - m); and for each
+// dimension those of p~ (y - s g), p~ g (y - s g) and p~ g, null if the kernel does not compute
+// them.
 struct Totals {
-  double m, a, sum, energy, largest_chunk;
+  double m, a, mass, energy, largest_chunk;
   const double *residual, *stretch, *mean;
 };
 
-// log2 of what the sums of weights that are all 1 are to be divided by.
+// L of a mass about the shift (m, a).
 template <typename T>
-__device__ double log2_latents(const Problem<T>& problem) {
-  return problem.log_weight.data ? 0.0 : log2(double(problem.N));
-}
-
-// L of sums S about the addend a.
-template <typename T>
-__device__ double log_normaliser(const Problem<T>& problem, double sum, double a) {
-  return kLn2 * (log2(sum) - a - log2_latents(problem));
+__device__ double log_normaliser(const Problem<T>& problem, double mass, double a) {
+  return kLn2 * (log2(mass) - a - log2_total_weight(problem));
 }
 
 template <typename T>
@@ -33,83 +46,88 @@ __device__ void store_state(const RowOutputs<T>& out, int64_t query, double m, d
   out.free_energy[query] = T(m + gap);
 }
 
-// Writes one dimension of the slopes and of the mean. `sum` is NaN where there are none.
+// Writes one dimension of the slopes and of the mean; `at` is its place in [B, M, D]. A NaN `mass`
+// makes them NaN.
 template <typename T>
-__device__ __forceinline__ void store_vectors(const RowOutputs<T>& out, int64_t at, double sum,
+__device__ __forceinline__ void store_vectors(const RowOutputs<T>& out, int64_t at, double mass,
                                               double residual, double stretch, double mean) {
-  if (out.slope_y) out.slope_y[at] = T(2 * residual / sum);
-  if (out.slope_scale) out.slope_scale[at] = T(-2 * stretch / sum);
-  if (out.mean) out.mean[at] = T(mean / sum);
+  if (out.slope_y) out.slope_y[at] = T(2 * residual / mass);
+  if (out.slope_scale) out.slope_scale[at] = T(-2 * stretch / mass);
+  if (out.mean) out.mean[at] = T(mean / mass);
 }
 
-// The first look. Returns what the vectors are to be divided by.
+// Finishes the first pass. Returns the divisor of the vectors.
 template <typename T>
-__device__ double finish_warm(const RowTask<T>& task, int64_t b, int64_t m, const Totals& t) {
+__device__ double finish_first(const RowTask<T>& task, int64_t b, int64_t m, const Totals& t) {
   const Problem<T>& problem = task.problem;
   const int64_t query = b * problem.M + m;
   const double beta = double(load(problem.beta, b, m)), nan = not_a_number();
   const bool valid = is_valid(problem, b, m);
-  // The sums of a query that is not valid are no number where a latent is none.
-  if (!valid && !(t.sum == t.sum && is_out_of_reach(problem, b, m))) {
+  // A NaN latent makes the mass NaN, whether or not the query is valid.
+  if (!valid && !(t.mass == t.mass && is_out_of_reach(problem, b, m))) {
     store_state(task.out, query, nan, nan, nan);
     if (task.out.slope_beta) task.out.slope_beta[query] = T(nan);
     return nan;
   }
-  if (!valid || t.sum == 0) {  // no energy is finite
+  if (!valid || t.mass == 0) {  // no energy is finite
     store_state(task.out, query, double(INFINITY), 0.0, 0.0);
     if (task.out.slope_beta) task.out.slope_beta[query] = T(nan);
     return nan;
   }
-  const double L = log_normaliser(problem, t.sum, t.a);
-  // No chunk's mean is above what the least energy has, so much is the reference above it at
-  // least. A chunk's weights sum to 1 at most.
-  const double most = problem.log_weight.data ? 1.0 : double(kChunk);
-  const double above = kLn2 * (log2(t.largest_chunk / most) - t.a);
-  task.ceiling[query] = above > 0 ? L - above : L;
-  // At beta = 0 the second look finds the gap.
+  const double L = log_normaliser(problem, t.mass, t.a);
+  // A poor shift m, far above the least energy, makes L large, and the query seems hot. The mean of
+  // a chunk's exponentials is at most the exponential of the least energy, so that its logarithm is
+  // a lower bound of beta (m - least energy). A chunk's weights sum to at most 1 (or kChunk).
+  const double chunk_weight = problem.log_weight.data ? 1.0 : double(kChunk);
+  const double above = kLn2 * (log2(t.largest_chunk / chunk_weight) - t.a);
+  task.normaliser_bound[query] = above > 0 ? L - above : L;
+  // At beta = 0 the second pass computes the gap.
   store_state(task.out, query, t.m, L, -L / beta);
   if (task.out.slope_beta) {
     // -KL / beta^2 with KL = -beta <E - m> - L.
-    const double excess = t.energy / t.sum;
+    const double excess = t.energy / t.mass;
     task.out.slope_beta[query] = T((excess + L / beta) / beta);
   }
-  return t.sum;
+  return t.mass;
 }
 
-// The second look at a query near its reference, of energies e = E - m - a: t.sum is that of w,
-// t.energy of w e, minus of w (exp(-beta e) - 1), and largest the largest |e|: a latent that no
-// sample met may lie far below the reference.
+// Finishes the second pass of a hot query, with energies e = E - m - a. t.mass is the sum of w,
+// t.energy of w e, mass_minus_1 of w (exp(-beta e) - 1). `largest` is the largest |e|: a latent
+// outside the sample may lie far below the shift.
 template <typename T>
 __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const Totals& t,
-                           double minus, double largest) {
+                           double mass_minus_1, double largest) {
   const double beta = double(load(task.problem.beta, b, m));
-  const double L = log1p(minus / t.sum);
-  // Otherwise the first look was better.
-  if (beta != 0 && !(L > kWarmest && L < kTepid)) return;
-  // Below rounding, the second-order term -beta Var/2 cannot be seen, and exponents may underflow.
+  const double L = log1p(mass_minus_1 / t.mass);
+  // Outside of this range the first pass is more exact.
+  if (beta != 0 && !(L > kStillHotAbove && L < kHotBelow)) return;
+  // If flat, F = <E>: the second-order term -beta Var / 2 is below rounding, and exponents may
+  // underflow.
   const bool flat = beta == 0 || beta * largest <= double(Range<T>::kEps) / 4;
-  const double gap = flat ? t.energy / t.sum : -L / beta;
+  const double gap = flat ? t.energy / t.mass : -L / beta;
   store_state(task.out, b * task.problem.M + m, t.m, L - beta * t.a, gap + t.a);
 }
 
-// The second look at beta = inf: the sums are over the latents of least energy.
+// Finishes the second pass of a cold query, whose sums are over the latents of least energy.
+// Returns the divisor of the vectors.
 template <typename T>
 __device__ double finish_cold(const RowTask<T>& task, int64_t b, int64_t m, const Totals& t) {
   const int64_t query = b * task.problem.M + m;
   if (task.out.slope_beta) task.out.slope_beta[query] = T(0);
-  if (t.sum == 0) {
+  if (t.mass == 0) {
     store_state(task.out, query, double(INFINITY), 0.0, 0.0);
     return not_a_number();
   }
-  const double L = log_normaliser(task.problem, t.sum, t.a);
-  // a is whole: the rest of the normaliser would be lost beside it.
-  const bool is_number = t.sum == t.sum && t.m > -double(INFINITY);
+  const double L = log_normaliser(task.problem, t.mass, t.a);
+  // L + a may lose the fractional part of the normaliser to rounding; a is whole, so that log2 of
+  // the mass keeps it.
+  const bool is_number = t.mass == t.mass && t.m > -double(INFINITY);
   store_state(task.out, query, is_number ? t.m : not_a_number(), L, 0.0);
-  task.out.state[3 * query + 2] = log2(t.sum);
-  return t.sum;
+  task.out.state[3 * query + 2] = log2(t.mass);
+  return t.mass;
 }
 
-// All of a query's results at D <= 4, from the fields of partial.cuh.
+// The totals of a query at D <= 4, from the fields of partial.cuh.
 template <typename T, int kD, int kWants>
 __device__ Totals totals_of(const double (&fields)[kFields<kD, kWants>]) {
   const double* sums = fields + (kWantsEnergy<kWants> ? 4 : 3);
@@ -124,11 +142,11 @@ __device__ Totals totals_of(const double (&fields)[kFields<kD, kWants>]) {
 }
 
 template <typename T, int kD, int kWants>
-__device__ __forceinline__ void finish_vectors(const RowTask<T>& task, int64_t query, double sum,
+__device__ __forceinline__ void finish_vectors(const RowTask<T>& task, int64_t query, double mass,
                                                const Totals& t) {
   if constexpr (kWants != kValue) {
     for (int d = 0; d < kD; ++d) {
-      store_vectors(task.out, query * kD + d, sum, t.residual[d],
+      store_vectors(task.out, query * kD + d, mass, t.residual[d],
                     kWants >= kSlopeYScale ? t.stretch[d] : 0.0,
                     kWants == kEverything ? t.mean[d] : 0.0);
     }
@@ -136,35 +154,35 @@ __device__ __forceinline__ void finish_vectors(const RowTask<T>& task, int64_t q
 }
 
 template <typename T, int kD, int kWants>
-__device__ __forceinline__ void finish_narrow(const RowTask<T>& task, int64_t b, int64_t m,
-                                              const double (&fields)[kFields<kD, kWants>]) {
+__device__ __forceinline__ void finish_narrow_first(const RowTask<T>& task, int64_t b, int64_t m,
+                                                    const double (&fields)[kFields<kD, kWants>]) {
   const int64_t query = b * task.problem.M + m;
   const Totals t = totals_of<T, kD, kWants>(fields);
-  finish_vectors<T, kD, kWants>(task, query, finish_warm(task, b, m, t), t);
+  finish_vectors<T, kD, kWants>(task, query, finish_first(task, b, m, t), t);
   if (kWants == kEverything && task.out.index) {
     task.out.index[query] = int64_t(fields[kFields<kD, kWants> - 1]);
   }
 }
 
-// After a second look: fields as of kEverything, where a hot query has `minus` for the first of its
-// vectors, and - largest for the least energy.
+// The fields are those of kEverything. A hot query has mass_minus_1 in the first field of its
+// vectors, and -largest in the field of the least energy.
 template <typename T, int kD>
-__device__ __forceinline__ void finish_second(const RowTask<T>& task, int64_t b, int64_t m,
-                                              Mode mode,
-                                              const double (&fields)[kFields<kD, kEverything>]) {
+__device__ __forceinline__ void finish_narrow_second(
+    const RowTask<T>& task, int64_t b, int64_t m, Regime regime,
+    const double (&fields)[kFields<kD, kEverything>]) {
   const Totals t = totals_of<T, kD, kEverything>(fields);
-  if (mode == Mode::kHot) {
+  if (regime == Regime::kHot) {
     finish_hot(task, b, m, t, t.residual[0], -fields[kFields<kD, kEverything> - 2]);
-  } else if (mode == Mode::kCold) {
+  } else if (regime == Regime::kCold) {
     finish_vectors<T, kD, kEverything>(task, b * task.problem.M + m, finish_cold(task, b, m, t), t);
   }
 }
 
-// The same for one more look at hot queries, of sum w and sum w (E - F)^2 Phi.
+// Finishes the third pass: -dF/dbeta = sum w (E - F)^2 Phi / sum w.
 template <typename T>
-__device__ void finish_relative(const RowTask<T>& task, int64_t b, int64_t m, double weight,
-                                double relative) {
-  task.out.slope_beta[b * task.problem.M + m] = T(-relative / weight);
+__device__ void finish_third(const RowTask<T>& task, int64_t b, int64_t m, double weight,
+                             double slope) {
+  task.out.slope_beta[b * task.problem.M + m] = T(-slope / weight);
 }
 
 }  // namespace lebm::cuda

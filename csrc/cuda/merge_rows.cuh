@@ -1,33 +1,47 @@
-// Joins the partial sums of a query's splits, in their order, and finishes: D <= 4.
+// Merges the splits of each query after a row pass at D <= 4, and finishes the query.
+//
+//   partial [fields, num_splits, B M]  ->  F, state and slopes [B, M, ...]
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+
+#include "../problem.h"
+#include "arithmetic.cuh"
+#include "device.cuh"
 #include "finish.cuh"
+#include "load.cuh"
+#include "partial.cuh"
+#include "regime.cuh"
+#include "row_task.cuh"
+#include "splits.cuh"
 
 namespace lebm::cuda {
 
-// Which sweep's partial sums are joined.
-enum class Look { kFirst, kSecond, kRelative };
-
-// kThreads / split_threads queries a block; a query's threads take the splits in turn.
-template <typename T, int kD, int kWants, Look kLook>
+// A thread block has kThreads / split_threads queries. The split_threads threads of a query take
+// its splits in turn, so that the order of the sums is fixed.
+template <typename T, int kD, int kWants, RowPass kPass>
 __global__ void __launch_bounds__(kThreads)
     merge_rows_kernel(const __grid_constant__ RowTask<T> task, int split_threads) {
   constexpr int kAll = kFields<kD, kWants>;
   LEBM_SHARED(double, scratch, [kAll * kThreads]);
   const Problem<T>& problem = task.problem;
-  const int a_block = kThreads / split_threads;
-  const int query_thread = int(threadIdx.x) % a_block, split_thread = int(threadIdx.x) / a_block;
-  const int64_t query = int64_t(blockIdx.x) * a_block + query_thread;
+  const int queries_per_block = kThreads / split_threads;
+  const int query_thread = int(threadIdx.x) % queries_per_block,
+            split_thread = int(threadIdx.x) / queries_per_block;
+  const int64_t query = int64_t(blockIdx.x) * queries_per_block + query_thread;
   const bool inside = query < problem.B * problem.M;
   const int64_t b = inside ? query / problem.M : 0, m = inside ? query % problem.M : 0;
-  Mode mode = Mode::kInvalid;
+  Regime regime = Regime::kInvalid;
   if (inside) {
-    mode = kLook == Look::kFirst ? Mode::kWarm : second_mode(task, b, m, kLook == Look::kRelative);
+    regime = kPass == RowPass::kFirst ? Regime::kWarm
+                                      : later_regime(task, b, m, kPass == RowPass::kThird);
   }
-  const bool looks = kLook == Look::kFirst    ? inside
-                     : kLook == Look::kSecond ? mode == Mode::kHot || mode == Mode::kCold
-                                              : mode == Mode::kHot;
-  if (!__syncthreads_or(looks)) return;
+  const bool active = kPass == RowPass::kFirst ? inside
+                      : kPass == RowPass::kSecond
+                          ? regime == Regime::kHot || regime == Regime::kCold
+                          : regime == Regime::kHot;
+  if (!__syncthreads_or(active)) return;
 
   double fields[kAll];
   for (int i = 0; i < kAll; ++i) fields[i] = 0;
@@ -35,11 +49,13 @@ __global__ void __launch_bounds__(kThreads)
     fields[kAll - 2] = double(INFINITY);
     fields[kAll - 1] = double(problem.N);
   }
-  // Of hot queries all partial sums have one reference, whatever c.
-  const double c = kLook == Look::kFirst && looks && !is_cold<T>(double(load(problem.beta, b, m)))
-                       ? rate_at(problem, b, m)
-                       : double(INFINITY);
-  for (int64_t split = split_thread; split < task.plan.splits && looks; split += split_threads) {
+  // All partial sums of a hot query are about one shift, for which any c gives the factor 1.
+  const double c =
+      kPass == RowPass::kFirst && active && !is_cold<T>(double(load(problem.beta, b, m)))
+          ? rate_at(problem, b, m)
+          : double(INFINITY);
+  for (int64_t split = split_thread; split < task.plan.num_splits && active;
+       split += split_threads) {
     double other[kAll];
     load_partial(task, split, query, other);
     if (split == split_thread) {
@@ -48,14 +64,14 @@ __global__ void __launch_bounds__(kThreads)
       merge<kD, kWants>(c, fields, other);
     }
   }
-  merge_threads<kD, kWants>(c, a_block, split_threads, scratch, fields);
-  if (split_thread != 0 || !looks) return;
-  if constexpr (kLook == Look::kFirst) {
-    finish_narrow<T, kD, kWants>(task, b, m, fields);
-  } else if constexpr (kLook == Look::kSecond) {
-    finish_second<T, kD>(task, b, m, mode, fields);
+  merge_threads<kD, kWants>(c, queries_per_block, split_threads, scratch, fields);
+  if (split_thread != 0 || !active) return;
+  if constexpr (kPass == RowPass::kFirst) {
+    finish_narrow_first<T, kD, kWants>(task, b, m, fields);
+  } else if constexpr (kPass == RowPass::kSecond) {
+    finish_narrow_second<T, kD>(task, b, m, regime, fields);
   } else {
-    finish_relative(task, b, m, fields[2], fields[3]);
+    finish_third(task, b, m, fields[2], fields[3]);
   }
 }
 

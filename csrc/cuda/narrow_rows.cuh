@@ -1,29 +1,42 @@
-// The first look of the row pass at D <= 4: queries in registers, latents from shared memory.
+// The first row pass at D <= 4: queries in registers, latents in shared memory.
 //
-//   S = sum_n p~,   p~ = exp2(-c (E - m) + log2 w + a),   beside sums of p~ (y - s g) and others
+//   S = sum_n p~,   p~ = exp2(-c (E - m) + log2 w + a),   with sums of p~ (y - s g) and others
 //
-// A block's threads are query threads times latent threads. A query's reference (m, a) is an
-// attained energy, at first the best of a few latents from all over the grid. It is kept while the
-// sums of a chunk of latents stay within 2^30; a chunk that does not is summed again, about its own
-// best latent. So no pair takes a maximum. A chunk is summed in T, a tile of chunks in T again, and
-// tiles in double.
+//   y, scale [B, M, D]; decoded [B, N, D] -> F [B, M], state [B, M, 3], slopes [B, M, D]
+//
+// The threads of a thread block are query threads times latent threads. The shift (m, a) of a query
+// is the energy of a latent: at first the best of a sample of the grid. It is kept as long as the
+// mass of each chunk of latents is at most 2^30. A chunk above that is summed again about its own
+// best latent. This way no pair computes a maximum. A chunk is summed in T, the chunks of a tile in
+// T, and the tiles in double.
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+
+#include "../problem.h"
+#include "arithmetic.cuh"
+#include "device.cuh"
 #include "finish.cuh"
-#include "latents.cuh"
+#include "load.cuh"
+#include "narrow_tile.cuh"
+#include "partial.cuh"
+#include "regime.cuh"
+#include "row_task.cuh"
+#include "splits.cuh"
 
 namespace lebm::cuda {
 
-constexpr double kCeiling = 0x1p30;
+constexpr double kLargestChunkSum = 0x1p30;
 
-// Adds one latent to a query's sums: those of partial.cuh from [2] on, without the index, and
-// without p itself, which it returns.
+// Adds one latent to a query's sums, which are the fields [2] and on of partial.cuh. It returns p~
+// instead of adding it to the mass.
 template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, Form kForm>
 __device__ __forceinline__ T add(const Query<T, kD, kHasScale>& query, const T* record,
                                  T (&sums)[kSums<kD, kWants>]) {
   constexpr bool kSteep = kForm == Form::kSteep;
   T x[kD], e, p;
-  if (kForm == Form::kScaled) {
+  if (kForm == Form::kPremultiplied) {
     e = query.a;
     for (int d = 0; d < kD; ++d) {
       x[d] = fused(query.minus_c, record[d], query.y[d]);
@@ -49,9 +62,9 @@ __device__ __forceinline__ T add(const Query<T, kD, kHasScale>& query, const T* 
     if (kWants == kSlopeY) {
       residual = fused(p, x[d], residual);
     } else {
-      const T pull = p * x[d];
-      residual += pull;
-      sums[kResidual + kD + d] = fused(pull, record[d], sums[kResidual + kD + d]);
+      const T px = p * x[d];
+      residual += px;
+      sums[kResidual + kD + d] = fused(px, record[d], sums[kResidual + kD + d]);
     }
     if (kWants == kEverything) {
       sums[kResidual + 2 * kD + d] = fused(p, record[d], sums[kResidual + 2 * kD + d]);
@@ -60,14 +73,14 @@ __device__ __forceinline__ T add(const Query<T, kD, kHasScale>& query, const T* 
   return p;
 }
 
-// The sums of one query while latents go by. In float the first, of which F shows every rounding
-// near the reference, is summed exactly over a tile; in double, which has no longer type above it,
-// all are, to the end.
+// The running sums of one query. `lost` has the rounding errors of the first kExact sums. In float
+// that is the mass, within a tile: F shows its errors if all energies are near the shift. In
+// double, for which there is no longer type, these are all sums, to the end.
 template <typename T, int kCount>
 struct Sums {
   static constexpr bool kLongest = sizeof(T) == 8;
   static constexpr int kExact = kLongest ? kCount : 1;
-  T tile[kCount], lost[kExact], largest;  // `largest` of the chunks' first
+  T tile[kCount], lost[kExact], largest;  // `largest`: the largest mass of a chunk
   double total[kCount];
 
   __device__ __forceinline__ void clear() {
@@ -85,12 +98,12 @@ struct Sums {
     for (int i = kExact; i < kCount; ++i) tile[i] += chunk[i];
   }
 
-  // After a tile: in double the tile's sums go on.
+  // Called after each tile. In double the sums go on over tiles.
   __device__ __forceinline__ void flush() {
     if (!kLongest) finish();
   }
 
-  // Everything to the totals.
+  // Moves all sums into the totals.
   __device__ __forceinline__ void finish() {
     for (int i = 0; i < kCount; ++i) {
       total[i] += double(tile[i]);
@@ -103,8 +116,8 @@ struct Sums {
   }
 };
 
-// A chunk whose sum cannot be taken as it is: takes the best of its records for the reference,
-// makes the sums so far relative to it, and sums the chunk again.
+// The slow path for a chunk whose mass is too large or not finite: makes the best of its records
+// the shift, rescales the sums so far to it, and sums the chunk again.
 template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants>
 __device__ void redo(Query<T, kD, kHasScale>& query, const T* tile, int first, int last, int step,
                      int group, T (&chunk)[kSums<kD, kWants>], Sums<T, kSums<kD, kWants>>& sums) {
@@ -115,26 +128,26 @@ __device__ void redo(Query<T, kD, kHasScale>& query, const T* tile, int first, i
       consider<T, kD, kHasScale, kHasExtras>(query, -query.rate, tile + (i + j) * kWidth, best);
     }
   }
-  if (!best.record && query.a < infinity(T())) return;  // it has a reference: NaN is the result
-  if (!best.record && !query.has_reference()) {
-    // Infinite energies have no share; what is not a number shows.
-    for (int i = 0; i < kCount; ++i) chunk[i] = best.spoilt ? T(not_a_number()) : T(0);
+  if (!best.record && query.a < infinity(T())) return;  // with a shift, a NaN is the result
+  if (!best.record && !query.has_shift()) {
+    // Infinite energies add nothing; a NaN makes the result NaN.
+    for (int i = 0; i < kCount; ++i) chunk[i] = best.has_nan ? T(not_a_number()) : T(0);
     return;
   }
-  const bool steep = query.has_reference() && !(query.a < infinity(T()));
+  const bool steep = query.has_shift() && !(query.a < infinity(T()));
   const bool better = best.record && (!steep || fused(-query.rate, best.energy - query.m,
                                                       best.weight + query.addend()) > T(0));
   if (better) {
-    const bool had = query.has_reference();
+    const bool had = query.has_shift();
     const double m = double(query.m), a = double(query.addend());
-    refer_to<T, kD, kHasScale, kHasExtras>(query, best);
+    shift_to<T, kD, kHasScale, kHasExtras>(query, best);
     sums.finish();
-    const double shift =
-        shift_of(double(query.rate), m, a, double(query.m), double(query.addend()));
-    const double by = had ? double(power(T(fmin(shift, 0.0)))) : 0.0;
+    const double exponent =
+        log2_rescale(double(query.rate), m, a, double(query.m), double(query.addend()));
+    const double factor = had ? double(power(T(fmin(exponent, 0.0)))) : 0.0;
     if (kWantsEnergy<kWants> && had) sums.total[1] += (m - double(query.m)) * sums.total[0];
-    for (int i = 0; i < kCount; ++i) sums.total[i] *= by;
-    sums.largest *= T(by);
+    for (int i = 0; i < kCount; ++i) sums.total[i] *= factor;
+    sums.largest *= T(factor);
   }
   for (int i = 0; i < kCount; ++i) chunk[i] = T(0);
   const bool slow = !(query.a < infinity(T()));
@@ -148,34 +161,34 @@ __device__ void redo(Query<T, kD, kHasScale>& query, const T* tile, int first, i
   }
 }
 
-// The same for a scaled query, which always has a reference.
+// The same for a premultiplied query, which always has a shift.
 template <typename T, int kD, int kWants>
-__device__ void redo_scaled(Query<T, kD, false>& query, const T* tile, int first, int last,
-                            int step, int group, T (&chunk)[kSums<kD, kWants>],
-                            Sums<T, kSums<kD, kWants>>& sums) {
+__device__ void redo_premultiplied(Query<T, kD, false>& query, const T* tile, int first, int last,
+                                   int step, int group, T (&chunk)[kSums<kD, kWants>],
+                                   Sums<T, kSums<kD, kWants>>& sums) {
   constexpr int kCount = kSums<kD, kWants>, kWidth = Layout<T, kD, false>::kWidth;
   T least = query.a;
   for (int i = first; i < last; i += step * group) {
     for (int j = 0; j < group; ++j) {
-      least = lesser(least, query.scaled_energy(tile + (i + j) * kWidth));
+      least = lesser(least, query.premultiplied_energy(tile + (i + j) * kWidth));
     }
   }
   sums.finish();
-  const T by = power(least - query.a);
-  for (int i = 0; i < kCount; ++i) sums.total[i] *= double(by);
-  sums.largest *= by;
+  const T factor = power(least - query.a);
+  for (int i = 0; i < kCount; ++i) sums.total[i] *= double(factor);
+  sums.largest *= factor;
   query.a = least;
   for (int i = 0; i < kCount; ++i) chunk[i] = T(0);
   for (int i = first; i < last; i += step * group) {
     for (int j = 0; j < group; ++j) {
-      chunk[0] +=
-          add<T, kD, false, false, kWants, Form::kScaled>(query, tile + (i + j) * kWidth, chunk);
+      chunk[0] += add<T, kD, false, false, kWants, Form::kPremultiplied>(
+          query, tile + (i + j) * kWidth, chunk);
     }
   }
 }
 
-// Adds the chunk of records first, first + step ... below last, in groups of kGroup (both count
-// groups), to the sums of kQueries queries.
+// Adds a chunk of records to the sums of kQueries queries: the groups first, first + step, ...
+// below last, of kGroup records each.
 template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, int kQueries, int kGroup,
           Form kForm>
 __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQueries],
@@ -202,7 +215,7 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
       chunk[q][0] += sum;
     }
   };
-  // A whole chunk's loop has a fixed length.
+  // The loop over a whole chunk has a constant length, for the compiler to unroll.
   constexpr int kWhole = kChunk / Layout<T, kD, kHasExtras>::kGroup;
   if (last - first > (kWhole - 1) * step) {
 #pragma unroll(kQueries > 1 ? kWhole : 8)
@@ -212,10 +225,10 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
   }
 #pragma unroll
   for (int q = 0; q < kQueries; ++q) {
-    if (!(chunk[q][0] <= T(kCeiling))) {
-      if constexpr (kForm == Form::kScaled) {
-        redo_scaled<T, kD, kWants>(queries[q], tile, first * kGroup, last * kGroup, step, kGroup,
-                                   chunk[q], sums[q]);
+    if (!(chunk[q][0] <= T(kLargestChunkSum))) {
+      if constexpr (kForm == Form::kPremultiplied) {
+        redo_premultiplied<T, kD, kWants>(queries[q], tile, first * kGroup, last * kGroup, step,
+                                          kGroup, chunk[q], sums[q]);
       } else {
         redo<T, kD, kHasScale, kHasExtras, kWants>(queries[q], tile, first * kGroup, last * kGroup,
                                                    step, kGroup, chunk[q], sums[q]);
@@ -225,8 +238,8 @@ __device__ __forceinline__ void add_chunk(Query<T, kD, kHasScale> (&queries)[kQu
   }
 }
 
-// The least energy so far and the first latent that has it, by energies that depend on nothing
-// else.
+// The least energy so far, and the first latent that has it. These energies do not depend on the
+// shift.
 template <typename T>
 struct Least {
   T energy;
@@ -247,7 +260,7 @@ __device__ void find_least(const Query<T, kD, kHasScale>& query, const T* tile, 
   }
 }
 
-// Adds a tile of `count` latents.
+// Adds a tile of `count` latents to the sums.
 template <typename T, int kD, bool kHasScale, bool kHasExtras, int kWants, Form kForm, int kQueries>
 __device__ __forceinline__ void add_tile(Query<T, kD, kHasScale> (&queries)[kQueries],
                                          const T* tile, int count, int latent_thread, int step,
@@ -276,15 +289,15 @@ __global__ void __launch_bounds__(kThreads)
   const Problem<T>& problem = task.problem;
   const RowPlan& plan = task.plan;
 
-  // Where a thread has several queries there are enough of them for all threads.
+  // If a thread has several queries, every thread has some.
   const int query_threads = kQueries > 1 ? kThreads : plan.query_threads;
   const int query_thread = int(threadIdx.x) % query_threads;
   const int latent_thread = int(threadIdx.x) / query_threads;
   const int latent_threads = kThreads / query_threads;
-  const int64_t a_block = int64_t(query_threads) * kQueries;
-  const int64_t blocks = (problem.M + a_block - 1) / a_block;
+  const int64_t queries_per_block = int64_t(query_threads) * kQueries;
+  const int64_t blocks = (problem.M + queries_per_block - 1) / queries_per_block;
   const int64_t b = blockIdx.x / blocks;
-  const int64_t first_query = blockIdx.x % blocks * a_block + query_thread;
+  const int64_t first_query = blockIdx.x % blocks * queries_per_block + query_thread;
 
   Query<T, kD, kHasScale> queries[kQueries];
   Sums<T, kCount> sums[kQueries];
@@ -300,40 +313,40 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   const int sample = int(problem.N < kSample ? problem.N : kSample);
-  stage<T, kD, kHasExtras>(task, b, 0, problem.N, sample, tile);
+  load_tile<T, kD, kHasExtras>(task, b, 0, problem.N, sample, tile);
   __syncthreads();  // the sample is written
 #pragma unroll
   for (int q = 0; q < kQueries; ++q) {
     const Best<T> best =
         best_of<T, kD, kHasScale, kHasExtras>(queries[q], -queries[q].rate, tile, 0, sample, 1);
-    if (best.record) refer_to<T, kD, kHasScale, kHasExtras>(queries[q], best);
+    if (best.record) shift_to<T, kD, kHasScale, kHasExtras>(queries[q], best);
   }
-  // Where all of a warp's queries can be, they are scaled.
-  constexpr bool kMayScale = kQueries > 1 && !kHasScale && !kHasExtras && kWants == kValue;
-  bool scaled = kMayScale;
-  if constexpr (kMayScale) {
+  // A warp premultiplies its queries if all of them can be.
+  constexpr bool kMayPremultiply = kQueries > 1 && !kHasScale && !kHasExtras && kWants == kValue;
+  bool premultiplied = kMayPremultiply;
+  if constexpr (kMayPremultiply) {
 #pragma unroll
-    for (int q = 0; q < kQueries; ++q) scaled = scaled && queries[q].can_be_scaled();
-    scaled = __all_sync(0xffffffffu, scaled);
+    for (int q = 0; q < kQueries; ++q)
+      premultiplied = premultiplied && queries[q].can_premultiply();
+    premultiplied = __all_sync(0xffffffffu, premultiplied);
 #pragma unroll
-    for (int q = 0; q < kQueries && scaled; ++q) queries[q].be_scaled();
+    for (int q = 0; q < kQueries && premultiplied; ++q) queries[q].premultiply();
   }
 
-  const int64_t begin = blockIdx.y * plan.split_latents;
-  const int64_t end =
-      begin + plan.split_latents < problem.N ? begin + plan.split_latents : problem.N;
+  const int64_t begin = blockIdx.y * plan.split_size;
+  const int64_t end = begin + plan.split_size < problem.N ? begin + plan.split_size : problem.N;
   for (int64_t start = begin; start < end; start += L::kTile) {
     const int count = int(end - start < L::kTile ? end - start : L::kTile);
     __syncthreads();  // the last tile is read
-    stage<T, kD, kHasExtras>(task, b, start, 0, count, tile);
+    load_tile<T, kD, kHasExtras>(task, b, start, 0, count, tile);
     __syncthreads();  // the tile is written
-    if constexpr (kMayScale) {
-      if (scaled) {
-        add_tile<T, kD, kHasScale, kHasExtras, kWants, Form::kScaled>(queries, tile, count,
-                                                                      latent_thread, 1, sums);
+    if constexpr (kMayPremultiply) {
+      if (premultiplied) {
+        add_tile<T, kD, kHasScale, kHasExtras, kWants, Form::kPremultiplied>(
+            queries, tile, count, latent_thread, 1, sums);
       }
     }
-    if (!kMayScale || !scaled) {
+    if (!kMayPremultiply || !premultiplied) {
       add_tile<T, kD, kHasScale, kHasExtras, kWants, Form::kPlain>(
           queries, tile, count, latent_thread, latent_threads, sums);
     }
@@ -351,9 +364,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int q = 0; q < kQueries; ++q) {
     sums[q].finish();
     double* const to = scratch + q * kAll * kThreads + threadIdx.x;
-    const double root = kMayScale && scaled ? -double(queries[q].minus_c) : 1.0;
-    to[0] = kMayScale && scaled ? double(queries[q].a) / (root * root) : double(queries[q].m);
-    to[kThreads] = kMayScale && scaled ? 0.0 : double(queries[q].addend());
+    const double root = kMayPremultiply && premultiplied ? -double(queries[q].minus_c) : 1.0;
+    to[0] = kMayPremultiply && premultiplied ? double(queries[q].a) / (root * root)
+                                             : double(queries[q].m);
+    to[kThreads] = kMayPremultiply && premultiplied ? 0.0 : double(queries[q].addend());
     for (int i = 0; i < kCount; ++i) to[(2 + i) * kThreads] = sums[q].total[i];
     to[kLargestChunk<kD, kWants> * kThreads] = double(sums[q].largest);
     if (kWants == kEverything) {
@@ -361,7 +375,8 @@ __global__ void __launch_bounds__(kThreads)
       to[(kAll - 1) * kThreads] = double(least.index);
     }
   }
-  // Each thread reads what it wrote: queries in registers have no index, and finishing takes long.
+  // Each thread reads what it wrote, one query at a time: arrays in registers cannot be indexed in
+  // a loop that is not unrolled, and unrolling the finish would take many instructions.
 #pragma unroll 1
   for (int q = 0; q < kQueries; ++q) {
     const int64_t m = first_query + int64_t(q) * query_threads;
@@ -372,10 +387,10 @@ __global__ void __launch_bounds__(kThreads)
       merge_threads<kD, kWants>(c, query_threads, latent_threads, scratch, fields);
     }
     if (latent_thread != 0 || m >= problem.M) continue;
-    if (plan.splits > 1) {
+    if (plan.num_splits > 1) {
       store_partial(task, blockIdx.y, b * problem.M + m, fields);
     } else {
-      finish_narrow<T, kD, kWants>(task, b, m, fields);
+      finish_narrow_first<T, kD, kWants>(task, b, m, fields);
     }
   }
 }

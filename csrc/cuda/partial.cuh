@@ -1,21 +1,26 @@
-// Partial sums of a query over some of its latents, and how two of them become one.
+// The partial sums of a query over some of its latents, and the merge of two of them.
 //
-// A partial sum is relative to a reference (m, a):
+// Partial sums are about a shift (m, a), where c = beta log2(e):
 //
-//   S = sum_n exp2(log2 w - c (E - m) + a),   c = beta log2(e),
+//   S = sum_n p~,   p~ = exp2(log2 w - c (E - m) + a)
 //
-// beside sums of the same terms times something. Fields, all double:
+// S is the mass; the other sums have the same terms p~ times a factor. The fields, all double:
 //
-//   [0] m   [1] a   [2] S   [3...] further sums, then the largest sum of a chunk of latents;
-//   with kSlopes [3] sum of p (E - m); with kEverything at the end
-//   [-2] the least energy   [-1] its index, the first of equals
+//   [0] m   [1] a   [2] S   [3...] the other sums, then the largest mass of a chunk of latents
+//   with kSlopes and more        [3] is the sum of p~ (E - m)
+//   with kEverything, at the end [-2] the least energy, [-1] its index, the first of equals
 #pragma once
 
-#include "task.cuh"
+#include <cmath>
+#include <cstdint>
+
+#include "device.cuh"
+#include "row_task.cuh"
+#include "splits.cuh"
 
 namespace lebm::cuda {
 
-// How many sums there are for D dimensions held by a thread.
+// The number of sums, at D dimensions in a thread's registers.
 template <int kD, int kWants>
 constexpr int kSums = kWants == kValue         ? 1
                       : kWants == kSlopeY      ? 1 + kD
@@ -23,20 +28,21 @@ constexpr int kSums = kWants == kValue         ? 1
                       : kWants == kSlopes      ? 2 + 2 * kD
                                                : 2 + 3 * kD;
 
-// Where the largest sum of a chunk is.
+// The field of the largest mass of a chunk.
 template <int kD, int kWants>
 constexpr int kLargestChunk = 2 + kSums<kD, kWants>;
 
 template <int kD, int kWants>
 constexpr int kFields = kLargestChunk<kD, kWants> + (kWants == kEverything ? 3 : 1);
 
-// log2 of what the sums of reference (m, a) become multiplied by under (to_m, to_a). At c = inf
-// those of a larger m are nothing.
-__device__ __forceinline__ double shift_of(double c, double m, double a, double to_m, double to_a) {
+// log2 of the factor that takes sums about the shift (m, a) to the shift (to_m, to_a). At c = inf
+// the factor for a larger m is 0.
+__device__ __forceinline__ double log2_rescale(double c, double m, double a, double to_m,
+                                               double to_a) {
   return (m == to_m ? 0.0 : c * (to_m - m)) + (to_a - a);
 }
 
-// into += from. The reference stays with the one that has the larger terms.
+// into += from. The merged sums keep the shift under which no term is multiplied by more than 1.
 template <int kD, int kWants>
 __device__ void merge(double c, double (&into)[kFields<kD, kWants>],
                       const double (&from)[kFields<kD, kWants>]) {
@@ -53,27 +59,28 @@ __device__ void merge(double c, double (&into)[kFields<kD, kWants>],
     for (int i = 0; i <= kLargest; ++i) into[i] = from[i];
     return;
   }
-  const double shift = shift_of(c, from[0], from[1], into[0], into[1]);
-  const bool keep = shift <= 0;
-  const double by = shift == 0 ? 1.0 : exp2(keep ? shift : -shift);
+  const double exponent = log2_rescale(c, from[0], from[1], into[0], into[1]);
+  const bool keep = exponent <= 0;
+  const double factor = exponent == 0 ? 1.0 : exp2(keep ? exponent : -exponent);
   const double m = keep ? into[0] : from[0];
   if (kWantsEnergy<kWants>) {
     into[3] += (into[0] - m) * into[2];
-    into[3] = keep ? into[3] + by * (from[3] + (from[0] - m) * from[2]) : by * into[3] + from[3];
+    into[3] =
+        keep ? into[3] + factor * (from[3] + (from[0] - m) * from[2]) : factor * into[3] + from[3];
   }
-  into[kLargest] =
-      keep ? fmax(into[kLargest], by * from[kLargest]) : fmax(by * into[kLargest], from[kLargest]);
+  into[kLargest] = keep ? fmax(into[kLargest], factor * from[kLargest])
+                        : fmax(factor * into[kLargest], from[kLargest]);
   for (int i = 2; i < kLargest; ++i) {
     if (kWantsEnergy<kWants> && i == 3) continue;
-    into[i] = keep ? into[i] + by * from[i] : by * into[i] + from[i];
+    into[i] = keep ? into[i] + factor * from[i] : factor * into[i] + from[i];
   }
   if (!keep) into[1] = from[1];
   into[0] = m;
 }
 
-// Merges the partial sums of threads that share a query: `stride` threads apart, `count` of them (a
-// power of two), into the first. `scratch` holds kFields kThreads doubles and is free before and
-// after.
+// Merges the partial sums of the `count` threads (a power of two) of each query, `stride` threads
+// apart, into those of the first. `scratch` has room for kFields * kThreads doubles, and is free
+// before and after.
 template <int kD, int kWants>
 __device__ void merge_threads(double c, int stride, int count, double* scratch,
                               double (&fields)[kFields<kD, kWants>]) {
@@ -97,7 +104,7 @@ __device__ void store_partial(const RowTask<T>& task, int64_t split, int64_t que
                               const double (&fields)[kCount]) {
   const int64_t queries = task.problem.B * task.problem.M;
   for (int i = 0; i < kCount; ++i) {
-    task.partial[(i * task.plan.splits + split) * queries + query] = fields[i];
+    task.partial[(i * task.plan.num_splits + split) * queries + query] = fields[i];
   }
 }
 
@@ -106,7 +113,7 @@ __device__ void load_partial(const RowTask<T>& task, int64_t split, int64_t quer
                              double (&fields)[kCount]) {
   const int64_t queries = task.problem.B * task.problem.M;
   for (int i = 0; i < kCount; ++i) {
-    fields[i] = task.partial[(i * task.plan.splits + split) * queries + query];
+    fields[i] = task.partial[(i * task.plan.num_splits + split) * queries + query];
   }
 }
 

@@ -1,36 +1,50 @@
-// The column pass at D > 4: a block's tile of latents against the queries of its split.
+// The column pass at D > 4: tile by tile, the latents of a thread block with the queries of its
+// split.
 //
-// Tiles of pairs as in wide_tile.cuh become shares G p in shared memory; their products with
-// differences are added in double to `partial`, of which a thread has its own.
+//   grad_g[n] = -2 sum_b G p s (y - s g),   grad_r[n] = sum_b G p,   grad_l[n]: see column_task.cuh
+//
+//   y, scale [B, M, D]; decoded [B, N, D]; records [B M, width] -> partial [num_splits, B N, D + 2]
+//
+// The energies of a tile (wide_tile.cuh) become G p in shared memory. The sums for each dimension
+// multiply G p by differences, and are added in double to `partial`, whose elements have one thread
+// each.
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+
+#include "../problem.h"
+#include "arithmetic.cuh"
 #include "column_task.cuh"
+#include "device.cuh"
+#include "load.cuh"
+#include "splits.cuh"
 #include "wide_tile.cuh"
 
 namespace lebm::cuda {
 
 template <typename T>
-constexpr int kLatentsARow = kTileLatents<T> / kRows;
+constexpr int kLatentsPerRow = kTileLatents<T> / kRows;
 template <typename T>
-constexpr int kSharePitch = kTileLatents<T> + 4;
+constexpr int kPairPitch = kTileLatents<T> + 4;
 
 template <typename T>
-__device__ __forceinline__ T share_of(const T* query, T energy, T weight) {
+__device__ __forceinline__ T grad_times_p(const T* query, T energy, T weight) {
   const T whole = weight + query[kWhole];
-  if (query[kRate] == frozen<T>()) {
+  if (query[kRate] == cold_rate<T>()) {
     if (energy != energy) return energy;
-    return energy == query[kLeast] ? power(whole) * query[kShare] : T(0);
+    return energy == query[kShift] ? power(whole) * query[kFactor] : T(0);
   }
-  return power(fused(query[kRate], energy - query[kLeast], whole)) * query[kShare];
+  return power(fused(query[kRate], energy - query[kShift], whole)) * query[kFactor];
 }
 
-// sum over the tile's queries of G p s (y - s g), added to what is in memory.
+// Adds the sums over the tile's queries of G p s (y - s g) to those in memory.
 template <typename T, bool kHasScale>
-__device__ __forceinline__ void add_pulls(const ColumnTask<T>& task, int64_t b, int64_t first_query,
-                                          const Latents& latents, const WideTile<T>& tile,
-                                          bool is_first) {
+__device__ __forceinline__ void add_grad_decoded(const ColumnTask<T>& task, int64_t b,
+                                                 int64_t first_query, const LatentRange& latents,
+                                                 const WideTile<T>& tile, bool is_first) {
   const Problem<T>& p = task.problem;
-  constexpr int kPer = kLatentsARow<T>;
+  constexpr int kPer = kLatentsPerRow<T>;
   const int row = int(threadIdx.x) / kColumns, column = int(threadIdx.x) % kColumns;
   const int queries = int(p.M - first_query < kTileQueries ? p.M - first_query : kTileQueries);
   for (int64_t d = column; d < p.D; d += kColumns) {
@@ -48,9 +62,9 @@ __device__ __forceinline__ void add_pulls(const ColumnTask<T>& task, int64_t b, 
       const T s = kHasScale ? load(p.scale, b, first_query + q, d) : T(1);
 #pragma unroll
       for (int j = 0; j < kPer; ++j) {
-        const T share = tile.p[q * kSharePitch<T> + row * kPer + j];
-        sums[j] = kHasScale ? fused(share * s, fused(-s, g[j], y), sums[j])
-                            : fused(share, y - g[j], sums[j]);
+        const T grad_p = tile.p[q * kPairPitch<T> + row * kPer + j];
+        sums[j] = kHasScale ? fused(grad_p * s, fused(-s, g[j], y), sums[j])
+                            : fused(grad_p, y - g[j], sums[j]);
       }
     }
 #pragma unroll
@@ -73,22 +87,22 @@ __global__ void __launch_bounds__(kThreads)
   const int row = int(threadIdx.x) / kColumns, column = int(threadIdx.x) % kColumns;
   const int64_t blocks = (p.N + kTileLatents<T> - 1) / kTileLatents<T>;
   const int64_t b = blockIdx.x / blocks, first = blockIdx.x % blocks * kTileLatents<T>;
-  const Latents latents = {first, p.N - first < kTileLatents<T> ? p.N - first : kTileLatents<T>,
-                           false};
-  load_latents(p, task.normaliser, b, latents, tile[0]);
+  const LatentRange latents = {first, p.N - first < kTileLatents<T> ? p.N - first : kTileLatents<T>,
+                               false};
+  load_weights(p, task.normaliser, b, latents, tile[0]);
   const bool wants_weights = task.arguments.grad_log_weight;
   double by_energy[kPer], by_weight[kPer];
 #pragma unroll
   for (int j = 0; j < kPer; ++j) by_energy[j] = by_weight[j] = 0;
 
-  const int64_t begin = blockIdx.y * task.split_queries;
-  const int64_t end = begin + task.split_queries < p.M ? begin + task.split_queries : p.M;
+  const int64_t begin = blockIdx.y * task.split_size;
+  const int64_t end = begin + task.split_size < p.M ? begin + task.split_size : p.M;
   for (int64_t start = begin; start < end; start += kTileQueries) {
-    T e[kQueriesARow][kPer];
+    T e[kQueriesPerRow][kPer];
     tile_energies<T, kHasScale>(p, b, start, latents, tile[0], e);
 #pragma unroll
-    for (int i = 0; i < kQueriesARow; ++i) {
-      const int64_t q = start + row * kQueriesARow + i;
+    for (int i = 0; i < kQueriesPerRow; ++i) {
+      const int64_t q = start + row * kQueriesPerRow + i;
       if (q >= end) continue;
       const T* query = task.records + (b * p.M + q) * task.width;
 #pragma unroll
@@ -96,21 +110,22 @@ __global__ void __launch_bounds__(kThreads)
         const int n = column * kPer + j;
         const T weight = tile[0].weight[n];
         const bool used = weight != -infinity(T());
-        const T share = used ? share_of(query, e[i][j], weight) : T(0);
-        tile[0].p[(row * kQueriesARow + i) * kSharePitch<T> + n] = share;
-        by_energy[j] += double(share);
+        const T grad_p = used ? grad_times_p(query, e[i][j], weight) : T(0);
+        tile[0].p[(row * kQueriesPerRow + i) * kPairPitch<T> + n] = grad_p;
+        by_energy[j] += double(grad_p);
         if (wants_weights && used) {
-          by_weight[j] += double(weight_term(query, e[i][j] - query[kLeast], power(weight), share));
+          by_weight[j] +=
+              double(weight_term(query, e[i][j] - query[kShift], power(weight), grad_p));
         }
       }
     }
-    __syncthreads();  // the shares are written
+    __syncthreads();  // G p is written
     if (task.arguments.grad_decoded) {
-      add_pulls<T, kHasScale>(task, b, start, latents, tile[0], start == begin);
+      add_grad_decoded<T, kHasScale>(task, b, start, latents, tile[0], start == begin);
     }
   }
 
-  __syncthreads();                                               // the shares are read
+  __syncthreads();                                               // G p is read
   double* const scratch = reinterpret_cast<double*>(tile[0].p);  // [2][kRows][kTileLatents]
   constexpr int kHalf = kRows * kTileLatents<T>;
 #pragma unroll

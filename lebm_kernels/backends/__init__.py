@@ -13,6 +13,7 @@ from types import ModuleType
 import torch
 
 from lebm_kernels.backends import chunked, native, reference, triton
+from lebm_kernels.backends.hindrances import announce_fallback
 
 # In order of preference: ``backend=None`` takes the first that can run.
 _TABLE: dict[str, ModuleType] = {
@@ -83,16 +84,24 @@ def backends() -> BackendTable:
     return BackendTable(statuses)
 
 
+def _first_that_runs(device: str) -> str:
+    """The backend for ``backend=None``; a slow one is announced, with the reason, once."""
+    name = next(name for name in _TABLE if _TABLE[name].unavailable(device) is None)
+    if name == "chunked":
+        announce_fallback(name, device, native.unavailable(device) or "native is not preferred")
+    return name
+
+
 def choose(backend: str | None, device: str) -> str:
     """The backend to run on that device type: the named one, or the first that can.
 
     Raises:
-        TypeError: ``backend`` is no name at all.
-        ValueError: ``backend`` is no backend's name.
+        TypeError: ``backend`` is not a string.
+        ValueError: no backend has that name.
         RuntimeError: the named backend cannot run there; the message says why.
     """
     if backend is None:
-        return next(name for name in _TABLE if _TABLE[name].unavailable(device) is None)
+        return _first_that_runs(device)
     if not isinstance(backend, str):
         raise TypeError(
             f"backend must be None or one of {', '.join(_TABLE)}, got {type(backend).__name__}"

@@ -1,16 +1,17 @@
-"""What crosses between the operators and a backend.
+"""The contract between the operators and a backend.
 
-A backend is a module with functions over one canonical :class:`Problem`:
+A backend is a module with four functions; the last two take one canonical :class:`Problem`:
 
 ``unavailable(device)``
-    None where it can run on tensors of that device type, otherwise the reason as a sentence. Where
-    devices of a type differ, None if it can run on one; on the others rows() and columns() raise.
+    None if it can run on tensors of that device type, otherwise the reason as a sentence. If it can
+    run on some devices of the type only, None; on the others rows() and columns() raise.
 ``describe()``
     How it runs here, in one line; called only where it can run.
 ``rows(problem, want)``
-    One pass over the pairs, queries outside: the free energy and whatever ``want`` asks beside it.
+    The row pass, a traversal of the pairs that sums over latents: the free energy and all that
+    ``want`` asks for.
 ``columns(problem, grad, state, want)``
-    One pass over the pairs, latents outside: the gradients of the latent-side arguments.
+    The column pass, a traversal that sums over queries: the gradients of the latent-side arguments.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from torch import Tensor
 class Problem(NamedTuple):
     """The arguments in canonical form: three-dimensional, broadcast, float32 or float64.
 
-    Broadcast dimensions have stride 0 where they can; where a beta or a scale brings leading
-    dimensions to queries without, the queries are repeated, and as large as F times D.
+    Broadcast dimensions have stride 0 where possible. Where beta or scale has leading dimensions
+    that y lacks, y is repeated: it then has D numbers for each element of F.
 
     Attributes:
         y: ``[B, M, D]``.
@@ -33,7 +34,7 @@ class Problem(NamedTuple):
         scale: ``[B, M, D]`` or None.
         log_weight: ``[B, N]`` or None; not normalised.
         latent_energy: ``[B, N]`` or None.
-        tol: share of the sum that may be pruned; None for less than can be seen.
+        tol: the part of a query's sum that may be pruned; None prunes only what rounding hides.
     """
 
     y: Tensor
@@ -46,7 +47,7 @@ class Problem(NamedTuple):
 
 
 class RowWants(NamedTuple):
-    """What a row pass computes beside the free energy; the rest stays None."""
+    """What a row pass computes in addition to the free energy; the other fields stay None."""
 
     slope_y: bool = False
     slope_scale: bool = False
@@ -81,7 +82,7 @@ class Rows(NamedTuple):
 
 
 class ColumnWants(NamedTuple):
-    """Which latent-side gradients a column pass computes; the rest stays None."""
+    """Which latent-side gradients a column pass computes; the others stay None."""
 
     decoded: bool = False
     log_weight: bool = False

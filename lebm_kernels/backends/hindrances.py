@@ -1,11 +1,12 @@
-"""What keeps a backend from running, and the words that tell the way out."""
+"""What stops a backend from running, and error messages that say what to do about it."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from lebm_kernels.backends.contract import Problem
 _Inputs = ParamSpec("_Inputs")
 _Result = TypeVar("_Result")
 
-# Of PyTorch on CPU (two versions of it), of CUDA, of the extension.
+# The messages of PyTorch on the CPU (two versions), of CUDA and of the extension.
 _NO_MEMORY = (
     "can't allocate memory",
     "not enough memory",
@@ -37,8 +38,8 @@ def too_old(device: torch.device) -> str | None:
 
 
 def all_too_old() -> str | None:
-    """Why none of the visible GPUs has kernels of this package, or None where one has."""
-    # torch.compile cannot trace the count; what runs judges the device that it runs on.
+    """Why none of the visible GPUs can run the kernels of this package, or None if one can."""
+    # torch.compile cannot trace the count of devices. The pass itself checks the device it runs on.
     if torch.compiler.is_compiling():
         return None
     why = [too_old(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
@@ -46,10 +47,10 @@ def all_too_old() -> str | None:
 
 
 def require_gpu(name: str, device: torch.device) -> None:
-    """Of several GPUs, one may be too old.
+    """Check one GPU: of several, some may be too old.
 
     Raises:
-        RuntimeError: that very GPU is.
+        RuntimeError: this GPU is too old.
     """
     reason = too_old(device) if device.type == "cuda" else None
     if reason is not None:
@@ -59,10 +60,10 @@ def require_gpu(name: str, device: torch.device) -> None:
 def explained(
     name: str,
 ) -> Callable[[Callable[_Inputs, _Result]], Callable[_Inputs, _Result]]:
-    """A backend's rows() or columns(), whose failures tell the way out.
+    """Decorate a backend's rows() or columns(): what they raise says what to do about it.
 
     Raises:
-        torch.OutOfMemoryError: memory ran out; a RuntimeError like what PyTorch raises for it.
+        torch.OutOfMemoryError: memory ran out; a RuntimeError, as what PyTorch raises then.
         RuntimeError: the extension has no kernels for this GPU.
     """
 
@@ -73,27 +74,51 @@ def explained(
                 return function(*args, **options)
             except (RuntimeError, MemoryError) as error:
                 problem: Problem = args[0]  # type: ignore[assignment]
-                if is_out_of_memory(error):
-                    words = too_large(name, problem.y, problem.decoded)
-                    raise torch.OutOfMemoryError(words) from error
                 if _NO_IMAGE in str(error):
                     raise RuntimeError(_no_image(name, problem.y.device)) from error
-                raise
+                raise_explained(error, lambda: too_large(name, problem.y, problem.decoded))
 
         return run
 
     return explaining
 
 
+def raise_explained(error: Exception, explanation: Callable[[], str]) -> NoReturn:
+    """Raise the error again; where memory ran out, with the explanation for its message.
+
+    Raises:
+        torch.OutOfMemoryError: memory ran out.
+    """
+    if is_out_of_memory(error):
+        raise torch.OutOfMemoryError(explanation()) from error
+    raise error
+
+
+_announced: set[str] = set()
+
+
+def announce_fallback(name: str, device: str, reason: str) -> None:
+    """Warn, once a process and device type, that a slow backend stands in for a fast one."""
+    if torch.compiler.is_compiling() or device in _announced:
+        return
+    _announced.add(device)
+    warnings.warn(
+        f"free energies on {device} are computed by the slow backend {name!r}: {reason}. "
+        f"To silence this warning, pass backend={name!r}.",
+        UserWarning,
+        stacklevel=5,  # the caller of the public function
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory ran out, whoever ran out of it."""
+    """Whether the error says that memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(words in str(error) for words in _NO_MEMORY)
 
 
 def too_many_pairs(y: Tensor, decoded: Tensor, shape: torch.Size) -> str:
-    """What to do where ``reference`` runs out of memory for an F of that shape."""
+    """The message where ``reference`` runs out of memory for an F of that shape."""
     M, N, D = math.prod(shape), *decoded.shape[-2:]
     width = torch.finfo(y.dtype).bits // 8 if y.dtype == torch.float64 else 4
     return (
@@ -105,7 +130,7 @@ def too_many_pairs(y: Tensor, decoded: Tensor, shape: torch.Size) -> str:
 
 
 def too_large(name: str, y: Tensor, decoded: Tensor) -> str:
-    """What to do where a backend runs out of memory for ``y[B, M, D]``, or ``y[M, D]``."""
+    """The message where a backend runs out of memory for ``y[B, M, D]``, or ``y[M, D]``."""
     B, (M, D), N = math.prod(y.shape[:-2]), y.shape[-2:], decoded.shape[-2]
     one = y.element_size()
     return (
@@ -126,7 +151,7 @@ def _no_image(name: str, device: torch.device) -> str:
 
 
 def _amount(size: float) -> str:
-    """A number of bytes, for a person."""
+    """A number of bytes with a unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

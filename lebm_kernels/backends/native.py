@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
 from lebm_kernels.backends.hindrances import all_too_old, explained, require_gpu
+from lebm_kernels.torch_internals import has_cuda_kernel
 
 _PACKAGE = Path(__file__).parent.parent
-# Another build, such as one with sanitizers, may take the place of the package's own.
+# Another build to load in place of the package's own, such as one with sanitizers.
 _NAMED = os.environ.get("LEBM_KERNELS_LIBRARY")
 _LIBRARY = Path(_NAMED or _PACKAGE / "_native.abi3.so")
 _BUILD_REPORT = _PACKAGE / "_native_build.txt"
@@ -24,9 +25,9 @@ _HOW_CUDA = "; `pip install .` builds it where nvcc and a CUDA build of PyTorch 
 
 
 def _load() -> str | None:
-    """Load the library; the reason if it cannot be."""
+    """Load the library; return the reason if it cannot be loaded."""
     if not _LIBRARY.exists():
-        if _NAMED:  # a slip there must not change the backend
+        if _NAMED:  # a typing error must not change the backend silently
             raise FileNotFoundError(f"LEBM_KERNELS_LIBRARY names no file: {_NAMED}")
         if _BUILD_REPORT.exists():
             return f"{_BUILD_REPORT.read_text().partition(chr(10))[0]}{_HOW}"
@@ -35,28 +36,28 @@ def _load() -> str | None:
         torch.ops.load_library(str(_LIBRARY))
     except OSError as error:
         return f"the extension does not load: {str(error).partition(chr(10))[0]}"
-    # Raises where LEBM_KERNELS_ISA is wrong: a slip there must not change the backend.
+    # Raises where LEBM_KERNELS_ISA is wrong: a typing error must not change the backend silently.
     torch.ops.lebm_kernels_native.instruction_sets()
     return None
 
 
 def _without_cuda() -> str | None:
     """Why the extension has no CUDA kernels, or None."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key("lebm_kernels_native::rows", "CUDA"):
+    if has_cuda_kernel("lebm_kernels_native::rows"):
         return None
     if _CUDA_REPORT.exists():
         return f"{_CUDA_REPORT.read_text().partition(chr(10))[0]}{_HOW_CUDA}"
     return f"built without CUDA{_HOW_CUDA}"
 
 
-# Once, at import: torch.compile traces the choice of a backend, and cannot trace these.
+# Evaluated once, at import: torch.compile traces the choice of a backend, but cannot trace these.
 _FAILURE = _load()
 _CUDA_FAILURE = _FAILURE or _without_cuda()
 
 
-# What the functions below call, with the leading B of a Problem or without it (then beta, scale,
-# log_weight and latent_energy may broadcast); None if the extension is missing. Only what is wanted
-# has a meaning among the outputs.
+# The extension's two passes; None if it is missing. The leading B of a Problem may be absent: then
+# beta, scale, log_weight and latent_energy may broadcast. Outputs that were not asked for are
+# meaningless.
 call_rows: Any = None if _FAILURE else torch.ops.lebm_kernels_native.rows.default
 call_columns: Any = None if _FAILURE else torch.ops.lebm_kernels_native.columns.default
 
@@ -92,7 +93,7 @@ def library() -> Path:
 
 
 def build_record() -> dict[str, str]:
-    """What built the extension, by title; empty where none was built, or another is named."""
+    """The compiler, flags and PyTorch that built the extension; empty if the package built none."""
     if _FAILURE is not None or _NAMED or not _RECORD.exists():
         return {}
     lines = (line.partition(": ") for line in _RECORD.read_text(encoding="utf-8").splitlines())
@@ -108,7 +109,7 @@ def instruction_set() -> str:
     """The instruction set in use: the best, or the one LEBM_KERNELS_ISA names.
 
     Raises:
-        RuntimeError: the extension is missing, or LEBM_KERNELS_ISA names none that can run.
+        RuntimeError: the extension is missing, or this processor cannot run LEBM_KERNELS_ISA.
     """
     _require()
     return torch.ops.lebm_kernels_native.instruction_sets().partition(",")[0]

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels.arguments import autocast_dtype
 from lebm_kernels.checks import check_count, check_floating, check_interval, check_positive
-from lebm_kernels.functional import autocast_dtype
 
 
 def circle(z: Tensor) -> Tensor:

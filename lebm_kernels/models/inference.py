@@ -220,7 +220,6 @@ def sample(
     num_samples: int,
     beta: float = 1.0,
     generator: torch.Generator | None = None,
-    backend: str | None = None,
 ) -> Sample:
     """Draw latents of the grid from the posterior of each observation, and decode them.
 
@@ -231,16 +230,13 @@ def sample(
         num_samples: how many draws an observation, at least 0.
         beta: inverse temperature; at infinity the draws are among the exact minima.
         generator: source of the draws, on y's device; the global generator if absent.
-        backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
         ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, or a value is out of
             range.
     """
     x = _each(y, x)
-    index = model.sample_latent(
-        y, x, num_samples=num_samples, beta=beta, generator=generator, backend=backend
-    )
+    index = model.sample_latent(y, x, num_samples=num_samples, beta=beta, generator=generator)
     z = model.z[index]
     each = None if x is None else x.repeat_interleave(num_samples)
     restored = model.decode_each(z.flatten(0, 1), each)

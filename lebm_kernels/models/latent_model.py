@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels.arguments import autocast_dtype
 from lebm_kernels.checks import number
-from lebm_kernels.functional import autocast_dtype, free_energy, posterior, sample_latent
+from lebm_kernels.functional import free_energy, posterior, sample_latent
 from lebm_kernels.models.decoders import (
     EllipseDecoder,
     HornPredictor,
@@ -25,8 +26,8 @@ from lebm_kernels.models.decoders import (
     circle,
 )
 from lebm_kernels.models.grids import LatentGrid, periodic_grid
-from lebm_kernels.ops.eager import unattended
 from lebm_kernels.reference import Posterior
+from lebm_kernels.torch_internals import in_plain_eager_mode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -223,7 +224,6 @@ class LatentModel(nn.Module):
         num_samples: int,
         beta: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
-        backend: str | None = None,
     ) -> Tensor:
         """Draw latents of the grid from each posterior: indices ``[..., M, num_samples]``.
 
@@ -234,7 +234,6 @@ class LatentModel(nn.Module):
             beta: inverse temperature, as in :meth:`free_energy`, but 1 if absent: at infinity all
                 draws are of the nearest latents.
             generator: source of the draws, on y's device; the global generator if absent.
-            backend: as in :func:`lebm_kernels.free_energy`.
 
         Raises:
             ValueError: ``x`` is missing from a conditional model or given to another.
@@ -243,7 +242,6 @@ class LatentModel(nn.Module):
             **self._question(y, x, beta),
             num_samples=num_samples,
             generator=generator,
-            backend=backend,
         )
         return found.squeeze(-2) if self._each_its_own(x) else found
 
@@ -277,7 +275,7 @@ class LatentModel(nn.Module):
             if not (0.0 < number(beta) < math.inf):
                 raise ValueError(f"beta must be positive and finite for a density, got {beta!r}")
             beta = self.z.new_tensor(float(beta))
-        elif unattended() and not bool((beta >= 0).all()):
+        elif in_plain_eager_mode() and not bool((beta >= 0).all()):
             raise ValueError(f"beta must be positive and finite for a density, got {beta}")
         value = self.free_energy(y, x, beta=beta, backend=backend)
         normaliser = 0.5 * y.shape[-1] * (beta / math.pi).log()

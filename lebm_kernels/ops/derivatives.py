@@ -1,11 +1,11 @@
 """The operators' derivatives and batching, once for all backends.
 
-F's gradients are a function of F's arguments too. Its derivative, and forward mode, are the rates
-along a direction that ``lebm_kernels::free_energy_second`` computes:
+F's gradients depend on F's arguments too. Their derivatives, and forward mode, are rates along a
+direction, which ``lebm_kernels::free_energy_second`` computes:
 
-    backward of the gradients, cotangents as the direction: F_dot, and the gradients of sum G F_dot
-    jvp of F: F_dot
-    jvp of the gradients: the gradients of sum (G F_dot + G_dot F)
+    backward of the gradients    F_dot and the gradients of sum G F_dot, along the cotangents
+    jvp of F                     F_dot
+    jvp of the gradients         the gradients of sum (G F_dot + G_dot F)
 
 The operator of :mod:`lebm_kernels.ops.schemas` serves eager mode and torch.compile. torch.func and
 forward mode ignore what an operator registers, so they get an autograd.Function in its place.
@@ -13,14 +13,22 @@ forward mode ignore what an operator registers, so they get an autograd.Function
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from lebm_kernels.arguments import TENSORS, Arguments, accumulation_dtype
 from lebm_kernels.ops import schemas
+from lebm_kernels.ops.schemas import COLUMNS, SLOPES
+from lebm_kernels.ops.second_order import Direction
+from lebm_kernels.torch_internals import in_forward_mode, in_torch_func
+
+# How many tensor arguments there are, and how many rates a direction has.
+_GIVEN, _RATES = len(TENSORS), len(Direction._fields)
+_BETA = Arguments._fields.index("beta")
+_LOG_WEIGHT = Arguments._fields.index("log_weight")
 
 _NO_THIRD_ORDER = (
     "third derivatives of free_energy, and second derivatives of posterior, "
@@ -37,29 +45,20 @@ _NO_FORWARD_POSTERIOR = (
 
 
 def _transformed() -> bool:
-    """Whether torch.func or forward mode may be at work.
+    """Whether torch.func or forward mode may be active.
 
     Raises:
-        NotImplementedError: they are, in a graph that is being compiled: there the functions that
-            know of them cannot be called, and the operators alone would give forward-mode
-            derivatives of zero.
+        NotImplementedError: they are, in a graph that is being compiled. The functions that handle
+            them cannot be called there, and the operators alone would give forward-mode derivatives
+            of zero.
     """
-    found = forward_ad._current_level >= 0 or _in_torch_func()
+    found = in_forward_mode() or in_torch_func()
     if found and torch.compiler.is_compiling():
         raise NotImplementedError(
             "torch.func and forward-mode derivatives of free_energy and posterior cannot be "
             "compiled: take them outside of torch.compile, or with backend='reference'"
         )
     return found
-
-
-def _in_torch_func() -> bool:
-    """Called while a graph is traced, and not a part of it; PyTorch guards a graph's transforms."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-# What torch.compiler.assume_constant_result does, which would import all of the compiler.
-_in_torch_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def free_energy(*args: Any) -> Any:
@@ -70,14 +69,14 @@ def free_energy(*args: Any) -> Any:
 
 
 def posterior(*args: Any) -> Any:
-    """The operator ``lebm_kernels::posterior``, in the same way."""
+    """The operator ``lebm_kernels::posterior``, differentiable once."""
     if _transformed():
         return _Posterior.apply(*args)
     return torch.ops.lebm_kernels.posterior(*args)
 
 
 def free_energy_columns(*args: Any) -> Any:
-    """The operator ``lebm_kernels::free_energy_backward``; not differentiable by itself."""
+    """The operator ``lebm_kernels::free_energy_backward``; not differentiable."""
     if _transformed():
         return _FreeEnergyColumns.apply(*args)
     return torch.ops.lebm_kernels.free_energy_backward(*args)
@@ -91,11 +90,11 @@ def free_energy_second(*args: Any) -> Any:
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
-    y, decoded, beta, scale, log_weight, latent_energy, ctx.tol, ctx.backend, _ = inputs
+    *given, ctx.tol, ctx.backend, _ = inputs
     _, *slopes, state = output
     ctx.mark_non_differentiable(*slopes, state)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(y, decoded, beta, scale, log_weight, latent_energy, *slopes, state)
+    ctx.save_for_backward(*given, *slopes, state)
 
 
 def differentiate(
@@ -103,65 +102,91 @@ def differentiate(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``free_energy``'s arguments.
 
-    ``columns`` stands in for ``free_energy_columns`` where no transform can have hidden from the
-    forward which gradients would be wanted, and the gradients are not differentiated.
+    ``columns`` replaces ``free_energy_columns`` where no transform can have hidden from the forward
+    pass which gradients would be wanted, and where the gradients are not differentiated.
     """
     if grad is None:
-        return (None,) * 9
-    *arguments, slope_y, slope_scale, slope_beta, state = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:6]
-    rest = (slope_y, slope_scale, slope_beta, state, *arguments, ctx.tol, ctx.backend, *needs)
+        return _absent(ctx)
+    given, slopes, state = _unpack(ctx.saved_tensors)
+    needs = ctx.needs_input_grad[:_GIVEN]
+    rest = (*slopes, state, *given, ctx.tol, ctx.backend, *needs)
     if columns is None and (torch.is_grad_enabled() or _transformed()):
         found = _Gradients.apply(grad, *rest)
     else:
         found = _gradients(grad, *rest, columns=columns)
-    wanted = iter(found)
-    return (*(next(wanted) if n else None for n in needs), None, None, None)
+    return _padded(ctx, _spread(found, needs))
+
+
+def _unpack(saved: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Tensor]:
+    """The arguments, the slopes and the state of what :func:`_save` saved."""
+    return saved[:_GIVEN], saved[_GIVEN:-1], saved[-1]
+
+
+def _absent(ctx: Any) -> tuple[None, ...]:
+    """No gradient for any input of the function."""
+    return (None,) * len(ctx.needs_input_grad)
+
+
+def _padded(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The gradients of the first inputs, and None for the rest, which are options."""
+    return (*grads, *_absent(ctx)[len(grads) :])
+
+
+def _spread(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients found, each at the place of the argument that wants it."""
+    each = iter(found)
+    return [next(each) if w else None for w in wanted]
+
+
+def _masked(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of the arguments that want theirs; an operator's others are empty."""
+    return [x if w else None for x, w in zip(found, wanted, strict=True)]
 
 
 def _gradients(
-    grad: Tensor,
-    slope_y: Tensor,
-    slope_scale: Tensor,
-    slope_beta: Tensor,
-    state: Tensor,
-    *rest: Any,
-    columns: Callable[..., Any] | None = None,
+    grad: Tensor, *rest: Any, columns: Callable[..., Any] | None = None
 ) -> tuple[Tensor, ...]:
-    """The gradients of sum(grad F) by those of the six arguments that are needed.
+    """The gradients of sum(grad F) by the arguments that need theirs.
 
-    ``rest`` is the arguments, tol, backend, and whether each argument's gradient is needed.
+    ``rest`` is the slopes, the state, the arguments, tol, backend, and for each argument whether
+    its gradient is needed.
     """
-    arguments, (tol, backend, *needs) = rest[:6], rest[6:]
-    slopes = [slope_y, slope_scale, slope_beta]
+    slopes, rest = rest[: len(SLOPES)], rest[len(SLOPES) :]
+    state, *given = rest[: 1 + _GIVEN]
+    tol, backend, *needs = rest[1 + _GIVEN :]
+    asked = schemas.with_slopes(needs)
     if columns is None and any(
         n and slope.dim() == 1 and slope.numel() == 0
-        for n, slope in zip((needs[0], needs[3], needs[2]), slopes, strict=True)
+        for n, slope in zip(asked, slopes, strict=True)
     ):
-        # The forward did not know that this gradient would be wanted (a transform hid it).
-        _, *slopes, state = free_energy(*arguments, tol, backend, [needs[0], needs[3], needs[2]])
+        # A transform hid from the forward pass that this gradient would be wanted.
+        _, *slopes, state = free_energy(*given, tol, backend, asked)
 
-    def row(argument: Tensor, slope: Tensor) -> Tensor:
+    def by_query(argument: Tensor, slope: Tensor) -> Tensor:
         weight = grad.unsqueeze(-1) if slope.dim() > grad.dim() else grad
         product = weight * slope
         if product.shape != argument.shape:
             product = product.sum_to_size(argument.shape)
         return product if product.dtype is argument.dtype else product.to(argument.dtype)
 
-    grads: list[Tensor | None] = [None] * 6
-    for position, slope in zip((0, 3, 2), slopes, strict=True):
-        if needs[position]:
-            grads[position] = row(arguments[position], slope)
-    mask = [needs[1], needs[4], needs[5]]
+    grads: list[Tensor | None] = [None] * _GIVEN
+    for i, slope in zip(SLOPES, slopes, strict=True):
+        if needs[i]:
+            grads[i] = by_query(given[i], slope)
+    mask = [needs[i] for i in COLUMNS]
     if any(mask):
-        outputs = (columns or free_energy_columns)(grad, state, *arguments, tol, backend, mask)
-        for position, column in zip((1, 4, 5), outputs, strict=True):
-            grads[position] = column
+        outputs = (columns or free_energy_columns)(grad, state, *given, tol, backend, mask)
+        for i, column in zip(COLUMNS, outputs, strict=True):
+            grads[i] = column
     return tuple(x for x, n in zip(grads, needs, strict=True) if n and x is not None)
 
 
 class _Gradients(torch.autograd.Function):
     """:func:`_gradients`, differentiable once more."""
+
+    # The places of the state and of the arguments among the inputs, after the gradient and slopes.
+    STATE = 1 + len(SLOPES)
+    GIVEN = slice(STATE + 1, STATE + 1 + _GIVEN)
 
     generate_vmap_rule = True
 
@@ -171,47 +196,44 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        grad, _, _, _, state, *arguments = inputs[:11]
-        ctx.tol, ctx.backend, *ctx.needs = inputs[11:]
+        kept = (inputs[0], inputs[_Gradients.STATE], *inputs[_Gradients.GIVEN])
+        _, _, *ctx.needs = inputs[_Gradients.GIVEN.stop :]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad, state, *arguments)
-        ctx.save_for_forward(grad, state, *arguments)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad, state, *arguments = ctx.saved_tensors
-        each = iter(cotangents)
-        direction = [next(each) if n else None for n in ctx.needs]
+        grad, state, *given = ctx.saved_tensors
+        direction = _spread(cotangents, ctx.needs)  # type: ignore[arg-type]
         if all(x is None for x in direction):
-            return (None,) * 19
-        by_grad, *_ = needs = ctx.needs_input_grad
-        mask = list(needs[5:11])
-        value, *found = free_energy_second(
-            grad, None, state, *direction, None, None, *arguments, ctx.tol, ctx.backend, mask
-        )
-        grads = (x if wanted else None for x, wanted in zip(found, mask, strict=True))
-        return (value if by_grad else None, *4 * (None,), *grads, *8 * (None,))
+            return _absent(ctx)
+        mask = list(ctx.needs_input_grad[_Gradients.GIVEN])
+        value, *found = free_energy_second(grad, None, state, *Direction(*direction), *given, mask)
+        by_grad = value if ctx.needs_input_grad[0] else None
+        between = (None,) * (_Gradients.GIVEN.start - 1)
+        return _padded(ctx, (by_grad, *between, *_masked(found, mask)))
 
     @staticmethod
     def jvp(ctx: Any, grad_dot: Tensor | None, *tangents: Any) -> tuple[Tensor, ...]:
-        grad, state, *arguments = ctx.saved_tensors
-        direction, mask = tangents[4:10], list(ctx.needs)
+        grad, state, *given = ctx.saved_tensors
+        direction = (None, *tangents)[_Gradients.GIVEN]
         _, *found = free_energy_second(
-            grad, grad_dot, state, *direction, None, None, *arguments, ctx.tol, ctx.backend, mask
+            grad, grad_dot, state, *Direction(*direction), *given, list(ctx.needs)
         )
-        return tuple(x for x, wanted in zip(found, mask, strict=True) if wanted)
+        return tuple(x for x, wanted in zip(found, ctx.needs, strict=True) if wanted)
 
 
 class _Rate(torch.autograd.Function):
-    """F's rate along a direction: of state, the six arguments and their rates; differentiable."""
+    """F's rate along a direction: of the state, the arguments and their rates; differentiable."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(state: Tensor, *rest: Any) -> Tensor:
-        *tensors, tol, backend = rest
+        given, rates = rest[:_GIVEN], rest[_GIVEN : 2 * _GIVEN]
         value: Tensor = free_energy_second(
-            None, None, state, *tensors[6:], None, None, *tensors[:6], tol, backend, [False] * 6
+            None, None, state, *Direction(*rates), *given, [False] * _GIVEN
         )[0]
         return value
 
@@ -219,26 +241,23 @@ class _Rate(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *tensors, ctx.tol, ctx.backend = inputs
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)  # without which vmap does not come as far as the refusal
+        ctx.save_for_forward(*tensors)  # without them, vmap fails before the refusal below
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         state, *tensors = ctx.saved_tensors
-        arguments, direction = tensors[:6], tensors[6:]
-        mask, wanted = list(ctx.needs_input_grad[1:7]), list(ctx.needs_input_grad[7:13])
-        grads: list[Tensor | None] = [None] * 12
-        end = (ctx.tol, ctx.backend)
-        if any(mask):
-            _, *found = free_energy_second(
-                grad, None, state, *direction, None, None, *arguments, *end, mask
-            )
-            grads[:6] = [x if w else None for x, w in zip(found, mask, strict=True)]
-        if any(wanted):
-            empty = grad.new_empty(0)
-            found = iter(
-                _Gradients.apply(grad, empty, empty, empty, state, *arguments, *end, wanted)
-            )
-            grads[6:] = [next(found) if w else None for w in wanted]
+        given, rates = tensors[:_GIVEN], tensors[_GIVEN:]
+        _, *needs, _, _ = ctx.needs_input_grad
+        by_given, by_rates = needs[:_GIVEN], needs[_GIVEN:]
+        grads: list[Tensor | None] = [None] * len(needs)
+        if any(by_given):
+            _, *found = free_energy_second(grad, None, state, *Direction(*rates), *given, by_given)
+            grads[:_GIVEN] = _masked(found, by_given)
+        if any(by_rates):
+            slopes = [grad.new_empty(0)] * len(SLOPES)
+            end = (ctx.tol, ctx.backend, *by_rates)
+            found = _Gradients.apply(grad, *slopes, state, *given, *end)
+            grads[_GIVEN:] = _spread(found, by_rates)
         return (None, *grads, None, None)
 
     @staticmethod
@@ -246,14 +265,16 @@ class _Rate(torch.autograd.Function):
         raise RuntimeError(_NO_FORWARD_TWICE)
 
 
-# The trailing dimensions of y, decoded, beta, scale, log_weight, latent_energy that are their own.
-_RANKS = (2, 2, 1, 2, 1, 1)
+# How many dimensions are not leading ones: of each argument, of each rate, of G and of a state.
+_RANKS = tuple(len(row.dims) for row in TENSORS)
+_RATE_RANKS = (*_RANKS, 2, 1)
+_GRAD_RANK, _STATE_RANK = 1, 2
 
 
 def _line_up(
     tensors: tuple[Tensor | None, ...], in_dims: tuple[int | None, ...], ranks: tuple[int, ...]
 ) -> list[Tensor | None]:
-    """Make the mapped dimension the first of the leading ones, the same for every mapped tensor."""
+    """Make the mapped dimension the first leading one, at the same place in every mapped tensor."""
     depth = 0
     for x, dim, rank in zip(tensors, in_dims, ranks, strict=True):
         if x is not None:
@@ -268,19 +289,19 @@ def _line_up(
 
 
 def _out_dims(outputs: tuple[Tensor, ...], num_leading: int) -> tuple[int | None, ...]:
-    # An output that was not asked for is empty and not mapped.
+    # An output that was not asked for is empty, and not mapped.
     return tuple(0 if x.dim() >= num_leading else None for x in outputs)
 
 
 def _free_energy_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    tensors = _line_up(args[:6], in_dims[:6], _RANKS)
-    outputs = free_energy(*tensors, *args[6:])
+    tensors = _line_up(args[:_GIVEN], in_dims[:_GIVEN], _RANKS)
+    outputs = free_energy(*tensors, *args[_GIVEN:])
     return outputs, _out_dims(outputs, outputs[0].dim())
 
 
 def _posterior_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    tensors = _line_up(args[:6], in_dims[:6], _RANKS)
-    outputs = posterior(*tensors, *args[6:])
+    tensors = _line_up(args[:_GIVEN], in_dims[:_GIVEN], _RANKS)
+    outputs = posterior(*tensors, *args[_GIVEN:])
     return outputs, _out_dims(outputs, outputs[0].dim())
 
 
@@ -290,49 +311,61 @@ def _sample_latent_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
             "vmap of sample_latent is only available with randomness='different', "
             f"got {info.randomness!r}"
         )
-    tensors = _line_up(args[:6], in_dims[:6], _RANKS)
-    return torch.ops.lebm_kernels.sample_latent(*tensors, *args[6:]), 0
+    tensors = _line_up(args[:_GIVEN], in_dims[:_GIVEN], _RANKS)
+    return torch.ops.lebm_kernels.sample_latent(*tensors, *args[_GIVEN:]), 0
+
+
+def _own_each(
+    info: Any, tensors: list[Any], dims: list[Any], positions: Sequence[int], wanted: Sequence[bool]
+) -> list[torch.Size | None]:
+    """Give every sample an argument of its own where its gradient is wanted; the gradients' shapes.
+
+    Samples that shared an argument would get the sum of their gradients.
+    """
+    shapes: list[torch.Size | None] = []
+    for at, w in zip(positions, wanted, strict=True):
+        if w and dims[at] is None:
+            tensors[at] = tensors[at].expand(info.batch_size, *tensors[at].shape)
+            dims[at] = 0
+        shapes.append(tensors[at].movedim(dims[at], 0).shape if w else None)
+    return shapes
+
+
+def _reshaped(
+    outputs: Sequence[Tensor], shapes: Sequence[torch.Size | None]
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """The gradients in their shapes, and which are mapped."""
+    pairs = list(zip(outputs, shapes, strict=True))
+    return (
+        tuple(x if shape is None else x.reshape(shape) for x, shape in pairs),
+        tuple(None if shape is None else 0 for shape in shapes),
+    )
 
 
 def _free_energy_backward_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    tensors, dims, mask = list(args[:8]), list(in_dims[:8]), args[-1]
-    latent_side = (3, 6, 7)
-    for position, wanted in zip(latent_side, mask, strict=True):
-        if wanted and dims[position] is None:
-            # One gradient a sample, not their sum: the samples must not share the argument.
-            tensors[position] = tensors[position].expand(info.batch_size, *tensors[position].shape)
-            dims[position] = 0
-    shapes = [
-        tensors[position].movedim(dims[position], 0).shape if wanted else None
-        for position, wanted in zip(latent_side, mask, strict=True)
-    ]
-    lined_up = _line_up(tuple(tensors), tuple(dims), (1, 2, *_RANKS))
-    outputs = free_energy_columns(*lined_up, *args[8:])
-    outputs = tuple(
-        x if shape is None else x.reshape(shape) for x, shape in zip(outputs, shapes, strict=True)
-    )
-    return outputs, tuple(None if shape is None else 0 for shape in shapes)
+    end = 2 + _GIVEN
+    tensors, dims, mask = list(args[:end]), list(in_dims[:end]), args[-1]
+    shapes = _own_each(info, tensors, dims, [2 + i for i in COLUMNS], mask)
+    ranks = (_GRAD_RANK, _STATE_RANK, *_RANKS)
+    lined_up = _line_up(tuple(tensors), tuple(dims), ranks)
+    return _reshaped(free_energy_columns(*lined_up, *args[end:]), shapes)
 
 
 def _free_energy_second_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-    tensors, dims, mask = list(args[:17]), list(in_dims[:17]), args[-1]
-    shapes: list[Any] = [None] * 6
-    for i, wanted in enumerate(mask):
-        at = 11 + i
-        # A rate of its own for every sample, a gradient of its own, and an F (by y, at the least).
-        if tensors[at] is not None and (wanted or i == 0 or dims[3 + i] is not None):
-            if dims[at] is None:
-                tensors[at] = tensors[at].expand(info.batch_size, *tensors[at].shape)
-                dims[at] = 0
-            if wanted:
-                shapes[i] = tensors[at].movedim(dims[at], 0).shape
-    ranks = (1, 1, 2, *_RANKS, 2, 1, *_RANKS)
-    lined_up = _line_up(tuple(tensors), tuple(dims), ranks)
-    value, *outputs = free_energy_second(*lined_up, *args[17:])
-    outputs = [
-        x if shape is None else x.reshape(shape) for x, shape in zip(outputs, shapes, strict=True)
+    first, end = 3 + _RATES, 3 + _RATES + _GIVEN
+    tensors, dims, mask = list(args[:end]), list(in_dims[:end]), args[-1]
+    # y is mapped so that F_dot is; an argument is where its rate is.
+    own = [
+        tensors[first + i] is not None and (wanted or i == 0 or dims[3 + i] is not None)
+        for i, wanted in enumerate(mask)
     ]
-    return (value, *outputs), (0, *(None if shape is None else 0 for shape in shapes))
+    found = _own_each(info, tensors, dims, range(first, end), own)
+    shapes = [shape if wanted else None for shape, wanted in zip(found, mask, strict=True)]
+    ranks = (_GRAD_RANK, _GRAD_RANK, _STATE_RANK, *_RATE_RANKS, *_RANKS)
+    lined_up = _line_up(tuple(tensors), tuple(dims), ranks)
+    value, *outputs = free_energy_second(*lined_up, *args[end:])
+    gradients, out_dims = _reshaped(outputs, shapes)
+    return (value, *gradients), (0, *out_dims)
 
 
 class _FreeEnergy(torch.autograd.Function):
@@ -344,7 +377,7 @@ class _FreeEnergy(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _save(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:6], *output[1:])
+        ctx.save_for_forward(*inputs[:_GIVEN], *output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -352,9 +385,9 @@ class _FreeEnergy(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        *arguments, _, _, _, state = ctx.saved_tensors
-        value = _Rate.apply(state, *arguments, *tangents[:6], ctx.tol, ctx.backend)
-        return value, None, None, None, None
+        given, slopes, state = _unpack(ctx.saved_tensors)
+        value = _Rate.apply(state, *given, *tangents[:_GIVEN], ctx.tol, ctx.backend)
+        return (value, *len(slopes) * (None,), None)
 
 
 def _refuse(ctx: Any, *_: Any) -> Any:
@@ -362,7 +395,7 @@ def _refuse(ctx: Any, *_: Any) -> Any:
 
 
 def _final(operator: Any, vmap_rule: Any) -> Any:
-    """An operator as torch.func wants it, without derivatives."""
+    """An operator for torch.func, without derivatives."""
 
     class Final(torch.autograd.Function):
         forward = staticmethod(operator)
@@ -381,11 +414,11 @@ _FreeEnergySecond = _final(torch.ops.lebm_kernels.free_energy_second, _free_ener
 
 
 def _save_posterior(ctx: Any, inputs: Any, output: Any) -> None:
-    *arguments, ctx.tol, ctx.backend = inputs
+    *given, ctx.tol, ctx.backend = inputs
     *_, index, state = output
     ctx.mark_non_differentiable(index, state)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*arguments, state)
+    ctx.save_for_backward(*given, state)
 
 
 def _differentiate_posterior(
@@ -398,16 +431,15 @@ def _differentiate_posterior(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``posterior``'s arguments.
 
-    <E> = F + beta dF/dbeta and KL = -beta^2 dF/dbeta are F and its rate along beta; the mean's
-    cotangent is a direction too. By beta itself, that would cancel when cold: <E> falls by Var(E),
-    and KL rises by beta Var(E).
+    <E> = F + beta dF/dbeta and KL = -beta^2 dF/dbeta are made of F and its rate along beta; the
+    mean's cotangent is a direction too. The gradient by beta itself would cancel when cold, and is
+    taken along the energy: <E> falls by Var(E), and KL rises by beta Var(E).
     """
-    given = (by_value, by_mean, by_energy, by_entropy)
-    if all(x is None for x in given):
-        return (None,) * 8
-    *arguments, state = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:6])
-    beta = arguments[2].to(schemas.accumulation_dtype(arguments[0].dtype))
+    if all(x is None for x in (by_value, by_mean, by_energy, by_entropy)):
+        return _absent(ctx)
+    *given, state = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:_GIVEN])
+    beta = given[_BETA].to(accumulation_dtype(given[0].dtype))
     cold = beta.square() == torch.inf
     finite = torch.where(cold, 0.0, beta)
     weight, beta_dot, spread = by_value, None, None
@@ -418,34 +450,41 @@ def _differentiate_posterior(
         falling = -by_entropy * finite
         beta_dot = falling * finite if beta_dot is None else beta_dot + falling * finite
         spread = falling if spread is None else spread + falling
-    end = (*arguments, ctx.tol, ctx.backend)
-    grads: list[Any] = [None] * 6
-    mask = [n and i != 2 for i, n in enumerate(needs)]
+    grads: list[Any] = [None] * _GIVEN
+    mask = [n and i != _BETA for i, n in enumerate(needs)]
     if any(mask):
-        along_beta = (None, None, beta_dot, None, None, None, by_mean, None)
-        _, *found = free_energy_second(None, weight, state, *along_beta, *end, mask)
-        grads = [x if n else None for x, n in zip(found, mask, strict=True)]
-    if needs[2]:
-        along_energy = (*6 * (None,), by_mean, spread)
-        mask = [False, False, True, False, False, False]
-        grads[2] = free_energy_second(None, by_value, state, *along_energy, *end, mask)[3]
-    if needs[4] and by_entropy is not None:
+        along_beta = Direction(beta=beta_dot, mean=by_mean)
+        _, *found = free_energy_second(None, weight, state, *along_beta, *given, mask)
+        grads = _masked(found, mask)
+    if needs[_BETA]:
+        along_energy = Direction(mean=by_mean, energy=spread)
+        mask = [i == _BETA for i in range(_GIVEN)]
+        _, *found = free_energy_second(None, by_value, state, *along_energy, *given, mask)
+        grads[_BETA] = found[_BETA]
+    if needs[_LOG_WEIGHT] and by_entropy is not None:
         weight = torch.where(cold, by_entropy, 0.0)
-        grads[4] = grads[4] + _by_coldest_entropy(weight, state, *end)
-    return (*grads, None, None)
+        by_minima = _by_minimum_entropy(weight, state, Arguments(*given), ctx.tol, ctx.backend)
+        grads[_LOG_WEIGHT] = grads[_LOG_WEIGHT] + by_minima
+    return _padded(ctx, grads)
 
 
-def _by_coldest_entropy(weight: Tensor, state: Tensor, *rest: Any) -> Tensor:
-    """The gradient by l of sum_b weight KL at beta = inf, KL = -log sum_n w over the minima."""
-    *arguments, tol, backend = rest
-    log_weight, latent_energy = arguments[4:]
+def _by_minimum_entropy(
+    weight: Tensor, state: Tensor, given: Arguments, tol: float | None, backend: str
+) -> Tensor:
+    """The gradient by l of sum_b weight KL at beta = inf: KL = -log sum_n w over the minima."""
+    log_weight, latent_energy = given.log_weight, given.latent_energy
+    assert log_weight is not None
     zero = torch.zeros_like(log_weight)
-    arguments[5] = zero if latent_energy is None else latent_energy + zero
-    mask = [False, False, True]
-    *_, by_share = free_energy_columns(weight, state, *arguments, tol, backend, mask)
+    # sum_b weight p is the gradient by a latent energy, so there must be one, of l's shape.
+    energy = zero if latent_energy is None else latent_energy + zero
+    mask = [TENSORS[i].name == "latent_energy" for i in COLUMNS]
+    found = free_energy_columns(
+        weight, state, *given._replace(latent_energy=energy), tol, backend, mask
+    )
     each = weight.sum(-1, keepdim=True)
     each = each.sum_to_size((*log_weight.shape[:-1], 1)) * log_weight.to(each.dtype).softmax(-1)
-    return each.to(log_weight.dtype) - by_share.sum_to_size(log_weight.shape)
+    by_weights: Tensor = found[mask.index(True)]
+    return each.to(log_weight.dtype) - by_weights.sum_to_size(log_weight.shape)
 
 
 class _Posterior(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Draws from the posterior by inverting its cumulative sum, a tile of latents at a time."""
+"""Draws from the posterior: its cumulative sum is inverted, a tile of latents at a time."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends import chunked
-from lebm_kernels.backends.contract import Problem, RowWants
+from lebm_kernels.backends import tiles
+from lebm_kernels.backends.contract import Problem
 from lebm_kernels.reference import NO_POSTERIOR
 
 
 def sample(problem: Problem, num_samples: int, generator: torch.Generator | None) -> Tensor:
-    """Indices of latents ``[B, M, num_samples]`` drawn from p; memory is that of one tile.
+    """Indices of latents ``[B, M, num_samples]`` drawn from p; one tile of pairs in memory.
 
-    A uniform u in (0, total) falls in the first latent whose cumulative mass exceeds it. The
-    total is summed with the cumulative sums' own rounding, so that every u falls in a latent of
-    positive mass. The normaliser is that of the same arithmetic: at beta = inf, another backend's
-    minimum may differ in the last bit and leave no latent at all.
+    A uniform u in (0, total) selects the first latent whose cumulative mass exceeds it. The total
+    is rounded as the cumulative sums are, so that every u selects a latent of positive mass. The
+    normaliser comes from the same arithmetic: at beta = inf, another backend's minimum may differ
+    in the last bit, and then no latent would have any mass.
 
     Raises:
         ValueError: a query has no posterior.
     """
-    state = chunked.rows(problem, RowWants()).state
-    # The least energy, the normaliser, and F's distance from the first (which alone may be inf).
+    problem = tiles.normalised(problem)
+    state = problem.y.new_empty((*problem.beta.shape, 3), dtype=torch.float64)
+    for where in tiles.query_tiles(problem):
+        state[where] = tiles.Normaliser(problem, *where).state()
+    # The shift and the normaliser must be finite. The gap F - m may be inf.
     if not state[..., :2].isfinite().all() or state[..., 2].isnan().any():
         raise ValueError(NO_POSTERIOR)
-    problem = chunked.normalised(problem)
     num_grids, num_queries = problem.beta.shape
     index = torch.empty(
         (num_grids, num_queries, num_samples), dtype=torch.int64, device=problem.y.device
     )
-    for where in chunked.query_tiles(problem):
+    for where in tiles.query_tiles(problem):
         masses = [mass.sum(-1) for _, mass in _masses(problem, state, where)]
         ends = torch.stack(masses, -1).cumsum(-1)
         u = torch.rand(
@@ -46,7 +48,7 @@ def sample(problem: Problem, num_samples: int, generator: torch.Generator | None
         for number, (start, mass) in enumerate(_masses(problem, state, where)):
             cumulative = mass.cumsum(-1)
             rest = u - starts[..., number : number + 1]
-            # Rounding may leave the rest at or past the last sum: the last latent with mass is it.
+            # Rounding may leave the rest at or past the last sum: take the last latent with mass.
             last = (mass > 0).to(torch.int8).cumsum(-1).argmax(-1, keepdim=True)
             inside = torch.searchsorted(cumulative, rest, right=True).minimum(last)
             local = torch.where(drawn == number, start + inside, local)
@@ -59,10 +61,10 @@ def _masses(
 ) -> Iterator[tuple[int, Tensor]]:
     """The first latent and the posterior masses ``[b, m, n]``, float64, of every tile."""
     num_latents = problem.decoded.shape[1]
-    step = chunked.latent_tile(problem)
+    step = tiles.latents_per_tile(problem)
     least, log_normaliser = state[where][..., None, 0], state[where][..., None, 1]
     for start in range(0, num_latents, step):
-        tile = chunked.narrowed(problem, *where, slice(start, min(start + step, num_latents)))
-        excess = chunked.energies(tile) - least.to(tile.y.dtype)
-        tau = -chunked.cooled(tile, excess).double() - log_normaliser
-        yield start, (chunked.log_weights(tile, num_latents) + tau).exp()
+        tile = tiles.narrowed(problem, *where, slice(start, min(start + step, num_latents)))
+        excess = tiles.energies(tile) - least.to(tile.y.dtype)
+        tau = -tiles.costs(tile, excess).double() - log_normaliser
+        yield start, (tiles.log_weights(tile, num_latents) + tau).exp()

@@ -1,29 +1,31 @@
 """The operators: schema, shapes and implementation, once for all backends.
 
 ``lebm_kernels::free_energy`` takes the arguments in the caller's own shapes (leading dimensions
-broadcast) and the backend's name, and returns F together with what its derivatives need, so that
-the backward of the query-side arguments is a product and no second pass:
+broadcast) and the backend's name. It returns F together with what its derivatives need, so that the
+backward of the query-side arguments is a product and not a second pass over the pairs:
 
     F, dF/dy, dF/dscale, dF/dbeta, state = free_energy(...)        slopes not asked for are empty
 
 ``lebm_kernels::free_energy_backward`` is the second pass, for the latent-side arguments.
 ``lebm_kernels::posterior`` returns expectations under the posterior, and what its derivatives need.
-``lebm_kernels::sample_latent`` draws from it, the same way for every backend.
-``lebm_kernels::free_energy_second`` is what second derivatives, and forward mode, are made of: F's
-rate along a direction, and the rates of F's gradients (see :mod:`lebm_kernels.ops.second_order`).
+``lebm_kernels::sample_latent`` draws from the posterior, in plain PyTorch.
+``lebm_kernels::free_energy_second`` computes F's rate along a direction and the rates of F's
+gradients, for second derivatives and forward mode, in plain PyTorch too.
 
-Their derivatives and batching are in :mod:`lebm_kernels.ops.derivatives`.
+Their derivatives and batching are in :mod:`lebm_kernels.ops.derivatives`. Schemas and positions of
+the tensor arguments come from :data:`lebm_kernels.arguments.TENSORS`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lebm_kernels.arguments import TENSORS, Arguments, accumulation_dtype, value_shape
 from lebm_kernels.backends import module
 from lebm_kernels.backends.contract import ColumnWants, Problem, RowWants
 from lebm_kernels.ops import sampling
@@ -31,29 +33,17 @@ from lebm_kernels.ops.second_order import Direction, SecondWants, along
 
 library: torch.library.Library = torch.library.Library("lebm_kernels", "DEF")
 
-
-class Arguments(NamedTuple):
-    """The tensors that every operator takes, in the caller's own shapes.
-
-    A :class:`Problem` is what :func:`canonical` makes of them for a backend. They are two types, so
-    that no function takes the one for the other.
-    """
-
-    y: Tensor
-    decoded: Tensor
-    beta: Tensor
-    scale: Tensor | None
-    log_weight: Tensor | None
-    latent_energy: Tensor | None
-
-
-_Six = tuple[Any, Any, Any, Any, Any, Any]
-
-# As Arguments, and as Direction.
-_TENSORS = (
-    "Tensor y, Tensor decoded, Tensor beta, Tensor? scale, Tensor? log_weight, "
-    "Tensor? latent_energy"
+SLOPES = tuple(
+    Arguments._fields.index(field.removeprefix("slope_"))
+    for field in RowWants._fields
+    if field.startswith("slope_")
 )
+"""The positions of the arguments whose derivatives come out of the row pass, in its order."""
+
+COLUMNS = tuple(map(Arguments._fields.index, ColumnWants._fields))
+"""The positions of the arguments whose gradients the column pass computes, in its order."""
+
+_GIVEN = ", ".join(f"Tensor{'?' if row.optional else ''} {row.name}" for row in TENSORS)
 _RATES = ", ".join(f"Tensor? {name}_dot" for name in Direction._fields)
 
 
@@ -61,41 +51,30 @@ def _define(schema: str, num_outputs: int, **options: Any) -> None:
     library.define(f"{schema} -> ({', '.join(num_outputs * ['Tensor'])})", **options)
 
 
-_define(f"free_energy({_TENSORS}, float? tol, str backend, bool[3] slopes)", 5)
-_define(f"posterior({_TENSORS}, float? tol, str backend)", 6)
 _define(
-    f"free_energy_backward(Tensor grad, Tensor state, {_TENSORS}, "
-    "float? tol, str backend, bool[3] output_mask)",
-    3,
+    f"free_energy({_GIVEN}, float? tol, str backend, bool[{len(SLOPES)}] slopes)", 2 + len(SLOPES)
+)
+_define(f"posterior({_GIVEN}, float? tol, str backend)", 6)
+_define(
+    f"free_energy_backward(Tensor grad, Tensor state, {_GIVEN}, "
+    f"float? tol, str backend, bool[{len(COLUMNS)}] output_mask)",
+    len(COLUMNS),
 )
 _define(
-    f"sample_latent({_TENSORS}, SymInt num_samples, Generator? generator)",
+    f"sample_latent({_GIVEN}, SymInt num_samples, Generator? generator)",
     1,
     tags=(torch.Tag.nondeterministic_seeded,),
 )
 _define(
-    f"free_energy_second(Tensor? grad, Tensor? grad_dot, Tensor state, {_RATES}, {_TENSORS}, "
-    "float? tol, str backend, bool[6] output_mask)",
-    7,
+    f"free_energy_second(Tensor? grad, Tensor? grad_dot, Tensor state, {_RATES}, {_GIVEN}, "
+    f"bool[{len(TENSORS)}] output_mask)",
+    1 + len(TENSORS),
 )
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that a free energy of ``dtype`` inputs is computed and returned in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def value_shape(given: Arguments) -> torch.Size:
-    """The shape of F: ``[..., M]`` with every argument's leading dimensions broadcast."""
-    shapes: list[tuple[int, ...]] = [given.y.shape[:-1], given.beta.shape]
-    if given.scale is not None:
-        shapes.append(given.scale.shape[:-1])
-    if given.decoded.dim() > 2:
-        shapes.append((*given.decoded.shape[:-2], 1))
-    for row in (given.log_weight, given.latent_energy):
-        if row is not None and row.dim() > 1:
-            shapes.append((*row.shape[:-1], 1))
-    return torch.broadcast_shapes(*shapes)
+def with_slopes(given: Any) -> list[Any]:
+    """The values of the arguments with slopes, in the row pass's order, of one value for each."""
+    return [given[i] for i in SLOPES]
 
 
 class Layout(NamedTuple):
@@ -107,26 +86,26 @@ class Layout(NamedTuple):
     dtype: torch.dtype
 
     def per_query(self, x: Tensor, *tail: int) -> Tensor:
-        """``[B, M, *tail]`` of what broadcasts with ``shape + tail``."""
+        """``[B, M, *tail]`` of a tensor that broadcasts with ``shape + tail``."""
         num_grids = math.prod(self.batch)
         num_queries = self.shape[-1] if self.many_grids else math.prod(self.shape)
         return x.to(self.dtype).expand(self.shape + tail).reshape(num_grids, num_queries, *tail)
 
     def per_latent(self, x: Tensor, *tail: int) -> Tensor:
-        """``[B, *tail]`` of what broadcasts with ``batch + tail``."""
+        """``[B, *tail]`` of a tensor that broadcasts with ``batch + tail``."""
         return x.to(self.dtype).expand(self.batch + tail).reshape(math.prod(self.batch), *tail)
 
-    def canonical(self, given: Any, num_latents: int, num_dims: int) -> _Six:
-        """The arguments, or the rates of some, as a :class:`Problem` has them."""
-        y, decoded, beta, scale, log_weight, latent_energy = given
-        return (
-            None if y is None else self.per_query(y, num_dims),
-            None if decoded is None else self.per_latent(decoded, num_latents, num_dims),
-            None if beta is None else self.per_query(beta),
-            None if scale is None else self.per_query(scale, num_dims),
-            None if log_weight is None else self.per_latent(log_weight, num_latents),
-            None if latent_energy is None else self.per_latent(latent_energy, num_latents),
-        )
+    def canonical(self, given: Any, N: int, D: int) -> list[Any]:
+        """The arguments, or the rates of some, in the shapes that a :class:`Problem` has."""
+        sizes = {"N": N, "D": D}
+        return [
+            None
+            if x is None
+            else self.per_query(x, *(sizes[dim] for dim in row.dims[1:]))
+            if row.of_queries
+            else self.per_latent(x, *(sizes[dim] for dim in row.dims))
+            for x, row in zip(given, TENSORS, strict=True)
+        ]
 
     def state(self, x: Tensor) -> Tensor:
         """A row pass's state as a backend returned it, ``[B, M, 3]``."""
@@ -138,22 +117,20 @@ class Layout(NamedTuple):
         return x.reshape(leading + own).sum_to_size(argument.shape).to(argument.dtype)
 
 
-def canonical(given: Arguments, tol: float | None) -> tuple[Layout, Problem]:
+def canonical(given: Arguments, tol: float | None = None) -> tuple[Layout, Problem]:
     """The arguments as a :class:`Problem`.
 
-    Where the latents have leading dimensions there are B grids; otherwise leading dimensions are
-    only more queries over the one grid, B = 1.
+    Where the latents have leading dimensions there are B grids. Otherwise leading dimensions are
+    only more queries over the one grid: B = 1.
     """
     shape = value_shape(given)
-    rows = (given.log_weight, given.latent_energy)
-    many_grids = given.decoded.dim() > 2 or any(row is not None and row.dim() > 1 for row in rows)
+    many_grids = any(
+        x is not None and not row.of_queries and x.dim() > len(row.dims)
+        for x, row in zip(given, TENSORS, strict=True)
+    )
     batch = shape[:-1] if many_grids else torch.Size()
     layout = Layout(shape, batch, many_grids, accumulation_dtype(given.y.dtype))
-    return layout, Problem(*layout.canonical(given, *given.decoded.shape[-2:]), tol=tol)
-
-
-def _shaped(x: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return like.new_empty(0) if x is None else x.reshape(shape)
+    return layout, Problem._make((*layout.canonical(given, *given.decoded.shape[-2:]), tol))
 
 
 def _free_energy(
@@ -161,17 +138,22 @@ def _free_energy(
 ) -> tuple[Tensor, ...]:
     layout, problem = canonical(given, tol)
     shape = layout.shape
-    want = RowWants(slopes[0], slopes[1] and given.scale is not None, slopes[2])
+    present = (w and x is not None for w, x in zip(slopes, with_slopes(given), strict=True))
+    want = RowWants(*present)
     rows = module(backend).rows(problem, want)
     value = rows.free_energy.reshape(shape)
-    vector = shape + given.y.shape[-1:]
-    return (
-        value,
-        _shaped(rows.slope_y, vector, value),
-        _shaped(rows.slope_scale, vector, value),
-        _shaped(rows.slope_beta, shape, value),
-        rows.state.reshape((*shape, 3)),
+    found = [getattr(rows, field) for field in RowWants._fields[: len(SLOPES)]]
+    shapes = _slope_shapes(shape, given)
+    outputs = (
+        value.new_empty(0) if x is None else x.reshape(s)
+        for x, s in zip(found, shapes, strict=True)
     )
+    return (value, *outputs, rows.state.reshape((*shape, 3)))
+
+
+def _slope_shapes(shape: torch.Size, given: Arguments) -> list[torch.Size]:
+    """The shapes of the slopes: ``shape``, and the D numbers of those arguments that have them."""
+    return [shape + given.y.shape[-1:] if "D" in TENSORS[i].dims else shape for i in SLOPES]
 
 
 def _fake_value(given: Arguments) -> Tensor:
@@ -186,14 +168,12 @@ def _free_energy_fake(
     given: Arguments, tol: float | None, backend: str, slopes: list[bool]
 ) -> tuple[Tensor, ...]:
     value = _fake_value(given)
-    vector = value.shape + given.y.shape[-1:]
-    return (
-        value,
-        value.new_empty(vector if slopes[0] else 0),
-        value.new_empty(vector if slopes[1] and given.scale is not None else 0),
-        value.new_empty(value.shape if slopes[2] else 0),
-        _fake_state(value),
+    shapes = _slope_shapes(value.shape, given)
+    found = (
+        value.new_empty(shape if w and x is not None else 0)
+        for shape, w, x in zip(shapes, slopes, with_slopes(given), strict=True)
     )
+    return (value, *found, _fake_state(value))
 
 
 def _posterior(given: Arguments, tol: float | None, backend: str) -> tuple[Tensor, ...]:
@@ -239,7 +219,7 @@ def _posterior_fake(given: Arguments, tol: float | None, backend: str) -> tuple[
 
 
 def _sample_latent(given: Arguments, num_samples: int, generator: torch.Generator | None) -> Tensor:
-    layout, problem = canonical(given, None)
+    layout, problem = canonical(given)
     index = sampling.sample(problem, num_samples, generator)
     return index.reshape((*layout.shape, num_samples))
 
@@ -261,10 +241,9 @@ def _free_energy_backward(
     layout, problem = canonical(given, tol)
     want = ColumnWants(*output_mask)
     found = module(backend).columns(problem, layout.per_query(grad), layout.state(state), want)
-    arguments = (given.decoded, given.log_weight, given.latent_energy)
     return tuple(
         grad.new_empty(0) if x is None or argument is None else layout.gradient(x, argument, False)
-        for x, argument in zip(found, arguments, strict=True)
+        for x, argument in zip(found, (given[i] for i in COLUMNS), strict=True)
     )
 
 
@@ -276,8 +255,7 @@ def _free_energy_backward_fake(
     backend: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    arguments = (given.decoded, given.log_weight, given.latent_energy)
-    return _fake_gradients(grad, arguments, output_mask)
+    return _fake_gradients(grad, [given[i] for i in COLUMNS], output_mask)
 
 
 def _free_energy_second(
@@ -286,29 +264,29 @@ def _free_energy_second(
     state: Tensor,
     dots: Direction,
     given: Arguments,
-    tol: float | None,
-    backend: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    layout, problem = canonical(given, tol)
-    num_latents, num_dims = given.decoded.shape[-2:]
+    layout, problem = canonical(given)
+    N, D = given.decoded.shape[-2:]
     second = along(
         problem,
         torch.ones_like(problem.beta) if grad is None else layout.per_query(grad),
         None if grad_dot is None else layout.per_query(grad_dot),
         layout.state(state),
-        Direction(
-            *layout.canonical(dots[:6], num_latents, num_dims),
-            mean=None if dots.mean is None else layout.per_query(dots.mean, num_dims),
+        dots._replace(
+            **dict(
+                zip(Arguments._fields, layout.canonical(dots[: len(TENSORS)], N, D), strict=True)
+            ),
+            mean=None if dots.mean is None else layout.per_query(dots.mean, D),
             energy=None if dots.energy is None else layout.per_query(dots.energy),
         ),
         SecondWants(*(w and x is not None for w, x in zip(output_mask, given, strict=True))),
     )
-    # y, beta and scale unfold like F, the others like the grids.
-    of_queries = (True, False, True, True, False, False)
     gradients = (
-        given.y.new_empty(0) if x is None or argument is None else layout.gradient(x, argument, q)
-        for x, argument, q in zip(second[1:], given, of_queries, strict=True)
+        given.y.new_empty(0)
+        if x is None or argument is None
+        else layout.gradient(x, argument, row.of_queries)
+        for x, argument, row in zip(second[1:], given, TENSORS, strict=True)
     )
     return (second.value.reshape(layout.shape), *gradients)
 
@@ -319,8 +297,6 @@ def _free_energy_second_fake(
     state: Tensor,
     dots: Direction,
     given: Arguments,
-    tol: float | None,
-    backend: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
     value = _fake_value(given)
@@ -328,7 +304,7 @@ def _free_energy_second_fake(
 
 
 def _fake_gradients(
-    like: Tensor, arguments: tuple[Tensor | None, ...], wanted: list[bool]
+    like: Tensor, arguments: Sequence[Tensor | None], wanted: list[bool]
 ) -> tuple[Tensor, ...]:
     return tuple(
         like.new_empty(0) if x is None or not w else x.new_empty(x.shape)
@@ -337,7 +313,7 @@ def _fake_gradients(
 
 
 def _gathered(function: Callable[..., Any], first: int, *kinds: Any) -> Callable[..., Any]:
-    """``function``, called with an operator's arguments: from the first-th on, tuples of them."""
+    """``function`` with an operator's flat arguments gathered into ``kinds``, from ``first`` on."""
     parts, start = [], first
     for kind in kinds:
         parts.append((kind._make, slice(start, start + len(kind._fields))))

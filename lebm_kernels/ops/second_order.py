@@ -1,8 +1,8 @@
 r"""Second derivatives of the free energy in plain PyTorch tiles, for every backend.
 
-A direction changes every argument at a rate, written with a dot; ``mean_dot`` c is a latent energy
-c[b] . g[n] that grows at the rate 1, ``energy_dot`` e one of e[b] u[b,n]. With u = E - F,
-d = y - s g and x = -beta u = log(p/w):
+A direction changes every argument at a rate, written with a dot. Two more rates are energies that
+grow at the rate 1: c[b] . g[n] (``mean``) and e[b] u[b,n] (``energy``). With u = E - F, d = y - s g
+and x = -beta u = log(p/w):
 
     d_dot   = y_dot - s_dot g - s g_dot
     E_dot   = 2 d . d_dot + r_dot + c . g + e u
@@ -11,8 +11,8 @@ d = y - s g and x = -beta u = log(p/w):
 
     F_dot[b] = <E_dot>_p + J - beta_dot K,     J = sum_n k_1 l_dot,  K = sum_n k_2 = -dF/dbeta
 
-and the gradients of sum_b (G F_dot + G_dot F), which are the rates of those of sum_b G F: with
-q = G p_dot + G_dot p,
+The gradients of sum_b (G F_dot + G_dot F) are the rates of the gradients of sum_b G F. With
+q = G p_dot + G_dot p:
 
     by y[b]     2 sum_n (q d + G p d_dot)
     by s[b]    -2 sum_n (q g d + G p (g_dot d + g d_dot))
@@ -22,8 +22,8 @@ q = G p_dot + G_dot p,
     by l[n]     sum_b G (p (E_dot - <E_dot>_p) + k_1 l_dot - p J + beta_dot (p K - k_2)) + G_dot k_1
     by r[n]     sum_b q
 
-where l_dot is taken from its average over w. The k_j are entire in beta, so that nothing cancels
-where it is small. At beta = inf, p moves with l alone and the terms of beta and the k_j are zero.
+Here l_dot is relative to its average over w. The k_j are entire in beta, so nothing cancels
+at small beta. At beta = inf, p changes with l alone: the terms with beta and k_j are zero.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends import chunked
+from lebm_kernels.arguments import TENSORS
+from lebm_kernels.backends import tiles
 from lebm_kernels.backends.contract import Problem
 
 
 class Direction(NamedTuple):
-    """At what rate each argument of a :class:`Problem` changes, in its shape; None: it does not.
+    """The rate of each argument of a :class:`Problem`, in its shape; None: it does not change.
 
-    ``mean`` is c, ``[B, M, D]``; ``energy`` is e, ``[B, M]``, for the gradient by beta alone: what
-    the others would gain through u is left out of them.
+    ``mean`` is c, ``[B, M, D]``. ``energy`` is e, ``[B, M]``, for the gradient by beta alone: the
+    other gradients leave out their part through u.
     """
 
     y: Tensor | None = None
@@ -57,7 +58,7 @@ class Direction(NamedTuple):
 
 
 class SecondWants(NamedTuple):
-    """Which gradients are computed beside F_dot; the rest stays None."""
+    """Which gradients are computed in addition to F_dot; the others stay None."""
 
     y: bool = False
     decoded: bool = False
@@ -92,17 +93,17 @@ def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _narrowed(direction: Direction, grid: slice, query: slice, latent: slice) -> Direction:
-    by_latent = (False, True, False, False, True, True, False, False)
+    of_queries = [*(row.of_queries for row in TENSORS), True, True]
     return Direction(
         *(
-            None if x is None else x[grid, latent if n else query]
-            for x, n in zip(direction, by_latent, strict=True)
+            None if x is None else x[grid, query if q else latent]
+            for x, q in zip(direction, of_queries, strict=True)
         )
     )
 
 
 class _Tile:
-    """The pairs of one tile, each quantity ``[b, m, n]``, and how they change."""
+    """The pairs of one tile: each quantity ``[b, m, n]`` and its rate."""
 
     def __init__(
         self,
@@ -114,19 +115,19 @@ class _Tile:
         order: int,
     ) -> None:
         self.tile, self.dots, self.latent = tile, dots, latent
-        excess = chunked.energies(tile) - state[:, :, None, 0].to(tile.y.dtype)
-        self.p, self.x, self.u = chunked.shares(tile, excess, log_w, state)
+        excess = tiles.energies(tile) - state[:, :, None, 0].to(tile.y.dtype)
+        self.p, self.x, self.u = tiles.posterior_weights(tile, excess, log_w, state)
         self.w = log_w.exp()
         self.energy_dot = self._energy_dot(excess == torch.inf)
         self.log_weight_dot = None if dots.log_weight is None else dots.log_weight[:, None, :]
         self.k = self._moments(order) if order else []
 
     def difference(self, d: int) -> Tensor:
-        """The d-th number of y - s g."""
-        return self.tile.y[:, :, None, d] - chunked.predictions(self.tile, d)
+        """Dimension d of y - s g."""
+        return tiles.differences(self.tile, d)
 
     def difference_dot(self, d: int) -> Tensor | None:
-        """The d-th number of y_dot - s_dot g - s g_dot, broadcastable to ``[b, m, n]``."""
+        """Dimension d of y_dot - s_dot g - s g_dot, broadcastable to ``[b, m, n]``."""
         dots = self.dots
         by_y = None if dots.y is None else dots.y[:, :, None, d]
         by_scale = (
@@ -136,7 +137,7 @@ class _Tile:
         )
         by_decoded = None
         if dots.decoded is not None:
-            by_decoded = -chunked.predictions(self.tile._replace(decoded=dots.decoded), d)
+            by_decoded = -tiles.predictions(self.tile._replace(decoded=dots.decoded), d)
         return _total((by_y, by_scale, by_decoded))
 
     def _energy_dot(self, unreached: Tensor) -> Tensor | None:
@@ -150,7 +151,7 @@ class _Tile:
                 total = _total((total, dots.mean[:, :, None, d] * self.tile.decoded[:, None, :, d]))
         if dots.energy is not None:
             total = _total((total, dots.energy[:, :, None] * self.u))
-        # What no query reaches has no share of anything: inf * 0 would be a NaN.
+        # A latent out of reach has posterior weight 0: inf * 0 would be a NaN.
         return None if total is None else torch.where(unreached, 0.0, total)
 
     def _moments(self, order: int) -> list[Tensor]:
@@ -163,7 +164,7 @@ class _Tile:
         # p is 0 where x is -inf.
         x = torch.where(p > 0, self.x, torch.where(p.isnan(), p, 0.0))
         inverse = torch.where((beta == 0) | cold, 0.0, 1 / beta)
-        close = [w * u * psi for psi in _psi(small, order)]
+        close = [w * u * psi for psi in tiles.psis(small, order)]
         far = [w - p, p * (x - 1) + w, 2 * w - p * (x * (x - 2) + 2)]
         for j in range(order):
             for _ in range(j):
@@ -176,24 +177,8 @@ class _Tile:
         ]
 
 
-def _psi(x: Tensor, order: int) -> list[Tensor]:
-    """psi_1 to psi_order where |x| <= 1: the last by its series, the others from it."""
-    if order == 1:
-        safe = torch.where(x == 0, 1.0, x)
-        return [torch.where(x == 0, 1.0, torch.expm1(safe) / safe)]
-    last = 19 if x.dtype == torch.float64 else 11
-    total = torch.zeros_like(x)
-    for k in reversed(range(last)):
-        total = total * x + 1 / (math.factorial(k) * (k + order))
-    found, power = [total], x.exp()
-    for j in range(order - 1, 0, -1):
-        # int t^j e^t = x^j e^x - j int t^(j-1) e^t; this way round nothing cancels.
-        found.insert(0, (power - x * found[0]) / j)
-    return found
-
-
 class _Averages:
-    """What every query of a tile sums over the latents, ``[b, m, 1]``, in the tile's dtype."""
+    """The sums of each query of a tile over its latents, ``[b, m, 1]``, in the tile's dtype."""
 
     def __init__(self, tiles: Iterable[_Tile], state: Tensor, dtype: torch.dtype, curved: bool):
         zero = torch.zeros_like(state[..., :1])
@@ -216,13 +201,13 @@ class _Averages:
         self.slope, self.curvature = slope.to(dtype), curvature.to(dtype)
 
     def consistent(self) -> Tensor:
-        """Whether the state's normaliser is that of these energies, a scalar on their device."""
+        """Whether the state's normaliser belongs to these energies; a scalar on their device."""
         close = math.sqrt(torch.finfo(self.slope.dtype).eps)
         return ~((self.mass - 1).abs() > close).any()
 
 
-class _Sweep:
-    """The tiles of latents beside one tile of queries; a single one is kept."""
+class _Pass:
+    """A pass over the tiles of latents for one tile of queries; a single tile is kept."""
 
     def __init__(
         self,
@@ -235,20 +220,20 @@ class _Sweep:
         self.problem, self.direction, self.where, self.state = problem, direction, where, state
         self.order = order
         self.num_latents = problem.decoded.shape[1]
-        whole = chunked.latent_tile(problem) >= self.num_latents
+        whole = tiles.latents_per_tile(problem) >= self.num_latents
         self.only = self._tile(slice(0, self.num_latents)) if whole else None
 
     def __iter__(self) -> Iterator[_Tile]:
         if self.only is not None:
             yield self.only
             return
-        for latent in chunked.steps(self.num_latents, chunked.latent_tile(self.problem)):
+        for latent in tiles.latent_tiles(self.problem):
             yield self._tile(latent)
 
     def _tile(self, latent: slice) -> _Tile:
-        tile = chunked.narrowed(self.problem, *self.where, latent)
+        tile = tiles.narrowed(self.problem, *self.where, latent)
         dots = _narrowed(self.direction, *self.where, latent)
-        log_w = chunked.log_weights(tile, self.num_latents)
+        log_w = tiles.log_weights(tile, self.num_latents)
         return _Tile(tile, dots, latent, log_w, self.state, self.order)
 
 
@@ -268,9 +253,9 @@ def along(
         grad_dot: G_dot, likewise, or None for 0.
         state: what :func:`lebm_kernels.backends.contract.Rows` has of any backend.
         direction: the rates of the arguments, the problem's dtype.
-        want: the gradients wanted. Those of absent arguments are wanted in vain.
+        want: the gradients wanted; ignored for arguments that are None.
     """
-    problem = chunked.normalised(problem)
+    problem = tiles.normalised(problem)
     cold = problem.beta == torch.inf
     if direction.beta is not None:
         direction = direction._replace(beta=torch.where(cold, 0.0, direction.beta))
@@ -290,9 +275,9 @@ def along(
         order = 3 if direction.beta is not None and want.beta else 2
 
     def visit(where: tuple[slice, slice], state: Tensor, trusted: bool = False) -> Tensor:
-        """Add one tile of queries to ``out`` if the state is of its energies; whether it is."""
-        sweep = _Sweep(problem, direction, where, state, order)
-        averages = _Averages(sweep, state, grad.dtype, curved)
+        """Add one tile of queries to ``out`` if the state belongs to its energies; say whether."""
+        latents = _Pass(problem, direction, where, state, order)
+        averages = _Averages(latents, state, grad.dtype, curved)
         consistent = averages.consistent() | trusted
         value = averages.energy_dot + averages.slope
         if direction.beta is not None:
@@ -305,25 +290,25 @@ def along(
                 torch.where(cold, 0.0, problem.beta)[where][..., None],
                 consistent,
             )
-            for tile in sweep:
+            for tile in latents:
                 _add(out, where, tile, averages, weights)
         return consistent
 
-    tiles = list(chunked.query_tiles(problem))
-    verdicts = [visit(where, state[where]) for where in tiles]
-    # Asked for once, after the last tile: the answer has to wait for the device.
+    places = list(tiles.query_tiles(problem))
+    verdicts = [visit(where, state[where]) for where in places]
+    # Read once, after the last tile: reading waits for the device.
     answers = torch.stack(verdicts).tolist() if verdicts else []
-    for where, consistent in zip(tiles, answers, strict=True):
+    for where, consistent in zip(places, answers, strict=True):
         if not consistent:
-            # Energies that another backend rounds otherwise: when cold, that is another posterior.
-            visit(where, chunked.Normaliser(problem, *where).state(), trusted=True)
+            # Another backend rounded the energies otherwise: when cold, that is another posterior.
+            visit(where, tiles.Normaliser(problem, *where).state(), trusted=True)
     if out.beta is not None:
         out.beta.masked_fill_(cold, 0.0)
     return Second(out.value, *(None if x is None else x.to(grad.dtype) for x in out[1:]))
 
 
 def _centred(log_weight_dot: Tensor, problem: Problem) -> Tensor:
-    """The rates of log w in place of those of l; 0 of what is dropped."""
+    """The rates of log w in place of those of l; 0 for dropped latents."""
     assert problem.log_weight is not None
     kept = problem.log_weight > -torch.inf
     wide = torch.where(kept, log_weight_dot, 0.0).double()
@@ -332,9 +317,9 @@ def _centred(log_weight_dot: Tensor, problem: Problem) -> Tensor:
 
 
 class _Weights(NamedTuple):
-    """Of every query of a tile, ``[b, m, 1]``: G, G_dot, and beta with 0 in place of inf.
+    """Per query of a tile, ``[b, m, 1]``: G, G_dot, and beta with 0 in place of inf.
 
-    Where ``consistent``, a scalar, is false, nothing is to be added.
+    Where ``consistent``, a scalar, is false, the tile adds nothing.
     """
 
     grad: Tensor
@@ -344,19 +329,19 @@ class _Weights(NamedTuple):
 
 
 def _accumulate(total: Tensor, part: Tensor, kept: Tensor) -> None:
-    """Add to a view of a sum, in its dtype, where that is to be kept; what is not may be a NaN."""
+    """Add ``part`` to a view of a sum where ``kept``; elsewhere it may be NaN."""
     total += torch.where(kept, part, 0.0)
 
 
 def _add(
     out: Second, where: tuple[slice, slice], t: _Tile, mean: _Averages, weights: _Weights
 ) -> None:
-    """The part of one tile in all the gradients wanted."""
+    """Add the terms of one tile to all the gradients wanted."""
     (grid, query), latent = where, t.latent
     G, G_dot, beta, kept = weights
     beta_dot = None if t.dots.beta is None else t.dots.beta[..., None]
     p = t.p / mean.mass.to(t.p.dtype)
-    # p before any factor that may be large where it is 0.
+    # p first: the other factors may be large where it is 0.
     energy_part = None if t.energy_dot is None else p * (t.energy_dot - mean.energy_dot)
     above_part = p * (t.u - mean.above)
     p_dot = _total(
@@ -366,11 +351,11 @@ def _add(
             None if energy_part is None else -beta * energy_part,
         )
     )
-    share = G * p
+    weight = G * p
     q = _total((_times(G, p_dot), _times(G_dot, p)))
     if out.y is not None or out.scale is not None or out.decoded is not None:
         for d in range(t.tile.y.shape[-1]):
-            _add_vectors(out, where, t, d, q, share, kept)
+            _add_vectors(out, where, t, d, q, weight, kept)
     if out.latent_energy is not None and q is not None:
         _accumulate(out.latent_energy[grid, latent], q.sum(1), kept)
     if out.beta is not None:
@@ -411,29 +396,29 @@ def _add_vectors(
     t: _Tile,
     d: int,
     q: Tensor | None,
-    share: Tensor,
+    weight: Tensor,
     kept: Tensor,
 ) -> None:
-    """The part of one tile in the d-th numbers of the gradients by y, s and g."""
+    """Add the terms of one tile to dimension d of the gradients by y, s and g."""
     grid, query = where
     scale, decoded = t.tile.scale, t.tile.decoded[:, None, :, d]
     scale_dot, decoded_dot, mean_dot = t.dots.scale, t.dots.decoded, t.dots.mean
     difference = t.difference(d)
-    pull = _total((_times(q, difference), _times(share, t.difference_dot(d))))
+    pull = _total((_times(q, difference), _times(weight, t.difference_dot(d))))
     if out.y is not None and pull is not None:
         _accumulate(out.y[grid, query, d], 2 * pull.sum(-1), kept)
     if out.scale is not None:
-        moved = None if decoded_dot is None else share * difference * decoded_dot[:, None, :, d]
+        moved = None if decoded_dot is None else weight * difference * decoded_dot[:, None, :, d]
         terms = _total((_times(pull, decoded), moved))
         if terms is not None:
             _accumulate(out.scale[grid, query, d], -2 * terms.sum(-1), kept)
     if out.decoded is not None:
         stretched = pull if scale is None else _times(pull, scale[:, :, None, d])
-        moved = None if scale_dot is None else share * difference * scale_dot[:, :, None, d]
+        moved = None if scale_dot is None else weight * difference * scale_dot[:, :, None, d]
         terms = _total((stretched, moved))
         if terms is not None:
             _accumulate(out.decoded[grid, t.latent, d], -2 * terms.sum(1), kept)
         if mean_dot is not None:
             _accumulate(
-                out.decoded[grid, t.latent, d], (share * mean_dot[:, :, None, d]).sum(1), kept
+                out.decoded[grid, t.latent, d], (weight * mean_dot[:, :, None, d]).sum(1), kept
             )

@@ -1,12 +1,14 @@
-"""The CUDA kernels under the emulator's checks: races, bounds, and a barrier that is missing.
+"""The CUDA kernels under the emulator's checks: races, bounds, missing barriers, missing includes.
 
-That their results are right, the operator tests find out: there they are the backend ``cuda``.
+The operator tests check their results, through the backend ``emulated_cuda``.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +23,12 @@ from lebm_kernels.backends.contract import ColumnWants, Problem, RowWants
 
 pytestmark = pytest.mark.skipif(simt.compiler() is None, reason="there is no g++")
 
-# Hot, warm and cold, beside each other in every block.
+# Hot, warm and cold queries, next to each other in every thread block.
 BETAS = (0.0, 1e-7, 0.3, 2.0, 1e4, math.inf)
 
 
 def problem(M: int, N: int, D: int, dtype: torch.dtype, every: bool) -> Problem:
-    """One grid; every argument, or the plain ones alone."""
+    """One grid, with every argument or without the optional ones."""
     torch.manual_seed(0)
     y, decoded = torch.randn(1, M, D, dtype=dtype), torch.randn(1, N, D, dtype=dtype)
     beta = torch.tensor(BETAS, dtype=dtype).repeat(M // len(BETAS) + 1)[None, :M]
@@ -38,8 +40,8 @@ def problem(M: int, N: int, D: int, dtype: torch.dtype, every: bool) -> Problem:
     return Problem(y, decoded, beta, scale, log_weight, latent_energy, None)
 
 
-# Three tiles and a ragged tail of what is staged, in rows (latents) and in columns (queries); with
-# more multiprocessors the latents, or the queries, are split.
+# Sizes of three tiles and a ragged tail: tiles of latents in the row pass, of queries in the column
+# pass. The last number is the count of multiprocessors; from 1 on it can cause splits.
 CASES: dict[str, tuple[tuple[int, int, int, torch.dtype, bool], int]] = {
     "plain": ((131, 4611, 2, torch.float32, False), 0),
     "every": ((9, 1543, 2, torch.float32, True), 0),
@@ -54,7 +56,7 @@ CASES: dict[str, tuple[tuple[int, int, int, torch.dtype, bool], int]] = {
 
 
 def calls(name: str) -> list[Callable[..., None]]:
-    """The row pass of a case for much and for little, and its column pass; each may be checked."""
+    """The row pass of a case, for all outputs and for few, and its column pass."""
     sizes, multiprocessors = CASES[name]
     p = problem(*sizes)
     wants = [RowWants(True, True, True, True, True), RowWants(True)]
@@ -82,14 +84,14 @@ def calls(name: str) -> list[Callable[..., None]]:
     return [*map(of_rows, wants), *map(of_columns, column_wants)]
 
 
-# Accesses that no barrier orders are found in any schedule; blocks come in these two orders.
-OF_BLOCKS = [simt.Schedule(), simt.Schedule(order="descending", poison=simt.POISONS[1])]
+# The checker finds unordered accesses under any schedule; these two reverse the thread blocks.
+BLOCK_ORDERS = [simt.Schedule(), simt.Schedule(order="descending", poison=simt.POISONS[1])]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_accesses_are_in_order_and_within_bounds(name: str) -> None:
     for call in calls(name):
-        call(mode="checked", how="check", schedules=OF_BLOCKS)
+        call(mode="checked", how="check", schedules=BLOCK_ORDERS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -107,7 +109,7 @@ def test_address_sanitizer(name: str) -> None:
 
 
 def barriers() -> list[tuple[str, int]]:
-    """Every barrier of the kernels that can be left out, by file and line."""
+    """Every barrier of the kernels that can be skipped, by file and line."""
     found = []
     for path in sorted(simt.CUDA.glob("*.cuh")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -116,10 +118,10 @@ def barriers() -> list[tuple[str, int]]:
     return found
 
 
-# Which cases meet the barriers of a file.
-MEETS = {
+# The cases that run the barriers of a file.
+CASES_OF_FILE = {
     "narrow_rows": ("plain", "every"),
-    "narrow_second": ("every", "plain", "double"),
+    "narrow_later_rows": ("every", "plain", "double"),
     "narrow_columns": ("many queries", "few latents"),
     "merge_rows": ("one query",),
     "partial": ("every",),
@@ -131,31 +133,73 @@ MEETS = {
 
 
 @pytest.mark.parametrize(("file", "line"), barriers())
-def test_every_barrier_is_missed(file: str, line: int) -> None:
+def test_no_barrier_can_be_skipped(file: str, line: int) -> None:
     # The column passes come last.
     order = reversed if "columns" in file else iter
-    checks = (call for name in MEETS[Path(file).stem] for call in order(calls(name)))
+    checks = (call for name in CASES_OF_FILE[Path(file).stem] for call in order(calls(name)))
     assert any(fault_of(call, (file, line)) in FAULTS for call in checks)
 
 
-# What a missing barrier may show as.
+# The kinds of fault that a missing barrier may cause.
 FAULTS = ("race", "uninitialised", "order", "poison")
 
 
-def fault_of(call: Callable[..., None], left_out: tuple[str, int]) -> str | None:
-    """The kind of fault that is found where a barrier is left out, or None."""
+def fault_of(call: Callable[..., None], skipped: tuple[str, int]) -> str | None:
+    """The kind of fault that is found if a barrier is skipped, or None."""
     try:
-        call(mode="checked", how="check", left_out=left_out)
+        call(mode="checked", how="check", skipped=skipped)
     except simt.Fault as fault:
         return fault.kind
     return None
 
 
 def test_the_state_is_enough_for_the_columns() -> None:
-    # The shares that the columns rebuild are those that the rows summed: one for each query.
+    # The posterior weights that the column pass recomputes sum to 1 for each query, as in the rows.
     p = problem(31, 401, 3, torch.float32, True)
     rows = emulated_cuda.rows(p, RowWants())
     finite = torch.ones_like(p.beta)
     columns = emulated_cuda.columns(p, finite, rows.state, ColumnWants(latent_energy=True))
     assert isinstance(columns.latent_energy, Tensor)
     torch.testing.assert_close(columns.latent_energy.double().sum(), torch.tensor(31.0).double())
+
+
+HEADERS = sorted(simt.CUDA.rglob("*.cuh"))
+PROJECT_HEADERS = [simt.CUDA.parent / "problem.h", *HEADERS]
+
+# A type, constant or function that is defined at the outermost level, after comments and attributes
+# are removed.
+DEFINITION = re.compile(
+    r"^(?:(?:struct|class|enum class|enum|using) (?:alignas\(\w+\) )?(?P<type>\w+)"
+    r"|[a-z_][^;{}()=#]*?\b(?P<name>\w+)(?:\(| =))",
+    re.MULTILINE,
+)
+
+
+def code_of(header: Path) -> str:
+    """A header without comments, and without attributes that look like a function."""
+    return re.sub(r"//.*|__launch_bounds__\(\w+\)\s*", "", header.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=lambda header: header.name)
+def test_a_header_compiles_alone(header: Path) -> None:
+    command = [str(simt.compiler()), *simt.FLAGS, "-fsyntax-only", f"-I{simt.HERE}"]
+    command += ["-include", str(header), "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_headers_include_what_they_use() -> None:
+    # A template compiles without the names that depend on its parameters: those are compared here.
+    code = {header: code_of(header) for header in PROJECT_HEADERS}
+    homes: dict[str, set[str]] = {}
+    for header, text in code.items():
+        for found in DEFINITION.finditer(text):
+            homes.setdefault(found["type"] or found["name"], set()).add(header.name)
+    home = {name: next(iter(files)) for name, files in homes.items() if len(files) == 1}
+    assert home["load"] == "load.cuh"
+    assert home["narrow_rows_kernel"] == "narrow_rows.cuh"
+    for header, text in code.items():
+        included = {Path(path).name for path in re.findall(r'#include "(.*)"', text)}
+        used = {home[word]: word for word in re.findall(r"\w+", text) if word in home}
+        missing = {file: used[file] for file in used.keys() - included - {header.name}}
+        assert not missing, f"{header.name} does not include {missing}"

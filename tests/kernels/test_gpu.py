@@ -1,6 +1,6 @@
-"""Tensors on a GPU, from end to end; conftest.py leaves this file out where there is none.
+"""Tensors on a GPU, end to end. conftest.py does not collect this file without a GPU.
 
-The kernels' numbers are checked by all the other tests as well, which reach them from CPU tensors.
+The other tests run the GPU kernels too, on CPU tensors that are copied to the GPU.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ def problem(M: int, N: int, D: int, dtype: torch.dtype = torch.float32) -> dict[
     }
 
 
-def moved(arguments: dict[str, Tensor], device: str = "cuda") -> dict[str, Tensor]:
+def on_device(arguments: dict[str, Tensor], device: str = "cuda") -> dict[str, Tensor]:
     return {name: x.to(device) for name, x in arguments.items()}
 
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """An error where the host waits for the GPU."""
+    """Raises an error if the host waits for the GPU."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the mode is a prototype
+            warnings.simplefilter("ignore")  # a warning that the mode is a prototype
             torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_kernels_of_our_own_come_first() -> None:
+def test_our_kernels_come_first() -> None:
     assert BACKENDS[0] in KERNELS
 
 
@@ -66,7 +66,7 @@ def test_kernels_of_our_own_come_first() -> None:
 def test_values_and_gradients(name: str, dtype: torch.dtype, D: int, device: str) -> None:
     arguments = problem(67, 301, D, dtype)
     function = partial(free_energy, backend=name)
-    there = moved(arguments, device)
+    there = on_device(arguments, device)
     value = function(**there)
     assert value.device == torch.device(device)
     assert_accurate(value.cpu(), **arguments)
@@ -79,7 +79,7 @@ def test_values_and_gradients(name: str, dtype: torch.dtype, D: int, device: str
 @gpu_backend
 def test_half_types(name: str, dtype: torch.dtype) -> None:
     arguments = {key: x.to(dtype) for key, x in problem(67, 301, 2).items()}
-    value = free_energy(**moved(arguments), backend=name)
+    value = free_energy(**on_device(arguments), backend=name)
     assert value.dtype == torch.float32
     assert_accurate(value.cpu(), **arguments)
 
@@ -87,11 +87,11 @@ def test_half_types(name: str, dtype: torch.dtype) -> None:
 @gpu_backend
 def test_strides(name: str) -> None:
     arguments = problem(67, 301, 2)
-    there = moved(arguments)
-    wide = torch.empty(3, 67, 2, 2, device="cuda")
+    there = on_device(arguments)
+    padded = torch.empty(3, 67, 2, 2, device="cuda")
     for b in range(3):
-        wide[b, :, :, 0] = there["y"]
-    there["y"] = wide[..., 0]  # strided, with a leading dimension
+        padded[b, :, :, 0] = there["y"]
+    there["y"] = padded[..., 0]  # strided, with a leading dimension
     there["decoded"] = there["decoded"].T.contiguous().T.expand(3, -1, -1)
     value = free_energy(**there, backend=name)
     assert value.shape == (3, 67)
@@ -101,7 +101,7 @@ def test_strides(name: str) -> None:
 
 @gpu_backend
 def test_the_same_bits_every_time(name: str) -> None:
-    there = moved(problem(517, 3001, 2))
+    there = on_device(problem(517, 3001, 2))
     function = partial(free_energy, backend=name)
     grad = torch.randn(517, device="cuda")
     first = gradients(function, there, grad)
@@ -112,9 +112,9 @@ def test_the_same_bits_every_time(name: str) -> None:
 
 @gpu_backend
 def test_nothing_waits_for_the_gpu(name: str) -> None:
-    there = {key: x.requires_grad_() for key, x in moved(problem(67, 3001, 2)).items()}
+    there = {key: x.requires_grad_() for key, x in on_device(problem(67, 3001, 2)).items()}
     grad = torch.randn(67, device="cuda")
-    for guard in (nullcontext, no_waiting):  # the first time compiles
+    for guard in (nullcontext, no_waiting):  # the first run compiles
         with guard():
             free_energy(**there, backend=name).backward(grad)
             free_energy(there["y"], there["decoded"], math.inf, backend=name).backward(grad)
@@ -123,7 +123,7 @@ def test_nothing_waits_for_the_gpu(name: str) -> None:
 
 @gpu_backend
 def test_a_graph_of_forward_and_backward(name: str) -> None:
-    there = {key: x.requires_grad_() for key, x in moved(problem(67, 3001, 2)).items()}
+    there = {key: x.requires_grad_() for key, x in on_device(problem(67, 3001, 2)).items()}
     grad = torch.randn(67, device="cuda")
 
     def step() -> tuple[Tensor, ...]:
@@ -140,7 +140,7 @@ def test_a_graph_of_forward_and_backward(name: str) -> None:
     with torch.cuda.graph(graph):
         captured = step()
     with torch.no_grad():
-        for key, x in moved(problem(67, 3001, 2)).items():
+        for key, x in on_device(problem(67, 3001, 2)).items():
             there[key].copy_(x)
     graph.replay()
     for one, other in zip(captured, step(), strict=True):
@@ -150,12 +150,12 @@ def test_a_graph_of_forward_and_backward(name: str) -> None:
 @gpu_backend
 def test_the_current_stream_is_used(name: str) -> None:
     arguments = problem(67, 301, 2)
-    there = moved(arguments)
+    there = on_device(arguments)
     y = torch.zeros_like(there["y"])
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        torch.cuda._sleep(50_000_000)  # only whoever waits its turn in this stream sees the copy
+        torch.cuda._sleep(50_000_000)  # only later work of this stream sees the copy
         y.copy_(there["y"], non_blocking=True)
         value = free_energy(**{**there, "y": y}, backend=name)
     side.synchronize()
@@ -179,21 +179,21 @@ def test_memory_grows_with_queries_plus_latents(name: str) -> None:
 )
 @gpu_backend
 def test_sizes(name: str, M: int, N: int, beta: float) -> None:
-    """More than 2^31 pairs; long sums; more queries than a grid of blocks has in y and z."""
+    """More than 2^31 pairs; long sums; more queries than a launch has thread blocks in y and z."""
     arguments = {
         "y": torch.randn(M, 2),
         "decoded": torch.randn(N, 2),
         "beta": torch.tensor(beta),
     }
     some = torch.tensor([0, 1, M // 2, M - 1]).unique()
-    value = free_energy(**moved(arguments), backend=name).cpu()
+    value = free_energy(**on_device(arguments), backend=name).cpu()
     few = {**arguments, "y": arguments["y"][some]}
     assert_accurate(value[some], **few)
 
 
 @gpu_backend
 def test_more_numbers_than_an_int_holds(name: str) -> None:
-    """The latents that matter lie beyond 2^31 numbers."""
+    """The latents with posterior weight lie beyond 2^31 numbers."""
     N = 2**30 + 1000
     decoded = torch.full((N, 2), 9.0, device="cuda")
     near = torch.randn(500, 2)
@@ -202,7 +202,7 @@ def test_more_numbers_than_an_int_holds(name: str) -> None:
     y = torch.randn(3, 2)
     value = free_energy(y.cuda(), decoded, 4.0, backend=name)
     (grad,) = torch.autograd.grad(value.sum(), decoded)
-    # The latents at 9 weigh nothing, and the average runs over N where `near` has 500.
+    # The latents at 9 have no posterior weight, and the average runs over N latents instead of 500.
     wanted = free_energy(y.double(), near.double(), 4.0, backend="reference")
     wanted = wanted + math.log(N / 500) / 4.0
     torch.testing.assert_close(value.detach().cpu().double(), wanted, rtol=3e-6, atol=0)
@@ -216,14 +216,14 @@ def test_more_numbers_than_an_int_holds(name: str) -> None:
 @gpu_backend
 def test_temperatures_of_a_larger_problem(name: str, beta: float) -> None:
     arguments = {"y": torch.randn(600, 2), "decoded": torch.randn(21_000, 2)}
-    value = free_energy(**moved(arguments), beta=beta, backend=name).cpu()
+    value = free_energy(**on_device(arguments), beta=beta, backend=name).cpu()
     assert_accurate(value[::60], arguments["y"][::60], arguments["decoded"], beta)
 
 
 @gpu_backend
 def test_compile(name: str) -> None:
     torch._dynamo.reset()
-    there = moved(problem(67, 301, 2))
+    there = on_device(problem(67, 301, 2))
 
     def loss(**given: Tensor) -> Tensor:
         return free_energy(**given, backend=name).square().mean()
@@ -236,8 +236,10 @@ def test_compile(name: str) -> None:
 @pytest.mark.parametrize("D", [2, 6])
 @gpu_backend
 def test_second_derivatives(name: str, D: int) -> None:
-    """Of every pair of arguments, on the card; and forward mode beside them."""
-    there = {key: x.requires_grad_() for key, x in moved(problem(5, 33, D, torch.float64)).items()}
+    """Second derivatives by every pair of arguments on the card, and forward mode."""
+    there = {
+        key: x.requires_grad_() for key, x in on_device(problem(5, 33, D, torch.float64)).items()
+    }
     keys = list(there)
 
     def value(*given: Tensor, backend: str = name) -> Tensor:
@@ -267,12 +269,12 @@ def test_memory_of_second_derivatives(name: str) -> None:
 
 
 @gpu_backend
-def test_an_infinite_energy_has_no_part_in_the_posterior(name: str) -> None:
+def test_an_infinite_energy_has_no_posterior_weight(name: str) -> None:
     arguments = problem(67, 301, 2)
     del arguments["beta"]
     arguments["latent_energy"][7] = math.inf
     for beta in (1.0, math.inf):
-        value = free_energy(**moved(arguments), beta=beta, backend=name).cpu()
+        value = free_energy(**on_device(arguments), beta=beta, backend=name).cpu()
         kept = {
             key: torch.cat((x[:7], x[8:])) if len(x) == 301 else x for key, x in arguments.items()
         }
@@ -305,7 +307,7 @@ def test_the_models_train_on_a_gpu() -> None:
 
 
 def test_samples() -> None:
-    there = moved(problem(5, 101, 2))
+    there = on_device(problem(5, 101, 2))
     generator = torch.Generator(device="cuda").manual_seed(0)
     index = sample_latent(**there, num_samples=7, generator=generator)
     assert index.shape == (5, 7)
@@ -316,7 +318,7 @@ def test_samples() -> None:
 
 @pytest.mark.parametrize("argument", ["decoded", "beta", "scale", "log_weight", "latent_energy"])
 def test_an_argument_on_another_device_is_named(argument: str) -> None:
-    arguments: dict[str, Any] = moved(problem(5, 7, 2))
+    arguments: dict[str, Any] = on_device(problem(5, 7, 2))
     arguments[argument] = arguments[argument].cpu()
     with pytest.raises(ValueError, match=f"{argument} must be on cuda"):
         free_energy(**arguments)

@@ -1,4 +1,4 @@
-"""What the Triton kernels cost in machine code does not grow; the counting itself is right."""
+"""The Triton kernels need no more instructions than before, and the counting is right."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from machine_code import Instruction, Kernel, hot_loop
 
 SCRIPT = Path(machine_code.__file__)
 
-# Issued instructions a pair, a little above what is reached; D = 2, float32.
+# Bounds on issued instructions per pair, a little above the actual counts; D = 2, float32.
 BOUNDS = {
     "forward": (7.5, 7.5, 7.5),
     "forward, slope_y": (9.5, 9.5, 9.5),
     "columns": (9.0, 9.0, 9.0),
 }
-WIDE = "forward, float64"
+FLOAT64 = "forward, float64"
 CASES = [
     (name, architecture, bound)
     for name, bounds in BOUNDS.items()
@@ -31,8 +31,8 @@ CASES = [
 
 @cache
 def counted() -> dict[tuple[str, int], Kernel]:
-    """The kernels, compiled in a process of its own: there Triton is surely not interpreted."""
-    names = [x for name in (*BOUNDS, WIDE) for x in ("--only", name)]
+    """The kernels, compiled in a subprocess, where Triton's interpreter is off."""
+    names = [x for name in (*BOUNDS, FLOAT64) for x in ("--only", name)]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     run = subprocess.run(
         [sys.executable, str(SCRIPT), "--json", *names],
@@ -47,22 +47,22 @@ def counted() -> dict[tuple[str, int], Kernel]:
 
 
 @pytest.mark.parametrize(("name", "architecture", "bound"), CASES)
-def test_instructions_a_pair(name: str, architecture: int, bound: float) -> None:
+def test_instructions_per_pair(name: str, architecture: int, bound: float) -> None:
     kernel = counted()[name, architecture]
     assert kernel.spills == 0
     assert kernel.exponentials >= 32  # the loop over pairs, unrolled
     assert kernel.instructions <= bound
-    # Fewer than the formula has would mean that the wrong loop was counted.
+    # Fewer than the formula needs would mean that the wrong loop was counted.
     assert kernel.instructions > 5
 
 
 @pytest.mark.parametrize("architecture", machine_code.ARCHITECTURES)
-def test_float64_compiles_and_spills_next_to_nothing(architecture: int) -> None:
-    assert counted()[WIDE, architecture].spills <= 4
+def test_float64_compiles_with_few_spills(architecture: int) -> None:
+    assert counted()[FLOAT64, architecture].spills <= 4
 
 
 def lines(text: str) -> list[str | Instruction]:
-    """``label:``, ``operation`` or ``operation > label``, one a line."""
+    """Parses words ``label:``, ``operation`` or ``operation>label``."""
     found: list[str | Instruction] = []
     for line in text.split():
         operation, _, target = line.partition(">")
@@ -77,27 +77,27 @@ def test_the_hot_loop_is_the_innermost_with_most_exponentials() -> None:
     assert hot_loop(lines(text)) == ["FADD", "MUFU.EX2", "MUFU.EX2", "BRA"]
 
 
-def test_of_equal_loops_the_shortest_counts() -> None:
+def test_the_shortest_of_equal_loops_counts() -> None:
     text = "a: MUFU.EX2 FADD FADD BRA>a b: MUFU.EX2 FADD BRA>b"
     assert hot_loop(lines(text)) == ["MUFU.EX2", "FADD", "BRA"]
 
 
-def test_what_a_forward_branch_skips_does_not_count() -> None:
+def test_instructions_that_a_forward_branch_skips_do_not_count() -> None:
     text = "a: MUFU.EX2 BRA>b STL STL b: FADD BRA>a"
     assert hot_loop(lines(text)) == ["MUFU.EX2", "BRA", "FADD", "BRA"]
 
 
-def test_no_loop_is_no_instructions() -> None:
+def test_without_a_loop_there_are_no_instructions() -> None:
     assert hot_loop(lines("MUFU.EX2 BRA>a FADD a: EXIT")) == []
 
 
 @pytest.mark.parametrize(
-    ("architecture", "instructions", "fma", "share"),
+    ("architecture", "instructions", "fma", "fraction"),
     [(90, 7.0, 6.0, 1.0), (90, 16.0, 9.0, 0.5), (80, 7.0, 6.0, 4 / 6), (100, 10.0, 8.0, 0.8)],
 )
-def test_the_predicted_share(
-    architecture: int, instructions: float, fma: float, share: float
+def test_the_predicted_fraction(
+    architecture: int, instructions: float, fma: float, fraction: float
 ) -> None:
     kernel = Kernel("k", architecture, 128, 0, 0, 128, 64, instructions, fma)
-    assert kernel.share == pytest.approx(share)
+    assert kernel.mufu_fraction == pytest.approx(fraction)
     assert kernel.warps == 16

@@ -1,4 +1,4 @@
-"""The emulator of CUDA: right kernels give numpy's results, wrong ones are caught, and by what."""
+"""The emulator of CUDA: right kernels give numpy's results, and each planted fault is found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no g++")
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Builds the harness of a kernel file, in some mode, perhaps with a fault planted in it."""
+    """Builds the harness of a kernel file in a mode, optionally with a planted fault."""
     builder = Builder(tmp_path_factory.mktemp("simt"))
 
     @cache
@@ -33,7 +33,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         if mode == "asan" and not can_use_asan():
             pytest.skip("the compiler has no AddressSanitizer")
         if mode == "plain" and edit:
-            # One library serves both: accesses that are told need not be checked.
+            # One library serves both modes: plain runs ignore the instrumentation.
             return replace(build(name, "checked", edit), mode="plain")
         edits = {f"{name}.cuh": edit} if edit else None
         return builder.build(HARNESSES / f"{name}.cpp", [KERNELS], mode=mode, edits=edits)
@@ -110,7 +110,7 @@ def test_a_right_kernel_under_address_sanitizer(build: Build) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_other_architectures_switch_by_ucontext(tmp_path: Path) -> None:
+def test_ucontext_switches_fibers_on_other_architectures(tmp_path: Path) -> None:
     builder = Builder(tmp_path, flags=["-DSIMT_UCONTEXT"])
     arguments = scan_arguments()
     builder.build(HARNESSES / "scan.cpp", [KERNELS]).check("inclusive_scan", *arguments)
@@ -176,7 +176,7 @@ def test_atomics(build: Build, mode: Mode) -> None:
     found[3] = -1
     count, wide = np.full(1, 95, np.uint32), np.zeros(1, np.uint64)
     arguments = (read_only(values), found, count, wide, *values.shape)
-    # The last thread is the last one only where threads come in ascending order.
+    # atomicExch leaves the value of the last thread if the threads run in ascending order.
     build("intrinsics", mode).run("atomics", *arguments)
     wanted = [values.sum(), values.min(), values.max()]
     wanted += [f.reduce(values, axis=None) for f in (np.bitwise_and, np.bitwise_or)]
@@ -216,18 +216,18 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     ),
     "a shuffle as the warp's barrier": (
         "scan",
-        ("__syncwarp(kWarpsLanes);  // they are read", "__shfl_sync(kWarpsLanes, other, 0);"),
+        ("__syncwarp(kWarpsLanes);  // the sums are read", "__shfl_sync(kWarpsLanes, other, 0);"),
     ),
-    "no fence before another block is told": ("pairs", ("__threadfence();", "")),
+    "no fence before another block reads": ("pairs", ("__threadfence();", "")),
     "a barrier in either branch": ("transpose", ("__syncthreads();", TWO_BARRIERS)),
     "a barrier in one branch": ("transpose", ("__syncthreads();", "if (x < 16) __syncthreads();")),
     "an early return": ("transpose", ("int x = threadIdx.x;", EARLY_RETURN)),
     "a shuffle in a branch": ("scan", (SHUFFLE, BRANCHED_SHUFFLE)),
-    "a mask that leaves the lane out": ("scan", ("= (1u << kWarps) - 1", "= (1u << kWarps) - 2")),
-    "a mask with lanes that do not come": ("scan", ("= (1u << kWarps) - 1", "= kAllLanes")),
+    "a mask without the lane": ("scan", ("= (1u << kWarps) - 1", "= (1u << kWarps) - 2")),
+    "a mask with lanes elsewhere": ("scan", ("= (1u << kWarps) - 1", "= kAllLanes")),
     "a shuffle from a lane outside the mask": (
         "scan",
-        ("__syncwarp(kWarpsLanes);  // they are read", "__shfl_sync(kWarpsLanes, other, 9);"),
+        ("__syncwarp(kWarpsLanes);  // the sums are read", "__shfl_sync(kWarpsLanes, other, 9);"),
     ),
     "writes past shared memory": ("transpose", ("[kTile][kTile", "[kTile - 1][kTile")),
     "reads past shared memory": ("pairs", ("const int count = min(kThreads, latents - first);",
@@ -246,8 +246,9 @@ FAULTS: dict[str, tuple[str, Edit]] = {
     "too much dynamic shared memory": ("scan", ("kWarps * sizeof(int)", "(48 << 10) + 1")),
 }  # fmt: skip
 
-# What catches them: in plain builds different bits under other orders or poisons, guards around
-# arrays and shared memory, and the scheduler; in checked ones what is known of every access.
+# The kind of fault that each mode reports. Plain builds compare bits under several orders and
+# poisons, check guards around arrays and shared memory, and see faults of synchronisation. Checked
+# builds see every access.
 CAUGHT: list[tuple[str, Mode, str]] = [
     ("no barrier between writing and reading", "plain", "poison"),
     ("no barrier between writing and reading", "checked", "uninitialised"),
@@ -256,14 +257,14 @@ CAUGHT: list[tuple[str, Mode, str]] = [
     ("a shuffle as the block's barrier", "plain", "poison"),
     ("a shuffle as the block's barrier", "checked", "race"),
     ("a shuffle as the warp's barrier", "checked", "race"),
-    ("no fence before another block is told", "checked", "race"),
+    ("no fence before another block reads", "checked", "race"),
     ("a barrier in either branch", "plain", "divergent barrier"),
     ("a barrier in one branch", "plain", "early return"),
     ("an early return", "plain", "early return"),
     ("an early return", "asan", "early return"),
     ("a shuffle in a branch", "plain", "divergent mask"),
-    ("a mask that leaves the lane out", "plain", "divergent mask"),
-    ("a mask with lanes that do not come", "plain", "divergent mask"),
+    ("a mask without the lane", "plain", "divergent mask"),
+    ("a mask with lanes elsewhere", "plain", "divergent mask"),
     ("a shuffle from a lane outside the mask", "plain", "divergent mask"),
     ("writes past shared memory", "plain", "shared bounds"),
     ("writes past shared memory", "checked", "shared bounds"),
@@ -296,7 +297,7 @@ def test_planted_faults_are_caught(build: Build, fault: str, mode: Mode, kind: s
     name, edit = FAULTS[fault]
     function, arguments = CALLS[name]
     library = build(name, mode, edit)
-    call = library.run if mode == "asan" else library.check  # once: a process a run
+    call = library.run if mode == "asan" else library.check  # run: each call starts a process
     with pytest.raises(Fault) as caught:
         call(function, *arguments())
     assert caught.value.kind == kind
@@ -315,10 +316,10 @@ BARRIERS = [
 
 
 @pytest.mark.parametrize(("name", "line"), BARRIERS)
-def test_no_barrier_can_be_left_out(build: Build, name: str, line: int) -> None:
+def test_no_barrier_can_be_skipped(build: Build, name: str, line: int) -> None:
     function, arguments = CALLS[name]
     with pytest.raises(Fault) as caught:
-        build(name, "checked").check(function, *arguments(), left_out=(f"{name}.cuh", line))
+        build(name, "checked").check(function, *arguments(), skipped=(f"{name}.cuh", line))
     assert caught.value.kind in ("race", "uninitialised")
 
 
@@ -334,26 +335,26 @@ def test_messages_name_threads_and_lines(build: Build) -> None:
         lines = (KERNELS / f"{name}.cuh").read_text(encoding="utf-8").splitlines()
         return next(number for number, line in enumerate(lines, 1) if text in line)
 
-    said = message("a barrier in either branch", "plain")
+    text = message("a barrier in either branch", "plain")
     barrier = line("transpose", "__syncthreads")
-    assert re.search(rf"threads 0-15, .* at transpose.cuh:{barrier + 1};", said)
-    assert re.search(rf"threads 16-31, .* wait in __syncthreads at .*:{barrier + 3} ", said)
-    assert "(kernel (tile_kernel<T, 1>), block 0 0 0)" in said
+    assert re.search(rf"threads 0-15, .* at transpose.cuh:{barrier + 1};", text)
+    assert re.search(rf"threads 16-31, .* wait in __syncthreads at .*:{barrier + 3} ", text)
+    assert "(kernel (tile_kernel<T, 1>), block 0 0 0)" in text
 
-    said = message("an early return", "plain")
-    assert re.search(r"; threads 6-31, .* returned", said)
+    text = message("an early return", "plain")
+    assert re.search(r"; threads 6-31, .* returned", text)
 
-    said = message("no barrier between reading and writing", "checked")
-    assert "of tile" in said
-    assert f"pairs.cuh:{line('pairs', 'tile[threadIdx.x] =')}" in said
-    assert f"pairs.cuh:{line('pairs', 'place - tile[i]')}" in said
+    text = message("no barrier between reading and writing", "checked")
+    assert "of tile" in text
+    assert f"pairs.cuh:{line('pairs', 'tile[threadIdx.x] =')}" in text
+    assert f"pairs.cuh:{line('pairs', 'place - tile[i]')}" in text
 
-    assert "byte 12600 of argument 1 was written, which has 12600" in message(
+    assert "byte 12600 of argument 1, which has 12600, was written" in message(
         "an index one too far", "plain"
     )
 
 
-def test_what_is_only_read_must_not_change(build: Build) -> None:
+def test_read_only_arguments_must_not_change(build: Build) -> None:
     image, out, rows, columns = transpose_arguments()
     with pytest.raises(Fault) as caught:
         build("transpose").run("transpose_floats", image, read_only(out), rows, columns)
@@ -368,7 +369,7 @@ def test_shared_memory_is_limited_as_configured(build: Build) -> None:
     assert caught.value.kind == "launch"
 
 
-def test_more_dynamic_shared_memory_where_the_kernel_asks_for_it(build: Build) -> None:
+def test_a_kernel_can_request_more_dynamic_shared_memory(build: Build) -> None:
     allow = "cudaFuncSetAttribute(scan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 50000)"
     launch = "LEBM_LAUNCH(scan_kernel, 1, kThreads, {}, stream, in, out, count)"
     edit = (launch.format("kWarps * sizeof(int)"), f"{allow};\n  {launch.format(50000)}")
@@ -380,7 +381,7 @@ def test_more_dynamic_shared_memory_where_the_kernel_asks_for_it(build: Build) -
     assert caught.value.kind == "launch"
 
 
-def test_goes_on_after_a_fault(build: Build) -> None:
+def test_runs_after_a_fault(build: Build) -> None:
     library = build("pairs")
     arguments = pairs_arguments()
     with pytest.raises(Fault):
@@ -390,18 +391,18 @@ def test_goes_on_after_a_fault(build: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "error"),
     [
         (("LEBM_SHARED(bool, last);", "__shared__ bool last;"), "declared by LEBM_SHARED"),
         (("partial[blockIdx.x] = of_block", "atomicAdd(total, of_block)"), "deleted function"),
     ],
 )
-def test_what_is_not_emulated_does_not_compile(build: Build, edit: Edit, said: str) -> None:
-    with pytest.raises(RuntimeError, match=said):
+def test_unsupported_features_do_not_compile(build: Build, edit: Edit, error: str) -> None:
+    with pytest.raises(RuntimeError, match=error):
         build("pairs", "plain", edit)
 
 
-def test_edits_must_fit(build: Build) -> None:
+def test_edits_must_match_once(build: Build) -> None:
     with pytest.raises(ValueError, match="0 times"):
         build("pairs", "plain", ("no such text", ""))
 

@@ -13,7 +13,7 @@ import torch
 from support.backends import status
 
 import lebm_kernels
-from lebm_kernels import backends, free_energy, posterior, sample_latent
+from lebm_kernels import backends, free_energy, posterior
 from lebm_kernels.backends import native, triton
 
 NAMES = ["native", "triton", "chunked", "reference"]
@@ -53,7 +53,6 @@ def test_a_named_backend_that_cannot_run_says_why() -> None:
         for call in (
             lambda name: free_energy(y, decoded, backend=name),
             lambda name: posterior(y, decoded, backend=name),
-            lambda name: sample_latent(y, decoded, num_samples=1, backend=name),
         ):
             with pytest.raises(RuntimeError) as caught:
                 call(row.name)

@@ -14,6 +14,7 @@ from support.problems import problem
 from torch import Tensor
 
 from lebm_kernels import free_energy
+from lebm_kernels.arguments import TENSORS, plain
 from lebm_kernels.backends import native
 from lebm_kernels.ops import eager
 
@@ -23,21 +24,21 @@ pytestmark = pytest.mark.skipif(native.call_rows is None, reason="the extension 
 SIZES = [(1, 1, 1), (5, 33, 3), (24, 48, 2), (3, 5000, 2), (300, 700, 5), (520, 300, 2)]
 
 POINTS = ("y", "decoded")
-OPTIONS = ("scale", "log_weight", "latent_energy")
 
 
 def by_operator(**arguments: Any) -> Tensor:
-    """F as it is had where the short way does not serve."""
+    """F through the operator, as where the short way cannot run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eager, "free_energy", lambda *_: None)
+        patch.setattr(eager, "can_run", lambda: False)
         return free_energy(**arguments)
 
 
 def both_ways(arguments: dict[str, Any]) -> None:
     """Assert that either gives the same F, and the same gradients wanted together or singly."""
-    options = (arguments.get(name) for name in OPTIONS)
-    value = eager.free_energy(*(arguments[name] for name in ("y", "decoded", "beta")), *options)
-    assert value is not None, "the short way does not serve"
+    given = plain(*(arguments.get(row.name) for row in TENSORS))
+    assert given is not None, "these arguments do not take the short way"
+    assert eager.can_run()
+    value = eager.free_energy(given)
     assert torch.equal(free_energy(**arguments), value)
     assert torch.equal(by_operator(**arguments), value)
     grad = torch.randn_like(value)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lebm_kernels import free_energy, posterior, sample_latent
-from lebm_kernels.backends import choose, chunked, module, native, triton
+from lebm_kernels import free_energy, posterior
+from lebm_kernels.backends import choose, chunked, hindrances, module, native, triton
 from lebm_kernels.backends.contract import ColumnWants, Problem, RowWants
 
 MANY = 1 << 26  # so many queries and latents: no machine has the memory, or the addresses
@@ -26,7 +26,6 @@ def test_pairs_that_do_not_fit_name_the_backends_that_hold_none() -> None:
     for call in (
         lambda: free_energy(y, decoded, backend="reference"),
         lambda: posterior(y, decoded, backend="reference"),
-        lambda: sample_latent(y, decoded, num_samples=1, backend="reference"),
     ):
         with pytest.raises(torch.OutOfMemoryError) as caught:
             call()
@@ -125,6 +124,28 @@ def test_another_failure_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     assert caught.value is error
 
 
+@pytest.fixture(autouse=True)
+def _nothing_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hindrances, "_announced", set())
+
+
+def test_a_fallback_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_FAILURE", "the extension was not built")
+    monkeypatch.setattr(native, "call_rows", None)
+    monkeypatch.setattr(triton, "unavailable", lambda device: "it is not installed")
+    y, decoded = torch.randn(3, 2), torch.randn(5, 2)
+    words = (
+        r"cpu are computed by the slow backend 'chunked': the extension was not built\. To silen"
+    )
+    with pytest.warns(UserWarning, match=words) as warned:
+        free_energy(y, decoded)
+    assert warned[0].filename == __file__
+    # Warnings are errors here: the second call gives none, nor does one that names the backend.
+    free_energy(y, decoded)
+    hindrances._announced.clear()
+    free_energy(y, decoded, backend="chunked")
+
+
 def cards(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -> None:
     """Let PyTorch see GPUs of these capabilities, and the extension have kernels for GPUs."""
 
@@ -152,7 +173,8 @@ def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch, name: str) -> No
     cards(monkeypatch, (7, 5))
     with pytest.raises(RuntimeError, match=r"cannot run on cuda: card \(sm_75\).*'chunked'"):
         choose(name, "cuda")
-    assert choose(None, "cuda") == "chunked"
+    with pytest.warns(UserWarning, match="cuda are computed by the slow backend 'chunked': card"):
+        assert choose(None, "cuda") == "chunked"
 
 
 def test_a_gpu_that_the_extension_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:

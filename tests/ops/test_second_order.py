@@ -17,7 +17,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lebm_kernels import free_energy, posterior
-from lebm_kernels.backends import chunked
+from lebm_kernels.backends import tiles as pair_tiles
 from lebm_kernels.backends.contract import Problem
 from lebm_kernels.ops.second_order import Direction, SecondWants, along
 
@@ -70,8 +70,8 @@ def assert_close(found: list[Tensor], wanted: list[Tensor], share: float = 1e-10
 @pytest.fixture(params=[False, True], ids=["one_tile", "tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.param:
-        monkeypatch.setattr(chunked, "_tile_pairs", lambda device: 12)
-        monkeypatch.setattr(chunked, "latent_tile", lambda problem: 3)
+        monkeypatch.setattr(pair_tiles, "_tile_pairs", lambda device: 12)
+        monkeypatch.setattr(pair_tiles, "latents_per_tile", lambda problem: 3)
     return None
 
 
@@ -373,7 +373,7 @@ class _Reads(TorchDispatchMode):
 def test_tiles_with_a_state_of_other_energies_are_visited_again_and_no_number_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(chunked, "_tile_pairs", lambda device: 8)
+    monkeypatch.setattr(pair_tiles, "_tile_pairs", lambda device: 8)
     # Four tiles of two queries; each query's latent is the one on its side.
     decoded = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [9.0, 9.0], [0.0, 9.0]]).double()
     side = torch.tensor([1, 0, 0, 1, 1, 0, 1, 0])

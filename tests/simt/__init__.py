@@ -1,8 +1,8 @@
-"""Builds CUDA kernels for the CPU and runs them on numpy arrays; README.md tells what is found.
+"""Builds CUDA kernels for the CPU and runs them on numpy arrays; README.md lists what it finds.
 
-A harness is a C++ file that includes kernels and exports functions that launch them, by
-``SIMT_EXPORT`` of host.h. Arrays arrive there as pointers, integers as ``int64_t``, floating point
-numbers as ``double``.
+A harness is a C++ file that includes kernels and exports functions that launch them, with
+``SIMT_EXPORT`` of host.h. The exported functions get arrays as pointers, integers as ``int64_t``
+and floating point numbers as ``double``.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Mode = Literal["plain", "checked", "asan"]
-"""How device code is compiled: as it is; with every access checked; with AddressSanitizer."""
+"""How device code is compiled: unchanged, with every access checked, or with AddressSanitizer."""
 
 HERE = Path(__file__).resolve().parent
 CUDA = HERE.parent.parent / "csrc" / "cuda"
 SOURCES = tuple(sorted(HERE.glob("*.cpp")))
 
-# Shared memory is reached through pointers of many types. Products and sums are not fused, so that
-# what a kernel does not say is not done. Of DWARF 5, addr2line may take one file for another.
+# -fno-strict-aliasing: kernels access shared memory through pointers of many types.
+# -ffp-contract=off: a product and a sum are fused only where the kernel says so.
+# -gdwarf-4: addr2line confuses files in DWARF 5.
 FLAGS = (
     *("-std=c++17", "-O1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden"),
     *("-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),
 )
 POISONS = (0x3F, 0xBE)
-"""Bytes that make a positive and a negative number in every type, in floating point one of at most
-1: such numbers leave their mark in sums, in exponentials and in minima."""
+"""Bytes that make a positive and a negative number in every type, in floating point of size at most
+1. Such numbers change sums, exponentials and minima."""
 
 _GUARD = 4096  # bytes on either side of an array
 _ALIGNMENT = 256  # that of cudaMalloc
@@ -61,7 +62,7 @@ def can_use_asan() -> bool:
 
 
 class Fault(Exception):
-    """What went wrong in a kernel; ``kind`` says in a word or two what it is and who found it."""
+    """A fault in a kernel; ``kind`` is its short name, such as "race"."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")
@@ -70,16 +71,16 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class Schedule:
-    """In which order ready threads and blocks run, and what shared memory holds at first."""
+    """The order in which threads and thread blocks run, and the initial bytes of shared memory."""
 
     order: Literal["ascending", "descending", "random"] = "ascending"
     seed: int = 0
     poison: int = POISONS[0]
     shared_limit: int = 227 * 1024
-    """Bytes of shared memory that a block may have; by default on sm_90."""
-    left_out: tuple[str, int] = ("", 0)
-    """File and line where a __syncthreads, __syncwarp or __threadfence does nothing: results must
-    not survive that, or it is superfluous or untested."""
+    """Bytes of shared memory that a thread block may have; the default is that of sm_90."""
+    skipped: tuple[str, int] = ("", 0)
+    """File and line of a __syncthreads, __syncwarp or __threadfence that does nothing. A test must
+    then fail: otherwise the barrier is superfluous, or untested."""
 
 
 SCHEDULES = (
@@ -89,7 +90,7 @@ SCHEDULES = (
     Schedule(order="random", seed=1),
     Schedule(order="random", seed=2, poison=POISONS[1]),
 )
-"""Under which a kernel must give the same bits."""
+"""A kernel must give the same bits under all of these."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,14 @@ class Library:
     _handle: list[ctypes.CDLL] = field(default_factory=list, compare=False)
 
     def run(self, function: str, *arguments: Any, schedule: Schedule | None = None) -> None:
-        """Call an exported function; it writes into the arrays that are writeable.
+        """Call an exported function, which writes into the writeable arrays.
 
         Raises:
-            Fault: if the kernel did what it must not.
+            Fault: if the emulator or a sanitizer finds a fault in the kernel.
         """
         schedule = schedule or Schedule()
         if self.mode == "asan":
-            self._run_apart(function, arguments, schedule)
+            self._run_in_subprocess(function, arguments, schedule)
         else:
             self.run_here(function, arguments, schedule, guard=_GUARD)
 
@@ -116,19 +117,19 @@ class Library:
         self,
         function: str,
         *arguments: Any,
-        left_out: tuple[str, int] = ("", 0),
+        skipped: tuple[str, int] = ("", 0),
         schedules: Sequence[Schedule] | None = None,
     ) -> None:
-        """Call it under all of these, or ``SCHEDULES``; all must write the same bits.
+        """Call a function under several schedules (``SCHEDULES``); all must write the same bits.
 
         Raises:
-            Fault: also of kind "order" or "poison", where results depend on the one or the other.
+            Fault: as for ``run``; of kind "order" or "poison" if the results depend on these.
         """
         copies: list[list[Any]] = []
         schedules = schedules or SCHEDULES
         for schedule in schedules:
             copies.append([x.copy() if _is_output(x) else x for x in arguments])
-            schedule = replace(schedule, left_out=left_out)
+            schedule = replace(schedule, skipped=skipped)
             self.run(function, *copies[-1], schedule=schedule)
             for number, (first, now) in enumerate(zip(copies[0], copies[-1], strict=True)):
                 if _is_output(first) and first.tobytes() != now.tobytes():
@@ -142,20 +143,20 @@ class Library:
     def run_here(
         self, function: str, arguments: Sequence[Any], schedule: Schedule, guard: int
     ) -> None:
-        """Call it in this process, with ``guard`` bytes around each array."""
+        """Call a function in this process, with ``guard`` bytes around each array."""
         if not self._handle:
             self._handle.append(ctypes.CDLL(str(self.path)))
         (handle,) = self._handle
         handle.simt_fault.restype = ctypes.c_char_p
-        left_out_file = schedule.left_out[0].encode()  # kept until the call is over
+        skipped_file = schedule.skipped[0].encode()  # must live until the call returns
         handle.simt_configure(
             _ORDERS[schedule.order],
             ctypes.c_uint64(schedule.seed),
             schedule.poison,
             ctypes.c_size_t(schedule.shared_limit),
             self.mode == "checked",
-            left_out_file,
-            schedule.left_out[1],
+            skipped_file,
+            schedule.skipped[1],
         )
         arrays = {
             number: _GuardedArray(number, argument, guard, schedule.poison)
@@ -165,7 +166,7 @@ class Library:
         try:
             for number, array in arrays.items():
                 size = ctypes.c_size_t(array.size)
-                handle.simt_know_array(number, ctypes.c_void_p(array.address), size)
+                handle.simt_add_array(number, ctypes.c_void_p(array.address), size)
             passed = [
                 ctypes.c_void_p(arrays[number].address) if number in arrays else _scalar(argument)
                 for number, argument in enumerate(arguments)
@@ -180,10 +181,12 @@ class Library:
         for array in arrays.values():
             array.give_back()
 
-    def _run_apart(self, function: str, arguments: Sequence[Any], schedule: Schedule) -> None:
-        """Call it in a process of its own, which AddressSanitizer ends at the first fault."""
+    def _run_in_subprocess(
+        self, function: str, arguments: Sequence[Any], schedule: Schedule
+    ) -> None:
+        """Call a function in a subprocess, which AddressSanitizer ends at the first fault."""
         environment = os.environ | {
-            # The second one for exceptions, which the first one wants to know of when it starts.
+            # AddressSanitizer intercepts exceptions, and needs libstdc++ loaded when it starts.
             "LD_PRELOAD": f"{_asan()} {_library('libstdc++.so.6')}",
             "ASAN_OPTIONS": "detect_leaks=0",
             "PYTHONMALLOC": "malloc",
@@ -193,10 +196,10 @@ class Library:
         command = [sys.executable, "-m", "simt"]
         done = subprocess.run(command, input=job, env=environment, capture_output=True)
         if done.returncode != 0:
-            said = done.stderr.decode(errors="replace")
-            report = re.search(r"ERROR: AddressSanitizer: (\S+).*", said, re.DOTALL)
+            message = done.stderr.decode(errors="replace")
+            report = re.search(r"ERROR: AddressSanitizer: (\S+).*", message, re.DOTALL)
             if not report:
-                raise RuntimeError(said)
+                raise RuntimeError(message)
             raise Fault(f"asan {report[1]}", report[0])
         fault, results = pickle.loads(done.stdout)
         if fault:
@@ -206,12 +209,12 @@ class Library:
                 argument[...] = result
 
     def _with_lines(self, text: str) -> str:
-        """The text with offsets into the library, ``{+0x...}``, turned to lines of the kernel."""
+        """The text, with lines of the kernel for offsets into the library, ``{+0x...}``."""
 
         def look_up(match: re.Match[str]) -> str:
-            said = _said("addr2line", "-i", "-e", str(self.path), match[1])
-            # Inlined functions come innermost first; those of the emulator are not the kernel's.
-            lines = [line.partition(" (")[0] for line in said.splitlines()]
+            output = _output_of("addr2line", "-i", "-e", str(self.path), match[1])
+            # addr2line prints inlined functions innermost first, those of the emulator among them.
+            lines = [line.partition(" (")[0] for line in output.splitlines()]
             of_kernel = [line for line in lines if Path(line).parent != HERE]
             return Path((of_kernel or lines)[0]).name
 
@@ -219,7 +222,7 @@ class Library:
 
 
 class _GuardedArray:
-    """A copy of an array, with bytes around it that must not change."""
+    """A copy of an array, between guard bytes that must not change."""
 
     def __init__(self, number: int, array: Array, guard: int, poison: int) -> None:
         if not array.flags.c_contiguous:
@@ -228,12 +231,12 @@ class _GuardedArray:
         self.array = array
         self.size = array.nbytes
         if guard == 0:
-            # AddressSanitizer has guards of its own.
+            # AddressSanitizer adds its own guards.
             self.address = array.ctypes.data
             self.memory = self.inside = array.reshape(-1).view(np.uint8)
             self.around: tuple[slice, ...] = ()
             return
-        # Not the poison, which may be what is written.
+        # Not the poison: a kernel that copies poison there would go unnoticed.
         self.filling = poison ^ 0x55
         self.memory = np.full(self.size + 2 * guard + _ALIGNMENT, self.filling, np.uint8)
         begin = guard + -(self.memory.ctypes.data + guard) % _ALIGNMENT
@@ -248,7 +251,7 @@ class _GuardedArray:
         for part in self.around:
             for at in np.flatnonzero(self.memory[part] != self.filling)[:1]:
                 byte = int(at) + (part.start or 0) - self.begin
-                text = f"byte {byte} of argument {self.number} was written, which has {self.size}"
+                text = f"byte {byte} of argument {self.number}, which has {self.size}, was written"
                 raise Fault("global bounds", text)
         if not self.array.flags.writeable and self.inside.tobytes() != self.array.tobytes():
             raise Fault("read-only", f"argument {self.number} was written")
@@ -270,12 +273,12 @@ def _scalar(argument: Any) -> Any:
     return ctypes.c_int64(int(argument))
 
 
-def _said(*command: str) -> str:
+def _output_of(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _library(name: str) -> str:
-    return _said(str(compiler()), f"-print-file-name={name}")
+    return _output_of(str(compiler()), f"-print-file-name={name}")
 
 
 def _asan() -> str:
@@ -294,7 +297,7 @@ def _execute_all(commands: Sequence[Sequence[str]]) -> None:
 
 
 class Builder:
-    """Builds harnesses below a folder, in which it keeps the emulator's object files."""
+    """Builds harnesses and the emulator in a folder."""
 
     def __init__(self, folder: Path, *, flags: Sequence[str] = ()) -> None:
         found = compiler()
@@ -312,12 +315,13 @@ class Builder:
         *,
         mode: Mode = "plain",
         edits: Mapping[str, tuple[str, str]] | None = None,
-        parts: Sequence[str] = ("",),
+        macros: Sequence[str] = ("",),
     ) -> Library:
-        """Build a harness whose kernels lie in the folders ``include``.
+        """Build a harness whose kernels are in the folders ``include``.
 
-        It is compiled once with each macro of ``parts``, side by side. ``edits`` plants faults: by
-        a kernel file's name, a text that it has once and what to put in its place.
+        The harness is compiled once for each of ``macros``, in parallel, and the results are linked
+        together. ``edits`` plants faults: by the name of a kernel file, a text that occurs in it
+        exactly once, and the text that replaces it.
         """
         self._count += 1
         folder = self._folder / f"{harness.stem}-{self._count}"
@@ -326,20 +330,20 @@ class Builder:
         library = folder / f"{harness.stem}.so"
         command = [self._compiler, *self._flags, f"-I{HERE}"]
         command += [f"-I{path}" for path in (*folders, CUDA)]
-        # Every access calls a function then, and optimising the rest takes longer than it saves.
+        # Instrumented code calls a function for every access; optimising the rest does not pay.
         instrument = {
             "plain": [],
             "checked": ["-O0", "-fsanitize=thread,alignment"],
             "asan": ["-O0", "-fsanitize=address"],
         }
         command += instrument[mode]
-        compiled = [folder / f"{harness.stem}{part}.o" for part in parts]
+        compiled = [folder / f"{harness.stem}{macro}.o" for macro in macros]
         commands = [
-            [*command, *([f"-D{part}"] if part else []), "-c", str(harness), "-o", str(object_)]
-            for part, object_ in zip(parts, compiled, strict=True)
+            [*command, *([f"-D{macro}"] if macro else []), "-c", str(harness), "-o", str(object_)]
+            for macro, object_ in zip(macros, compiled, strict=True)
         ]
         _execute_all(commands)
-        # Not linked with the sanitizers whose functions checker.cpp has in their place.
+        # checker.cpp defines the functions of ThreadSanitizer, which is therefore not linked.
         link = ["-shared", *(instrument[mode] if mode == "asan" else [])]
         objects = self._emulator(mode == "asan")
         files = map(str, (*compiled, *objects))
@@ -364,7 +368,7 @@ class Builder:
 def _edited(
     include: Sequence[Path], folder: Path, edits: Mapping[str, tuple[str, str]]
 ) -> Iterator[Path]:
-    """The folders of kernels, or copies with the edits made."""
+    """The folders of kernels, or edited copies of them."""
     if not edits:
         yield from include
         return

@@ -1,4 +1,4 @@
-"""Runs one function in a process of its own; standard input says which, standard output the end."""
+"""Runs one function: reads the pickled call from stdin and writes the result to stdout."""
 
 from __future__ import annotations
 

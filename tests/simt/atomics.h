@@ -1,5 +1,5 @@
-// Atomic operations on integers. Those on floating point are left out: their results depend on the
-// order of the threads, which no test could pin down.
+// Atomic operations on integers. Those on floating point do not compile: their results depend on
+// the order of the threads, so that no test could check them.
 #pragma once
 
 #include <type_traits>
@@ -8,12 +8,12 @@
 
 namespace simt {
 
-// Tells of an atomic access, and of a fence.
+// Report an atomic access or a fence to the checker.
 void note_atomic(const void* address, size_t bytes, const void* caller);
 void note_fence();
 
-// Threads are never interrupted, so that plain operations do. Not instrumented, or the access would
-// count as a plain one.
+// Plain operations suffice, because the emulator never interrupts a thread. They are not
+// instrumented, so that the checker does not take the access for a plain one.
 template <typename T, typename F>
 __attribute__((noinline, no_sanitize_thread)) T atomic(T* address, F next) {
   note_atomic(address, sizeof(T), __builtin_return_address(0));
@@ -51,6 +51,6 @@ float atomicAdd(float*, float) = delete;
 double atomicAdd(double*, double) = delete;
 
 inline void __threadfence(simt::Site site = simt::Site::here()) {
-  if (!simt::left_out(site)) simt::note_fence();
+  if (!simt::skipped(site)) simt::note_fence();
 }
 inline void __threadfence_block() {}

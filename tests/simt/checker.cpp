@@ -20,17 +20,17 @@ extern "C" __attribute__((visibility("hidden"))) const char _end;
 namespace simt {
 namespace {
 
-// An epoch lasts from one barrier of a block to the next. Epochs never repeat, so that one number
-// tells the launch and the block as well.
+// An epoch lasts from one barrier of a thread block to the next. Epochs never repeat, so that their
+// number also identifies the launch and the thread block.
 uint32_t epoch = 1, first_of_launch = 1, first_of_block = 1;
 
-// Within an epoch, lanes of a warp may be ordered: clocks[a][b] is the time of the thread in b's
-// lane up to which a has seen what it did.
+// Within an epoch, barriers order lanes of a warp. Thread a has seen what the thread in lane b of
+// its warp did up to the time clocks[a][b].
 uint32_t clocks[kMaxThreadsPerBlock][warpSize];
 
-// Blocks are ordered where one releases (fence, then atomic operation) and another acquires (atomic
-// operation on the same address). What is released is everything before the last barrier, and what
-// the thread itself did after it.
+// Two thread blocks are ordered if one releases (fence, then atomic operation) and the other
+// acquires (atomic operation on the same address). A thread releases what its thread block did
+// before the last barrier, and what it did itself after that.
 struct Release {
   const void* address;
   uint32_t epoch;
@@ -41,14 +41,15 @@ Release acquired;
 bool fenced[kMaxThreadsPerBlock];
 
 struct Access {
-  uint32_t epoch, clock;  // never, where the epoch is 0
+  uint32_t epoch, clock;  // epoch 0: never
   uint16_t thread;
   bool atomic;
   const void* code;
 };
 
-// Of many readers that nothing orders two are kept, the last one and one as far from it as there
-// is: a later write is then in order with all of them or, but for partial masks, not with these.
+// Of many unordered readers two are kept: the last one and the one farthest from it. If a later
+// write is unordered with any reader, it is unordered with one of these two, except under partial
+// masks.
 struct Cell {
   Access write, reads[2];
 };
@@ -57,7 +58,7 @@ struct Region {
   int number;
   const char* begin;
   size_t bytes;
-  Cell* cells;  // one a byte, zero at first; pages come when they are touched
+  Cell* cells;  // one per byte, initially zero; the system provides pages on access
 };
 std::vector<Region> arrays;
 
@@ -68,7 +69,7 @@ Cell* map_cells(size_t bytes) {
   return static_cast<Cell*>(found);
 }
 
-// Whether an access came before what the current thread does now, and not at any time.
+// Whether barriers order an access before what the current thread does now.
 bool ordered(const Access& before, bool in_shared) {
   if (before.epoch < (in_shared ? first_of_block : first_of_launch)) return true;
   if (before.epoch < first_of_block) {
@@ -80,10 +81,10 @@ bool ordered(const Access& before, bool in_shared) {
          clocks[current->rank][before.thread % warpSize] >= before.clock;
 }
 
-// Code is given as an offset into the library, which the caller looks up.
+// A code address as an offset into the library. The caller looks up its line.
 ptrdiff_t offset_of(const void* code) { return static_cast<const char*>(code) - &__ehdr_start; }
 
-// A byte that is watched: in an array, or in a declaration of shared memory.
+// A checked byte: in an array, or in a declaration of shared memory.
 struct Place {
   const Region* region;
   const Allocation* shared;
@@ -107,7 +108,7 @@ std::string describe(const Place& place) {
        before.thread, other, offset_of(before.code));
 }
 
-// How far another access is from this thread, where nothing orders it.
+// How far the thread of an unordered access is from this one; 0 for an ordered access.
 int distance(const Access& other, bool in_shared) {
   if (ordered(other, in_shared)) return 0;
   if (other.epoch < first_of_block) return 3;
@@ -139,7 +140,7 @@ void check(const Place& place, const Access& now, bool write) {
        write ? "writes" : "reads", byte, name, bytes, offset_of(code));
 }
 
-// The array that an address is in, or else the one nearest to it.
+// The array that contains an address, or else the nearest one.
 const Region& nearest_array(const char* p) {
   const auto distance = [p](const Region& array) {
     return std::max(array.begin - p, p - array.begin - ptrdiff_t(array.bytes) + 1);
@@ -150,7 +151,7 @@ const Region& nearest_array(const char* p) {
   });
 }
 
-// `caller` is where the instrumentation returns to.
+// `caller` is the return address of the instrumentation.
 void access(const void* address, size_t bytes, bool write, bool atomic, const void* caller) {
   if (!current || !settings.checked) return;
   const char* const p = static_cast<const char*>(address);
@@ -165,7 +166,7 @@ void access(const void* address, size_t bytes, bool write, bool atomic, const vo
                               map_cells(shared_arena_bytes())};
     place = {&arena, &found, size_t(p - arena.begin)};
   } else if (on_fiber_stack(p) || (p >= &__ehdr_start && p < &_end)) {
-    return;  // the thread's own, and constants
+    return;  // the thread's stack, and constants
   } else {
     const Region& found = nearest_array(p);
     if (p < found.begin || p + bytes > found.begin + found.bytes) {
@@ -188,7 +189,7 @@ void access(const void* address, size_t bytes, bool write, bool atomic, const vo
 
 }  // namespace
 
-void know_array(int number, const void* begin, size_t bytes) {
+void add_array(int number, const void* begin, size_t bytes) {
   arrays.push_back({number, static_cast<const char*>(begin), bytes, map_cells(bytes + 1)});
 }
 
@@ -243,13 +244,13 @@ void note_atomic(const void* address, size_t bytes, const void* caller) {
 
 }  // namespace simt
 
-// What -fsanitize=alignment passes on: where, and what else we do not need.
+// The part that we need of what -fsanitize=alignment passes.
 struct SimtMisaligned {
   const char* file;
   uint32_t line;
 };
 
-// What the compiler inserts. Calls return to the instruction after the access.
+// The calls that the compiler inserts. They return to the instruction after the access.
 extern "C" {
 #define SIMT_ACCESS(name, bytes, write)                                      \
   void name(const void* address) {                                           \

@@ -1,7 +1,7 @@
-// Looks at every access that device code makes, where the harness was compiled with
-// -fsanitize=thread: the calls that the compiler then inserts lead here, and not to
-// ThreadSanitizer. What is known of a byte is who accessed it last; what is known of the threads is
-// what their barriers have ordered. README.md tells which faults it finds.
+// Checks every access of device code, if the harness was compiled with -fsanitize=thread: the calls
+// that the compiler inserts lead here instead of to ThreadSanitizer. The checker stores who
+// accessed each byte last, and what the barriers have ordered. README.md lists the faults that it
+// finds.
 #pragma once
 
 #include <cstddef>
@@ -9,13 +9,13 @@
 
 namespace simt {
 
-// Device code may access this memory, from now until forget_arrays().
-void know_array(int number, const void* begin, size_t bytes);
+// Device code may access this memory until forget_arrays() is called.
+void add_array(int number, const void* begin, size_t bytes);
 void forget_arrays();
 
-void order_launch();                                  // after everything before
-void order_block(unsigned threads);                   // a block begins
-void order_barrier();                                 // all threads of the block
+void order_launch();                 // orders all that follows after all that came before
+void order_block(unsigned threads);  // a thread block begins
+void order_barrier();                // all threads of the thread block
 void order_warp(unsigned first_rank, uint32_t mask);  // these lanes
 
 }  // namespace simt

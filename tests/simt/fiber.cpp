@@ -18,7 +18,7 @@
 #include <ucontext.h>
 #endif
 
-// What runs after a switch is not what the optimiser saw before it.
+// The optimiser must not assume that the code after a switch follows the code before it.
 #if defined(__GNUC__) && !defined(__clang__)
 #define SIMT_NOIPA __attribute__((noipa))
 #else
@@ -26,8 +26,8 @@
 #endif
 
 #if !defined(SIMT_UCONTEXT)
-// void simt_switch(void** from, void* to): keeps the registers that a call must keep on the stack,
-// and goes on with those of another stack. swapcontext does the same and two system calls.
+// void simt_switch(void** from, void* to): saves the callee-saved registers on the stack, and
+// restores those of another stack. swapcontext does the same with two more system calls.
 asm(R"(
   .text
   .p2align 4
@@ -59,7 +59,7 @@ namespace simt {
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr size_t kStackBytes = 256 << 10;  // redzones make frames several times as large
+constexpr size_t kStackBytes = 256 << 10;  // redzones make frames several times larger
 #else
 constexpr size_t kStackBytes = 64 << 10;
 #endif
@@ -70,7 +70,7 @@ struct Context {
 #else
   void* stack_pointer;
 #endif
-  // What AddressSanitizer wants to be told.
+  // For AddressSanitizer.
   const void* bottom;
   size_t bytes;
   void* fake_stack;
@@ -79,11 +79,11 @@ struct Context {
 Context outside;
 Context fibers[kMaxThreadsPerBlock];
 void (*entries[kMaxThreadsPerBlock])();
-unsigned entering;  // the fiber that a first switch leads to
+unsigned entering;  // the fiber that starts with the next switch
 
-// One mapping for all, of which pages are taken as they are touched. Pages that must not be touched
-// between the stacks would be mappings of their own, of which a process may have few. What the
-// first thread has too much lies in a spare stack, what others have, in their neighbour's.
+// One mapping for all stacks; the system provides pages on access. There are no guard pages between
+// the stacks: each would be another mapping, and a process may have few. The first thread overflows
+// into a spare stack, the others into their neighbour's.
 constexpr size_t kAllStacksBytes = (kMaxThreadsPerBlock + 1) * kStackBytes;
 char* stacks() {
   static char* const all = [] {
@@ -98,7 +98,7 @@ char* stacks() {
   return all;
 }
 
-// Stands at the far end of a stack.
+// The value at the far end of a stack that has not overflowed.
 constexpr uintptr_t kUntouched = 0x5afe57ac;
 
 char* stack_of(unsigned thread) { return stacks() + (thread + 1) * kStackBytes; }
@@ -123,7 +123,7 @@ void enter() {
   __sanitizer_finish_switch_fiber(nullptr, &outside.bottom, &outside.bytes);
 #endif
   entries[entering]();
-  std::abort();  // there is nothing to return to
+  std::abort();  // entries do not return
 }
 
 }  // namespace
@@ -136,7 +136,7 @@ void start_fiber(unsigned thread, void (*entry)()) {
   fiber.bytes = kStackBytes;
   entries[thread] = entry;
 #if defined(__SANITIZE_ADDRESS__)
-  // Frames that were abandoned have left their redzones.
+  // An abandoned fiber has left the redzones of its frames.
   __asan_unpoison_memory_region(bottom, kStackBytes);
 #endif
   far_end_of(thread) = kUntouched;
@@ -147,8 +147,8 @@ void start_fiber(unsigned thread, void (*entry)()) {
   fiber.state.uc_link = nullptr;
   makecontext(&fiber.state, enter, 0);
 #else
-  // Six registers, the address that `ret` takes, and no return address for the function there,
-  // which so finds the alignment that a call leaves.
+  // Six registers, the address for `ret`, and 0 as the return address of `enter`: the stack then
+  // has the alignment that a call leaves.
   auto* top = reinterpret_cast<uintptr_t*>(bottom + kStackBytes);
   *--top = 0;
   *--top = reinterpret_cast<uintptr_t>(&enter);

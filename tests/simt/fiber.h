@@ -1,26 +1,27 @@
-// Fibers: a CUDA thread runs on a stack of its own until it has to wait for others.
+// Fibers: each CUDA thread runs on its own stack until it must wait for others.
 #pragma once
 
 #include <cstddef>
 
-// As in CUDA, and no more than the stacks that are kept.
+// CUDA's limit, and the number of stacks.
 constexpr unsigned kMaxThreadsPerBlock = 1024;
 
 namespace simt {
 
-// Makes the fiber of a thread ready to call `entry`, which must not return, from the start.
+// Prepares the fiber of a thread to call `entry`, which must not return.
 void start_fiber(unsigned thread, void (*entry)());
 
-// From outside: runs the fiber until it suspends.
+// Called from outside of fibers: runs the fiber until it suspends.
 void resume_fiber(unsigned thread);
 
-// From inside: back to where the fiber was resumed. A fiber that is `finished` never continues.
+// Called from inside the fiber: returns to where it was resumed. A `finished` fiber never
+// continues.
 void suspend_fiber(unsigned thread, bool finished = false);
 
-// Whether the fiber has used more stack than there is.
+// Whether the fiber has used more than its stack.
 bool has_overflown(unsigned thread);
 
-// Whether a pointer is to some fiber's stack.
+// Whether an address is in the stack of a fiber.
 bool on_fiber_stack(const void* address);
 
 }  // namespace simt

@@ -1,4 +1,4 @@
-// What a harness exports, and how Python steers the runs.
+// For harnesses: exported functions, and the settings that Python makes.
 #pragma once
 
 #include <cstddef>
@@ -11,17 +11,18 @@ namespace simt {
 enum class Order : int { kAscending, kDescending, kRandom };
 
 struct Settings {
-  Order order = Order::kAscending;  // of the ready threads, and of the blocks
+  Order order = Order::kAscending;  // of the ready threads, and of the thread blocks
   uint64_t seed = 0;
-  unsigned char poison = 0x3f;      // what shared memory holds at first, in every byte
-  size_t shared_limit = 227 << 10;  // a block's shared memory; here that of sm_90
-  bool checked = false;             // whether accesses are, where they are told
-  const char* left_out_file = "";   // the end of its path,
-  int left_out_line = 0;            // where __syncthreads, __syncwarp, __threadfence do nothing
+  unsigned char poison = 0x3f;      // the initial value of every byte of shared memory
+  size_t shared_limit = 227 << 10;  // per thread block; here that of sm_90
+  bool checked = false;             // whether accesses are checked, in instrumented code
+  const char* skipped_file = "";    // the end of its path
+  int skipped_line = 0;  // of a __syncthreads, __syncwarp or __threadfence that does nothing
 };
 extern Settings settings;
 
-// Runs host code that launches kernels; 0 if all went well, 1 if simt_fault() tells what did not.
+// Runs host code that launches kernels. Returns 0, or 1 after a fault, which simt_fault()
+// describes.
 int run_guarded(void (*launches)(const void*), const void* parameters);
 
 template <typename F>

@@ -1,4 +1,4 @@
-// Device functions of one thread: arithmetic, bits, loads.
+// Device functions that need no other thread: arithmetic, bits, loads.
 #pragma once
 
 // Not <cmath>: CUDA has isinf and the like without std::.
@@ -20,7 +20,7 @@ To bit_cast(From value) {
 
 }  // namespace simt
 
-// The roundings that the compiler may not fuse.
+// Operations that the compiler must not fuse.
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
@@ -46,7 +46,7 @@ inline int __clzll(long long a) { return a == 0 ? 64 : __builtin_clzll(a); }
 inline int __ffs(int a) { return __builtin_ffs(a); }
 inline int __ffsll(long long a) { return __builtin_ffsll(a); }
 
-// CUDA has these for any two numbers, which convert as in an expression.
+// As in CUDA, for any two numbers, which are converted as in an expression.
 template <typename A, typename B>
 constexpr auto min(A a, B b) -> decltype(a + b) {
   return b < a ? b : a;

@@ -25,26 +25,26 @@ namespace {
 Thread threads[kMaxThreadsPerBlock];
 unsigned thread_count;
 
-// What the kernel's threads call.
+// The kernel and its arguments, for run_thread.
 void (*thread_body)(const void*);
 const void* thread_parameters;
 
-// The block's barrier: how many have come, and how many of them said yes.
+// The barrier of the thread block: the threads that have arrived, and those with a true predicate.
 unsigned arrived;
-int said_yes, result;  // now, and at the last barrier
+int num_true, last_num_true;  // at the current and at the last barrier
 
-// What ends a launch: "kind: what happened".
+// Ends a launch. The message is "kind: text".
 struct Fault {
   std::string message;
 };
-std::string fault;       // of a fiber, for the scheduler to throw
-std::string last_fault;  // for the caller to ask for
+std::string fault;       // set in a fiber, thrown by the scheduler
+std::string last_fault;  // returned by simt_fault()
 uint64_t random_state;
 std::vector<std::pair<const void*, size_t>> allowed_dynamic;  // by kernel
 
 constexpr size_t kDynamicByDefault = 48 << 10;
 
-// Splitmix64, which is good from any seed.
+// Splitmix64, whose numbers are good for every seed.
 uint64_t random_number() {
   uint64_t z = random_state += 0x9e3779b97f4a7c15;
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
@@ -52,8 +52,8 @@ uint64_t random_number() {
   return z ^ z >> 31;
 }
 
-// The threads that can run, a bit each. The first in order runs, whenever one is to be chosen: so
-// warps get as far ahead of each other as barriers let them.
+// A bit for each thread that can run. The first one in order always runs next, so that warps get as
+// far ahead of each other as barriers allow.
 constexpr unsigned kWords = kMaxThreadsPerBlock / 64;
 uint64_t ready[kWords];
 
@@ -62,12 +62,13 @@ void make_ready(Thread& thread) {
   ready[thread.rank / 64] |= uint64_t(1) << thread.rank % 64;
 }
 
-// The lowest or the highest ready thread, or the first from a random one on; null if there is none.
+// The lowest or the highest ready thread, or the first one from a random place on; null without
+// any.
 Thread* choose() {
   const bool descending = settings.order == Order::kDescending;
   const unsigned start =
       settings.order == Order::kRandom ? random_number() % kMaxThreadsPerBlock : 0;
-  // The word that the search starts in is met again at its end, without the bits then passed.
+  // The search ends in the word where it started, for the bits below the start.
   for (unsigned i = 0; i <= kWords; ++i) {
     const unsigned word = descending ? (2 * kWords - 1 - i) % kWords : (start / 64 + i) % kWords;
     uint64_t bits = ready[word];
@@ -86,13 +87,13 @@ void run_thread() {
   suspend_fiber(current->rank, true);
 }
 
-// Names are compared by address: equal literals of a library are one.
+// Names are compared by address: equal literals of a library have one address.
 bool same_place(const Thread& a, const Thread& b) {
   return a.state == b.state && a.mask == b.mask && a.site.line == b.site.line &&
          a.site.file == b.site.file && a.operation == b.operation;
 }
 
-// Whether all lanes of a thread's mask are where it is.
+// Whether all lanes of a thread's mask wait at the same place as the thread.
 bool all_lanes_are_at(const Thread& self) {
   const Thread* const warp = &self - self.rank % warpSize;
   for (uint32_t mask = self.mask; mask; mask &= mask - 1) {
@@ -101,7 +102,7 @@ bool all_lanes_are_at(const Thread& self) {
   return true;
 }
 
-// What a thread does, in words.
+// The state of a thread, for messages.
 std::string describe(const Thread& thread) {
   if (thread.state == State::kReturned) return "returned";
   if (thread.state == State::kReady) return "can run";
@@ -115,7 +116,7 @@ std::string describe(const Thread& thread) {
   return text;
 }
 
-// No thread can run and some wait: what kind of fault that is, and who waits where.
+// Called when threads wait and none can run: fails with the kind of fault, and who waits where.
 [[noreturn]] void fail_stuck() {
   const char* kind = "divergent barrier";
   bool returned = false, at_warp = false, mask_returned = false;
@@ -133,7 +134,7 @@ std::string describe(const Thread& thread) {
   } else if (at_warp) {
     kind = "divergent mask";
   }
-  std::vector<std::pair<std::string, std::string>> groups;  // what they do, and who
+  std::vector<std::pair<std::string, std::string>> groups;  // (state, threads)
   for (unsigned i = 0, end; i < thread_count; i = end) {
     const std::string does = describe(threads[i]);
     for (end = i + 1; end < thread_count && describe(threads[end]) == does; ++end) {
@@ -153,19 +154,19 @@ void check_launch(const Launch& launch) {
   const dim3 grid = launch.config.grid, block = launch.config.block;
   const uint64_t count = uint64_t(block.x) * block.y * block.z;
   if (count == 0 || count > kMaxThreadsPerBlock || block.z > 64) {
-    fail("launch", "a block of %u x %u x %u threads, of which there may be %u", block.x, block.y,
+    fail("launch", "a thread block of %u x %u x %u threads; the limit is %u", block.x, block.y,
          block.z, kMaxThreadsPerBlock);
   }
   if (uint64_t(grid.x) * grid.y * grid.z == 0 || grid.x > 0x7fffffff || grid.y > 0xffff ||
       grid.z > 0xffff) {
-    fail("launch", "a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
+    fail("launch", "a grid of %u x %u x %u thread blocks", grid.x, grid.y, grid.z);
   }
   size_t allowed = kDynamicByDefault;
   for (const auto& [kernel, bytes] : allowed_dynamic) {
-    if (kernel == launch.kernel) allowed = bytes;  // the last word counts
+    if (kernel == launch.kernel) allowed = bytes;  // the last call counts
   }
   if (launch.config.shared_bytes > allowed) {
-    fail("launch", "%zu bytes of dynamic shared memory, of which the kernel is allowed %zu",
+    fail("launch", "%zu bytes of dynamic shared memory; the kernel is allowed %zu",
          launch.config.shared_bytes, allowed);
   }
 }
@@ -175,7 +176,7 @@ void run_block() {
   begin_shared_memory(running.config.shared_bytes);
   order_block(thread_count);
   arrived = 0;
-  said_yes = 0;
+  num_true = 0;
   std::fill_n(ready, kWords, 0);
   for (unsigned rank = 0; rank < thread_count; ++rank) {
     Thread& thread = threads[rank];
@@ -218,8 +219,8 @@ void fail(const char* kind, const char* format, ...) {
     message += text;
   }
   if (!current) throw Fault{message};
-  // Nothing is thrown through device code: the compiler knows of instrumentation that it does not
-  // throw. The fiber is left as it is.
+  // No exception passes through device code: the compiler assumes that instrumentation does not
+  // throw. The fiber is abandoned.
   fault = std::move(message);
   suspend_fiber(current->rank, true);
   __builtin_unreachable();
@@ -227,14 +228,14 @@ void fail(const char* kind, const char* format, ...) {
 
 void allow_dynamic_shared(const void* kernel, size_t bytes) {
   if (bytes > settings.shared_limit) {
-    fail("launch", "%zu bytes of dynamic shared memory, of which a block may have %zu", bytes,
+    fail("launch", "%zu bytes of dynamic shared memory; the limit is %zu", bytes,
          settings.shared_limit);
   }
   allowed_dynamic.emplace_back(kernel, bytes);
 }
 
 int run_guarded(void (*launches)(const void*), const void* parameters) {
-  // Whatever the last one came to.
+  // The last run may have ended with a fault.
   current = nullptr;
   running = {};
   allowed_dynamic.clear();
@@ -271,9 +272,9 @@ void run(const Launch& launch, void (*body)(const void*), const void* parameters
   running = {};
 }
 
-bool left_out(Site site) {
-  if (site.line != settings.left_out_line) return false;
-  const std::string_view file(site.file), end(settings.left_out_file);
+bool skipped(Site site) {
+  if (site.line != settings.skipped_line) return false;
+  const std::string_view file(site.file), end(settings.skipped_file);
   return file.size() >= end.size() && file.substr(file.size() - end.size()) == end;
 }
 
@@ -282,7 +283,7 @@ int wait_for_block(const char* operation, bool predicate, Site site) {
   self.operation = operation;
   self.site = site;
   self.mask = 0;
-  said_yes += predicate;
+  num_true += predicate;
   self.state = State::kAtBarrier;
   if (++arrived == thread_count) {
     for (unsigned i = 0; i < thread_count; ++i) {
@@ -290,11 +291,11 @@ int wait_for_block(const char* operation, bool predicate, Site site) {
     }
     for (unsigned i = 0; i < thread_count; ++i) make_ready(threads[i]);
     arrived = 0;
-    result = std::exchange(said_yes, 0);
+    last_num_true = std::exchange(num_true, 0);
     order_barrier();
   }
   suspend_fiber(self.rank);
-  return result;
+  return last_num_true;
 }
 
 const uint64_t* wait_for_warp(const char* operation, uint32_t mask, uint64_t value,
@@ -331,13 +332,13 @@ const uint64_t* wait_for_warp(const char* operation, uint32_t mask, uint64_t val
 }  // namespace simt
 
 SIMT_EXPORT void simt_configure(int order, uint64_t seed, int poison, size_t shared_limit,
-                                int checked, const char* left_out_file, int left_out_line) {
+                                int checked, const char* skipped_file, int skipped_line) {
   simt::settings = {simt::Order(order), seed,         static_cast<unsigned char>(poison),
-                    shared_limit,       checked != 0, left_out_file,
-                    left_out_line};
+                    shared_limit,       checked != 0, skipped_file,
+                    skipped_line};
 }
 SIMT_EXPORT const char* simt_fault() { return simt::last_fault.c_str(); }
-SIMT_EXPORT void simt_know_array(int number, const void* begin, size_t bytes) {
-  simt::know_array(number, begin, bytes);
+SIMT_EXPORT void simt_add_array(int number, const void* begin, size_t bytes) {
+  simt::add_array(number, begin, bytes);
 }
 SIMT_EXPORT void simt_forget_arrays() { simt::forget_arrays(); }

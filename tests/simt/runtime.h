@@ -1,4 +1,4 @@
-// Launches, barriers and shared memory, as far as kernels and their intrinsics use them.
+// Launches, barriers and shared memory, for kernels and the emulated intrinsics.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,8 @@ constexpr int warpSize = 32;
 
 namespace simt {
 
-// Where in the kernel an intrinsic is called: here() as a default argument is evaluated there.
+// The place in the kernel where an intrinsic is called: a default argument here() is evaluated
+// there.
 struct Site {
   const char* file;
   int line;
@@ -26,10 +27,10 @@ struct Site {
 
 enum class State : uint8_t { kReady, kAtBarrier, kAtWarpSync, kReturned };
 
-// One thread of the block that runs, and what it waits at.
+// A thread of the running thread block, and what it waits for.
 struct Thread {
   uint3 index;
-  unsigned rank;  // in the block; x counts fastest
+  unsigned rank;  // in the thread block; x varies fastest
   State state;
   const char* operation;
   Site site;
@@ -41,7 +42,7 @@ struct Thread {
 struct Config {
   dim3 grid, block;
   size_t shared_bytes = 0;
-  cudaStream_t stream = nullptr;  // launches run at once, in any stream
+  cudaStream_t stream = nullptr;  // ignored: a launch runs at once
 };
 
 struct Launch {
@@ -54,25 +55,25 @@ struct Launch {
 extern Thread* current;  // null in host code
 extern Launch running;
 
-// A fault ends the launch: `kind` is what went wrong in a word or two.
+// Ends the launch with a fault; `kind` is its short name.
 [[noreturn]] __attribute__((format(printf, 2, 3))) void fail(const char* kind, const char* format,
                                                              ...);
 
 const char* base_name(const char* path);
 
-// Whether the barrier or fence there is to be left out, for a test to see that it is missed.
-bool left_out(Site site);
+// Whether the settings disable the barrier or fence there: a test must then find a fault.
+bool skipped(Site site);
 
-// Waits for all of the block's threads, at this operation and site; the number of threads that
-// said `predicate`.
+// Waits for all threads of the thread block, at this operation and site. Returns the number of
+// threads whose `predicate` is true.
 int wait_for_block(const char* operation, bool predicate, Site site);
 
-// Waits for the lanes of the mask, at this operation, mask and site; their values, by lane. Memory
-// is only ordered where CUDA says so.
+// Waits for the lanes of the mask, at this operation, mask and site. Returns their values, by lane.
+// It orders memory only with orders_memory: CUDA promises that for some operations.
 const uint64_t* wait_for_warp(const char* operation, uint32_t mask, uint64_t value,
                               bool orders_memory, Site site);
 
-// A declaration of static shared memory, and where it lies in the block that runs.
+// A declaration of static shared memory, and its address in the running thread block.
 struct SharedSite {
   const char* name;
   unsigned block;
@@ -93,14 +94,14 @@ struct Identity {
   using Type = T;
 };
 template <typename T>
-using Declared = typename Identity<T>::Type;  // float[4][5] becomes a word that takes a *
+using Declared = typename Identity<T>::Type;  // makes float[4][5] a type name that * can follow
 
-// Calls `body(parameters)` once a thread.
+// Calls `body(parameters)` once per thread.
 void run(const Launch& launch, void (*body)(const void*), const void* parameters);
 
 template <typename... P, typename... A>
 void launch(const char* name, void (*kernel)(P...), Config config, const A&... arguments) {
-  // Reads what lies on the host's stack, which would count as a fault of the kernel.
+  // Not instrumented: it reads the host's stack, which the checker would report as a fault.
   const auto body = [&]() __attribute__((no_sanitize_thread)) {
     kernel(static_cast<P>(arguments)...);
   };
@@ -113,7 +114,7 @@ void launch(const char* name, void (*kernel)(P...), Config config, const A&... a
 }  // namespace simt
 
 inline void __syncthreads(simt::Site site = simt::Site::here()) {
-  if (!simt::left_out(site)) simt::wait_for_block("__syncthreads", false, site);
+  if (!simt::skipped(site)) simt::wait_for_block("__syncthreads", false, site);
 }
 inline int __syncthreads_count(int predicate, simt::Site site = simt::Site::here()) {
   return simt::wait_for_block("__syncthreads_count", predicate != 0, site);
@@ -129,7 +130,7 @@ inline void __trap(simt::Site site = simt::Site::here()) {
   simt::fail("trap", "__trap at %s:%d", simt::base_name(site.file), site.line);
 }
 
-// What a kernel may use without being told so ends at 48 KiB; the launch checks it.
+// A kernel may use more than 48 KiB only after this call. The launch checks that.
 enum cudaError_t { cudaSuccess };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 namespace simt {

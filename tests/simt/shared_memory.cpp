@@ -18,23 +18,23 @@ namespace simt {
 namespace {
 
 constexpr size_t kArenaBytes = 1 << 20;
-constexpr size_t kCanaryBytes = 1024;      // wide: a row of a tile too far should still meet it
-constexpr size_t kStaticLimit = 48 << 10;  // what nvcc accepts
+constexpr size_t kCanaryBytes = 1024;      // large: one row of a tile too far still hits it
+constexpr size_t kStaticLimit = 48 << 10;  // nvcc's limit
 
 alignas(128) char arena[kArenaBytes];
-size_t used;                     // up to the end of the last canary
-size_t taken, taken_statically;  // bytes that the kernel asked for
-unsigned serial;                 // of the block
+size_t used;                     // bytes, up to the end of the last canary
+size_t taken, taken_statically;  // bytes that the kernel has allocated
+unsigned serial;                 // of the thread block
 std::vector<Allocation> allocations;
 
-// Not the poison, which may be what is written; but like it, so that reads show as well.
+// Not the poison: a kernel that copies poison there would go unnoticed. But similar, so that
+// results change if a kernel reads it.
 unsigned char canary() { return settings.poison ^ 0x01; }
 
 void* allocate(const char* name, size_t bytes, size_t alignment) {
   taken += bytes;
   if (taken > settings.shared_limit) {
-    fail("launch", "%zu bytes of shared memory, of which a block may have %zu", taken,
-         settings.shared_limit);
+    fail("launch", "%zu bytes of shared memory; the limit is %zu", taken, settings.shared_limit);
   }
   const size_t begin = (used + alignment - 1) / alignment * alignment, end = begin + bytes;
   if (end + kCanaryBytes > kArenaBytes) fail("launch", "the arena of shared memory is full");
@@ -68,8 +68,8 @@ void* static_shared(SharedSite& site, size_t bytes, size_t alignment) {
   if (site.block != serial) {
     taken_statically += bytes;
     if (taken_statically > kStaticLimit) {
-      fail("launch", "%zu bytes of static shared memory, of which there may be %zu",
-           taken_statically, kStaticLimit);
+      fail("launch", "%zu bytes of static shared memory; the limit is %zu", taken_statically,
+           kStaticLimit);
     }
     site.block = serial;
     site.place = allocate(site.name, bytes, alignment);

@@ -1,4 +1,4 @@
-// The shared memory of the block that runs, with canaries between the allocations.
+// The shared memory of the running thread block, with canaries between the allocations.
 #pragma once
 
 #include <cstddef>
@@ -11,19 +11,19 @@ struct Allocation {
   size_t bytes;
 };
 
-// Everything is as uninitialised as before the first block.
+// Starts a thread block: all of shared memory is uninitialised again.
 void begin_shared_memory(size_t dynamic_bytes);
 
-// Fails if a canary has been written to.
+// Fails if a kernel has written to a canary.
 void check_canaries();
 
-// Whether a pointer is to shared memory, or to what lies between.
+// Whether an address is in shared memory or its canaries.
 bool in_shared_arena(const void* address);
 
-// The allocation that a pointer into the arena is in, or else the one nearest to it.
+// The allocation that contains an address of the arena, or else the nearest one.
 const Allocation& nearest_shared(const void* address);
 
-// Where the arena begins, and its size.
+// The arena: the memory of all allocations and canaries.
 char* shared_arena();
 size_t shared_arena_bytes();
 

@@ -1,5 +1,5 @@
-// What a kernel sees of CUDA when a plain C++ compiler compiles it: include this instead of
-// cuda_runtime.h. README.md tells what it covers.
+// The emulator's replacement of cuda_runtime.h, for kernels that a plain C++ compiler compiles.
+// README.md lists what it covers.
 #pragma once
 
 #include "types.h"

@@ -14,7 +14,7 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
 
-// Bounds and initialisation can only be watched of what the emulator has laid out.
+// The emulator checks bounds and initialisation only of shared memory that it has allocated.
 #define __shared__ _Pragma("GCC error \"shared memory is declared by LEBM_SHARED alone\"")
 
 struct uint3 {
@@ -26,7 +26,7 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-// The alignments are CUDA's; three of a kind are aligned like one.
+// The alignments are CUDA's: a vector of three is aligned like a scalar.
 #define SIMT_VECTORS(scalar, name, two, four)                                       \
   struct alignas(two) name##2 { scalar x, y; };                                     \
   struct name##3 { scalar x, y, z; };                                               \

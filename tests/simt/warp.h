@@ -1,4 +1,4 @@
-// The intrinsics by which the lanes of a warp exchange values.
+// The intrinsics that exchange values between the lanes of a warp.
 #pragma once
 
 #include <cstring>
@@ -26,7 +26,7 @@ T from_bits(uint64_t bits) {
   return value;
 }
 
-// The value of lane `source`; of the lane itself where `source` lies outside of [begin, end).
+// The value of lane `source`, or the lane's own value if `source` is outside of [begin, end).
 template <typename T>
 T shuffle(const char* operation, uint32_t mask, T value, int source, int begin, int end,
           Site site) {
@@ -84,7 +84,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
   return simt::shuffle("__shfl_down_sync", mask, value, lane + int(delta), begin, begin + width,
                        site);
 }
-// As the hardware has it, lanes of segments below may be read, those of segments above may not.
+// As on the hardware, lanes of lower segments can be read, those of higher segments cannot.
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
                   simt::Site site = simt::Site::here()) {
@@ -93,7 +93,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
 }
 
 inline void __syncwarp(unsigned mask = 0xffffffff, simt::Site site = simt::Site::here()) {
-  if (!simt::left_out(site)) simt::wait_for_warp("__syncwarp", mask, 0, true, site);
+  if (!simt::skipped(site)) simt::wait_for_warp("__syncwarp", mask, 0, true, site);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, simt::Site site = simt::Site::here()) {
   return simt::ballot("__ballot_sync", mask, predicate, site);

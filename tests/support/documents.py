@@ -164,15 +164,16 @@ def table(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def named_tests(cell: str) -> list[tuple[Path, str]]:
-    """The tests that a cell names: a link to a file, a colon, names; and so on after semicolons."""
-    found = []
-    for part in cell.split(";"):
-        match = re.fullmatch(r"\s*\[[^\]]+\]\(([^)]+)\): (.*)", part)
-        if match is None:
-            raise ValueError(f"no file and names of tests: {part!r}")
-        found += [(ROOT / match[1], name) for name in re.findall(r"`(\w+)`", match[2])]
-    return found
+def linked_file(page: Path, cell: str) -> Path:
+    """The file that a cell of a page's table links to.
+
+    Raises:
+        ValueError: the cell is not one link.
+    """
+    match = re.fullmatch(r"\[[^\]]+\]\(([^)]+)\)", cell)
+    if match is None:
+        raise ValueError(f"not a link to a file: {cell!r}")
+    return (page.parent / match[1]).resolve()
 
 
 def tests_of(path: Path) -> set[str]:

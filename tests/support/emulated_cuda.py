@@ -1,7 +1,7 @@
 """A backend for the tests: the CUDA kernels of csrc/cuda, run on the CPU by the emulator.
 
-It takes the tensors of the CPU as :mod:`lebm_kernels.backends.contract` has them, and is added to
-the table of backends by conftest.py, so that every operator test runs on the kernels' own source.
+It takes CPU tensors as described in :mod:`lebm_kernels.backends.contract`. conftest.py adds it to
+the table of backends, so that every operator test runs on the source of the kernels.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, 
 HARNESS = simt.HERE / "harness" / "operators.cpp"
 
 MULTIPROCESSORS = 3
-"""Of the GPU that the launches take themselves to be on: few, so that few blocks are many."""
+"""Multiprocessors that the launches assume: few, so that few thread blocks already fill the GPU."""
 
-_WHY_NOT = None if simt.compiler() else "there is no g++"  # known before anything is traced
+_WHY_NOT = None if simt.compiler() else "there is no g++"  # before torch.compile traces anything
 
 _lock = Lock()  # the emulator runs one launch at a time
 
 
-_shared: Path | None = None
+_build_folder: Path | None = None
 
 
 def share(folder: Path) -> None:
-    """Keep what is built there, for the processes of one run of the tests."""
-    global _shared
-    _shared = folder
+    """Build the library in that folder, for all processes of one run of the tests."""
+    global _build_folder
+    _build_folder = folder
 
 
 @cache
 def library(mode: simt.Mode = "plain") -> simt.Library:
-    """The kernels, built once a run."""
-    folder = _shared
+    """The kernels, built once per run of the tests."""
+    folder = _build_folder
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix="lebm-emulated-cuda-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    # With every access instrumented, kernels take long to compile: those of D = 2 stand for D <= 4.
+    # Instrumented kernels take long to compile: those of D = 2 stand for all D <= 4.
     flags = "-g1" if mode == "plain" else "-DSIMT_DIMENSIONS=2"
     with (folder / f"emulated-cuda-{mode}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         path = folder / f"emulated-cuda-{mode}.so"
         if not path.exists():
             builder = simt.Builder(folder / f"emulated-cuda-{mode}", flags=(flags,))
-            parts = ("SIMT_FLOAT", "SIMT_DOUBLE")
-            builder.build(HARNESS, mode=mode, parts=parts).path.rename(path)
+            macros = ("SIMT_FLOAT", "SIMT_DOUBLE")
+            builder.build(HARNESS, mode=mode, macros=macros).path.rename(path)
     return simt.Library(path, mode)
 
 
 def unavailable(device: str) -> str | None:
-    """Why it cannot run on tensors of that device type, or None."""
+    """The reason why the backend cannot run on that device type, or None."""
     if device != "cpu":
-        return "the emulator's tensors are on the CPU"
+        return "the emulator takes CPU tensors"
     return _WHY_NOT
 
 
@@ -73,7 +73,7 @@ def describe() -> str:
 
 
 def _input(x: Tensor | None) -> Any:
-    """The memory that a tensor spans, whatever its strides."""
+    """The memory that a tensor spans, as a flat read-only array."""
     if x is None:
         return None
     span = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
@@ -82,7 +82,7 @@ def _input(x: Tensor | None) -> Any:
     return memory
 
 
-def _numbers(problem: Problem) -> Any:
+def _sizes_and_strides(problem: Problem) -> Any:
     numbers = [*problem.y.shape[:2], problem.decoded.shape[1], problem.y.shape[2]]
     for x in problem[:6]:
         stride = [0, 0, 0]
@@ -104,18 +104,18 @@ def run(
     how: str = "run",
     **options: Any,
 ) -> None:
-    """Call ``rows`` or ``columns`` of the harness; it writes into the arrays among ``rest``."""
+    """Call ``rows`` or ``columns`` of the harness, which writes into the arrays of ``rest``."""
     function = f"{name}_{'f64' if problem.y.dtype == torch.float64 else 'f32'}"
-    arguments = [_numbers(problem), *map(_input, problem[:6]), multiprocessors]
+    arguments = [_sizes_and_strides(problem), *map(_input, problem[:6]), multiprocessors]
     size = np.zeros(1, np.int64)
     library("plain").run(function, *arguments, None, size, *rest)
-    # What the kernels read before they have written it must show.
+    # NaN shows if a kernel reads workspace that none has written.
     workspace = np.full(max(int(size[0]), 1), np.nan)
     getattr(library(mode), how)(function, *arguments, workspace, size, *rest, **options)
 
 
 def row_outputs(problem: Problem, want: RowWants) -> list[Any]:
-    """Arrays for F, the state and what is wanted beside them."""
+    """Arrays for F, the state and the other wanted outputs."""
     like, scalar = problem.y.numpy().dtype, problem.beta.shape
     vector = problem.y.shape
     shapes = (vector, vector, scalar, vector, scalar)
@@ -127,7 +127,7 @@ def row_outputs(problem: Problem, want: RowWants) -> list[Any]:
 
 
 def column_outputs(problem: Problem, want: ColumnWants) -> list[Any]:
-    """Arrays for the gradients that are wanted."""
+    """Arrays for the wanted gradients."""
     shapes = (problem.decoded.shape, problem.decoded.shape[:2], problem.decoded.shape[:2])
     dtype = problem.y.numpy().dtype
     return [np.zeros(s, dtype) if w else None for s, w in zip(shapes, want, strict=True)]

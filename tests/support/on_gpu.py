@@ -1,4 +1,4 @@
-"""Backends for the tests where there is a GPU: its kernels, for tensors of the CPU.
+"""Backends for the tests on a machine with a GPU: they take CPU tensors and run the GPU's kernels.
 
 conftest.py adds them to the table of backends, so that every operator test runs on them.
 """
@@ -16,8 +16,8 @@ from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, 
 _DEVICE = "cuda"
 
 
-def _there(x: Tensor | None) -> Tensor | None:
-    """On the GPU, with broadcast dimensions still broadcast."""
+def _to_gpu(x: Tensor | None) -> Tensor | None:
+    """A copy on the GPU. Broadcast dimensions stay broadcast."""
     if x is None:
         return None
     once = tuple(
@@ -28,15 +28,15 @@ def _there(x: Tensor | None) -> Tensor | None:
 
 
 class OnGpu:
-    """What a module of :mod:`lebm_kernels.backends` has, with the way to the GPU and back."""
+    """A backend module of :mod:`lebm_kernels.backends`, with copies to the GPU and back."""
 
     def __init__(self, backend: ModuleType) -> None:
         self._backend = backend
 
     def unavailable(self, device: str) -> str | None:
-        """Why it cannot run on tensors of that device type, or None."""
+        """The reason why the backend cannot run on that device type, or None."""
         if device != "cpu":
-            return "the tests' own way to the GPU is for tensors of the CPU"
+            return "this backend of the tests takes CPU tensors"
         return self._backend.unavailable(_DEVICE)
 
     def describe(self) -> str:
@@ -45,13 +45,13 @@ class OnGpu:
 
     def rows(self, problem: Problem, want: RowWants) -> Rows:
         """See :mod:`lebm_kernels.backends.contract`."""
-        found = self._backend.rows(Problem(*map(_there, problem[:6]), problem.tol), want)
+        found = self._backend.rows(Problem(*map(_to_gpu, problem[:6]), problem.tol), want)
         return Rows(*(None if x is None else x.cpu() for x in found))
 
     def columns(self, problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:
         """See :mod:`lebm_kernels.backends.contract`."""
-        there = Problem(*map(_there, problem[:6]), problem.tol)
-        found = self._backend.columns(there, _there(grad), _there(state), want)
+        on_gpu = Problem(*map(_to_gpu, problem[:6]), problem.tol)
+        found = self._backend.columns(on_gpu, _to_gpu(grad), _to_gpu(state), want)
         return Columns(*(None if x is None else x.cpu() for x in found))
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAMES = ("y", "decoded", "beta", "scale", "log_weight", "latent_energy")
+from lebm_kernels.arguments import TENSORS
+
+NAMES = tuple(row.name for row in TENSORS)
 """The tensors that a free energy is differentiable in, in the order of the arguments."""
 
 PLAIN = NAMES[:3]

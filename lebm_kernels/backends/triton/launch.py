@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends.chunked import normalised
 from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.tiles import normalised
 from lebm_kernels.backends.triton.arguments import Arguments, Plan, Shape, facts, plan, unpack
 from lebm_kernels.backends.triton.columns import (
     DECODED,

@@ -1,6 +1,9 @@
-// The package's operators by the kernels of csrc/cuda, for SIMT_FLOAT or SIMT_DOUBLE, and with
-// SIMT_DIMENSIONS only at those numbers of dimensions, and at D > 4.
+// The package's operators on the kernels of csrc/cuda, for SIMT_FLOAT or SIMT_DOUBLE.
+// SIMT_DIMENSIONS lists the D <= 4 to compile (all by default); D > 4 is always compiled.
 #include "columns.cuh"
+#include "dimensions.cuh"
+#include "rows.cuh"
+
 #include "host.h"
 
 #ifndef SIMT_DIMENSIONS
@@ -11,7 +14,7 @@ namespace {
 
 using Compiled = lebm::cuda::Dimensions<SIMT_DIMENSIONS>;
 
-// numbers: B, M, N, D, then the three strides of each tensor in turn.
+// numbers: B, M, N, D, then three strides for each tensor.
 template <typename T>
 lebm::Problem<T> problem(const int64_t* numbers, const T* y, const T* decoded, const T* beta,
                          const T* scale, const T* log_weight, const T* latent_energy) {
@@ -32,7 +35,7 @@ lebm::Problem<T> problem(const int64_t* numbers, const T* y, const T* decoded, c
           view(latent_energy, 5)};
 }
 
-// With no workspace, its size is written instead.
+// Without a workspace they only write the size that it needs.
 template <typename T>
 void rows(const lebm::Problem<T>& p, const lebm::RowOutputs<T>& out, int64_t multiprocessors,
           double* workspace, int64_t* size) {

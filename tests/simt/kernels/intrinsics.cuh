@@ -1,4 +1,4 @@
-// Every intrinsic that exchanges something, once: out[k, thread] is what the k-th one gave.
+// Calls each intrinsic that exchanges data once: out[k, thread] is the result of the k-th.
 #pragma once
 
 #include "device.cuh"
@@ -36,7 +36,7 @@ __global__ void votes_kernel(const int* in, int* out) {
   out[9 * threads + i] = int(__reduce_and_sync(kAllLanes, bits));
   out[10 * threads + i] = int(__reduce_or_sync(kAllLanes, bits));
   out[11 * threads + i] = int(__reduce_xor_sync(kAllLanes, bits));
-  // Some lanes go their own way and meet the others again.
+  // The lanes take two branches and meet again.
   int own = 0;
   if (i % 32 < 8) {
     own = int(__ballot_sync(kLowLanes, value > 0));
@@ -47,7 +47,7 @@ __global__ void votes_kernel(const int* in, int* out) {
   out[13 * threads + i] = __shfl_xor_sync(kAllLanes, own, 31);
 }
 
-// in[blocks, threads], out[8], of which the last is whatever thread came last
+// in[blocks, threads], out[8]; the last output depends on the order of the threads
 __global__ void atomics_kernel(const int* in, int* out, unsigned* count, unsigned long long* wide) {
   const int value = in[blockIdx.x * blockDim.x + threadIdx.x];
   atomicAdd(out + 0, value);

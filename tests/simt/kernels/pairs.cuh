@@ -1,8 +1,8 @@
-// sums[m] = sum_n exp2(-(y[m] - g[n])^2) and their total, the latents taken tile by tile through
-// shared memory.
+// sums[m] = sum_n exp2(-(y[m] - g[n])^2), and the total of all sums.
 //
-// y[queries], g[latents], sums[queries]; partial[blocks] and *done = 0 are for the total, which the
-// block that is last to finish adds up. One thread a query.
+// y[queries], g[latents], sums[queries], partial[blocks], total[1]. One thread per query; the
+// latents pass through shared memory tile by tile. The thread block that finishes last adds up the
+// total from `partial`. *done counts the finished thread blocks, and is 0 before and after.
 #pragma once
 
 #include "device.cuh"
@@ -13,7 +13,7 @@ constexpr int kThreads = 96;
 constexpr int kWarps = kThreads / 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
-// The sum of all threads' values, in thread 0. `scratch` is free again after the next barrier.
+// Returns in thread 0 the sum of all threads' values. `scratch` is free after the next barrier.
 __device__ __forceinline__ float add_over_block(float value, float* scratch) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int delta = 16; delta > 0; delta /= 2) {
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads)
   const float of_block = add_over_block(sum, scratch);
   if (threadIdx.x == 0) {
     partial[blockIdx.x] = of_block;
-    __threadfence();  // another block may read it
+    __threadfence();  // another thread block may read it
     last = atomicInc(done, gridDim.x - 1) == gridDim.x - 1;
   }
   __syncthreads();  // `last` is known

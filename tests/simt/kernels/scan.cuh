@@ -1,7 +1,7 @@
-// out[i] = in[0] + ... + in[i], one block for all, tile by tile.
+// out[i] = in[0] + ... + in[i], by one thread block, tile by tile.
 //
-// in[count], out[count] are integers, whose sums wrap around. A thread scans two neighbours, its
-// warp the pairs by shuffles, and the first warp the warps' sums in shared memory.
+// in[count], out[count] are integers; sums wrap around. A thread adds two neighbours, its warp
+// scans the pairs by shuffles, and the first warp scans the sums of the warps in shared memory.
 #pragma once
 
 #include "device.cuh"
@@ -12,10 +12,10 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kTile = 2 * kThreads;
 constexpr unsigned kAllLanes = 0xffffffff;
-constexpr unsigned kWarpsLanes = (1u << kWarps) - 1;  // a lane a warp
+constexpr unsigned kWarpsLanes = (1u << kWarps) - 1;  // a lane for each warp
 
 __global__ void scan_kernel(const int* __restrict__ in, int* __restrict__ out, int count) {
-  LEBM_DYNAMIC_SHARED(int, ends);  // [kWarps]: the sums of the warps, then up to each one's end
+  LEBM_DYNAMIC_SHARED(int, ends);  // [kWarps]: the sum of each warp, then the sum up to its end
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int before_tile = 0;
   for (int first = 0; first < count; first += kTile) {
@@ -36,9 +36,9 @@ __global__ void scan_kernel(const int* __restrict__ in, int* __restrict__ out, i
     if (threadIdx.x < kWarps) {
       for (int delta = 1; delta < kWarps; delta *= 2) {
         const int other = lane >= delta ? ends[lane - delta] : 0;
-        __syncwarp(kWarpsLanes);  // they are read
+        __syncwarp(kWarpsLanes);  // the sums are read
         ends[lane] += other;
-        __syncwarp(kWarpsLanes);  // they are written
+        __syncwarp(kWarpsLanes);  // the sums are written
       }
     }
     __syncthreads();  // the warps' ends are written

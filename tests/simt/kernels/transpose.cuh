@@ -1,4 +1,6 @@
-// out[c, r] = in[r, c], by square tiles in shared memory, so that both sides move whole rows.
+// out[c, r] = in[r, c], by square tiles in shared memory, so that reads and writes are whole rows.
+//
+// in[rows, columns], out[columns, rows]
 #pragma once
 
 #include "device.cuh"
@@ -6,7 +8,7 @@
 namespace transpose {
 
 constexpr int kTile = 32;
-constexpr int kRows = 8;  // of a tile at once
+constexpr int kRows = 8;  // of a tile, processed at once
 
 template <typename T, int kPadding>
 __global__ void tile_kernel(const T* __restrict__ in, T* __restrict__ out, int rows, int columns) {

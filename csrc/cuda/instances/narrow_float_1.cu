@@ -2,5 +2,5 @@
 #include "instances.cuh"
 
 namespace lebm::cuda {
-LEBM_INSTANCES(, float, 1);
+LEBM_NARROW_INSTANCES(, float, 1);
 }

@@ -1,11 +1,21 @@
-// A tile of latents in shared memory, D <= 4, and the energies of a query with them.
+// A tile of latents in shared memory at D <= 4, and a query in registers.
 //
-// A latent is a record of kWidth numbers: g[D], then with kHasExtras log2 w and r. Records lie in
-// groups that are read at once, 16 bytes where they can be. One whose log2 w is -inf is dropped and
-// has g = r = 0, whatever it decodes to.
+//   E[n] = sum_d (y[d] - s[d] g[n,d])^2 + r[n]
+//
+// A latent is a record of kWidth numbers: g[D], then with kHasExtras log2 w and r. Records are read
+// in groups, of 16 bytes where possible. A dropped latent (log2 w = -inf) has g = r = 0, whatever
+// its decoded values are.
 #pragma once
 
-#include "task.cuh"
+#include <cmath>
+#include <cstdint>
+
+#include "../problem.h"
+#include "arithmetic.cuh"
+#include "device.cuh"
+#include "load.cuh"
+#include "row_task.cuh"
+#include "splits.cuh"
 
 namespace lebm::cuda {
 
@@ -15,7 +25,7 @@ template <typename T, int kD, bool kHasExtras>
 struct Layout {
   static constexpr int kUsed = kD + (kHasExtras ? 2 : 0);
   static constexpr int kWidth = kUsed == 3 ? 4 : kUsed == 5 ? 6 : kUsed;
-  static constexpr int kGroup = kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;  // records read at once
+  static constexpr int kGroup = kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;  // records per read
   static constexpr int kTile = kTileBytes / int(sizeof(T)) / kWidth / kSample * kSample;
   static constexpr int kNumbers = kTile * kWidth;
 };
@@ -25,16 +35,18 @@ struct alignas(kCount * sizeof(T) % 16 == 0 ? 16 : sizeof(T) * (kCount % 2 == 0 
   T at[kCount];
 };
 
-// Copies `count` latents to the tile: those from `first` on, or with `of` > 0 such as are scattered
-// over the first `of`, one from each of `count` parts, at a place in it that no grid repeats.
+// Copies `count` latents to the tile: those from `first` on; or with spread > 0 a sample of the
+// first `spread` latents, one from each of `count` equal runs. Its place in the run is
+// pseudo-random, so that a grid with a period is sampled evenly.
 template <typename T, int kD, bool kHasExtras>
-__device__ void stage(const RowTask<T>& task, int64_t b, int64_t first, int64_t of, int count,
-                      T* tile) {
+__device__ void load_tile(const RowTask<T>& task, int64_t b, int64_t first, int64_t spread,
+                          int count, T* tile) {
   using L = Layout<T, kD, kHasExtras>;
   const Problem<T>& problem = task.problem;
   for (int i = threadIdx.x; i < count; i += kThreads) {
     const double place = i + double(uint32_t(i) * 2654435769u) * 0x1p-32;
-    const int64_t n = of > 0 ? min(int64_t(place * double(of) / count), of - 1) : first + i;
+    const int64_t n =
+        spread > 0 ? min(int64_t(place * double(spread) / count), spread - 1) : first + i;
     T* record = tile + i * L::kWidth;
     bool dropped = false;
     if (kHasExtras) {
@@ -48,31 +60,34 @@ __device__ void stage(const RowTask<T>& task, int64_t b, int64_t first, int64_t 
   }
 }
 
-// The forms of an exponent -c (E - m) + a: plain; steep, where E is taken first and m from it; and
-// scaled, which takes an instruction less: a' - sum_d (sqrt(c) y - sqrt(c) g)^2.
-enum class Form { kPlain, kSteep, kScaled };
+// How the exponent -c (E - m) + a is computed. Plain: -m is the start of the sum over dimensions.
+// Steep: E is computed first, and m subtracted from it. Premultiplied, with one instruction less:
+// a' - sum_d (sqrt(c) y - sqrt(c) g)^2.
+enum class Form { kPlain, kSteep, kPremultiplied };
 
-// The largest c |y|^2 and the largest |a'| of scaled queries: sqrt(c) y is rounded, as if y were,
-// and a g near it does not make up for that as it does in y - g.
-constexpr double kLargestScaled = 30.0, kLargestAddend = 128.0;
+// The largest c |y|^2 and |a'| of premultiplied queries. sqrt(c) y is rounded, as if y had moved,
+// and that error stays where y - g would be exact: for a g close to y.
+constexpr double kLargestNorm = 30.0, kLargestAddend = 128.0;
 
-// A query: y and s, c = beta log2(e), the reference (m, a), and -c. Without a reference m = inf.
-// Then, and where it is steep (see is_steep), a = inf, which makes every sum fail the test of its
-// size: what is done then is slow and knows better. A steep query has its real a in the place of
-// -c. A scaled one has sqrt(c) y, and -sqrt(c) in the place of -c; its m is 0, and a is c m.
+// A query: y and the scale s, rate = c = beta log2(e), the shift (m, a), and minus_c = -c.
+//
+// Without a shift m = inf. Without a shift, and for a steep query (see is_steep), a = inf: then
+// every chunk's mass is infinite, and the slow path of narrow_rows.cuh sums the chunk instead. A
+// steep query keeps its actual a in minus_c. A premultiplied query has sqrt(c) y in y, -sqrt(c) in
+// minus_c, m = 0, and c m (of the m before) in a.
 template <typename T, int kD, bool kHasScale>
 struct Query {
   T y[kD], s[kHasScale ? kD : 1];
   T rate, m, a, minus_c;
 
-  __device__ __forceinline__ bool has_reference() const { return m < infinity(T()); }
+  __device__ __forceinline__ bool has_shift() const { return m < infinity(T()); }
   __device__ __forceinline__ T addend() const { return a < infinity(T()) ? a : minus_c; }
 
   __device__ __forceinline__ T difference(const T* g, int d) const {
     return kHasScale ? fused(-s[kHasScale ? d : 0], g[d], y[d]) : y[d] - g[d];
   }
 
-  // start + sum_d (y - s g)^2; with start = -m the reference costs nothing.
+  // start + sum_d (y - s g)^2. With start = -m, subtracting the shift costs no instruction.
   __device__ __forceinline__ T energy(const T* g, T start) const {
     for (int d = 0; d < kD; ++d) {
       const T x = difference(g, d);
@@ -81,15 +96,15 @@ struct Query {
     return start;
   }
 
-  // Whether the scaled form is as good as the plain one.
-  __device__ __forceinline__ bool can_be_scaled() const {
+  // Whether the premultiplied form is as exact as the plain one.
+  __device__ __forceinline__ bool can_premultiply() const {
     T norm = T(0);
     for (int d = 0; d < kD; ++d) norm = fused(y[d], y[d], norm);
-    return rate * norm <= T(kLargestScaled) && rate > T(1e-30) && m < infinity(T()) &&
+    return rate * norm <= T(kLargestNorm) && rate > T(1e-30) && m < infinity(T()) &&
            a < infinity(T()) && fabs(rate * m) <= T(kLargestAddend);
   }
 
-  __device__ __forceinline__ void be_scaled() {
+  __device__ __forceinline__ void premultiply() {
     const T root = sqrt(rate);
     for (int d = 0; d < kD; ++d) y[d] *= root;
     a = root * root * m;
@@ -97,8 +112,8 @@ struct Query {
     minus_c = -root;
   }
 
-  // sum_d (sqrt(c) y - sqrt(c) g)^2 of a scaled query.
-  __device__ __forceinline__ T scaled_energy(const T* g) const {
+  // sum_d (sqrt(c) y - sqrt(c) g)^2 of a premultiplied query.
+  __device__ __forceinline__ T premultiplied_energy(const T* g) const {
     T sum = T(0);
     for (int d = 0; d < kD; ++d) {
       const T x = fused(minus_c, g[d], y[d]);
@@ -121,12 +136,12 @@ struct Query {
   }
 };
 
-// The best reference among records: the largest log2 w - c E, or at c = inf the least E.
+// The best shift among records: the latent of the largest log2 w - c E, or at c = inf the least E.
 template <typename T>
 struct Best {
   T energy, weight;
   const T* record;
-  bool spoilt;  // some energy or weight is not a number
+  bool has_nan;  // in an energy or a weight
 };
 
 template <typename T, int kD, bool kHasScale, bool kHasExtras>
@@ -134,18 +149,18 @@ __device__ __forceinline__ void consider(const Query<T, kD, kHasScale>& query, T
                                          const T* record, Best<T>& best) {
   const T weight = kHasExtras ? record[kD] : T(0);
   const T energy = query.energy(record, kHasExtras ? record[kD + 1] : T(0));
-  best.spoilt = best.spoilt || energy != energy || weight != weight;
-  // By differences: at large c the exponents themselves say nothing.
+  best.has_nan = best.has_nan || energy != energy || weight != weight;
+  // Differences are compared, because at large c the exponents themselves overflow or round.
   const bool better =
       !best.record || (kHasExtras && minus_c != -infinity(T())
                            ? fused(minus_c, energy - best.energy, weight - best.weight) > T(0)
                            : energy < best.energy);
   if (energy < infinity(T()) && weight > -infinity(T()) && better) {
-    best = {energy, weight, record, best.spoilt};
+    best = {energy, weight, record, best.has_nan};
   }
 }
 
-// The best of records first, first + step ... below last.
+// The best of the records first, first + step, ... below last.
 template <typename T, int kD, bool kHasScale, bool kHasExtras>
 __device__ Best<T> best_of(const Query<T, kD, kHasScale>& query, T minus_c, const T* tile,
                            int first, int last, int step) {
@@ -157,10 +172,10 @@ __device__ Best<T> best_of(const Query<T, kD, kHasScale>& query, T minus_c, cons
   return best;
 }
 
-// Makes a latent the reference: its exponent becomes 0, but for the rounding of a. Its energy about
-// m is not exactly 0, which a takes up.
+// Makes a latent the shift: its exponent becomes 0, up to the rounding of a. The computed E - m of
+// that latent is not exactly 0, and a corrects for it.
 template <typename T, int kD, bool kHasScale, bool kHasExtras>
-__device__ void refer_to(Query<T, kD, kHasScale>& query, const Best<T>& best) {
+__device__ void shift_to(Query<T, kD, kHasScale>& query, const Best<T>& best) {
   query.m = best.energy;
   if (is_steep(query.rate, query.m)) {
     query.a = infinity(T());

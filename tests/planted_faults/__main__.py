@@ -1,4 +1,4 @@
-"""Whether the tests find faults: ``python tests/planted_faults.py [PART OF A NAME]``.
+"""Whether the tests find faults: ``python tests/planted_faults [PART OF A NAME]``.
 
 Each fault is planted in a copy of the checkout, where the tests that are there for it must fail: of
 the same cases that `make test` runs, or of all combinations under ``LEBM_KERNELS_TEST_ALL=1``. For
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 GRADIENTS = "ops/test_gradients.py"

@@ -1,31 +1,35 @@
-// Launches of the row pass at D <= 4: which of the compiled kernels, on how many blocks.
+// Launches of the row passes at D <= 4: the number of thread blocks, and the choice of the kernel.
 #pragma once
 
+#include <cstdint>
+
+#include "../problem.h"
+#include "device.cuh"
 #include "merge_rows.cuh"
+#include "narrow_later_rows.cuh"
 #include "narrow_rows.cuh"
-#include "narrow_second.cuh"
+#include "regime.cuh"
+#include "row_task.cuh"
+#include "splits.cuh"
 
 namespace lebm::cuda {
 
-// Enough blocks for every multiprocessor, by splitting the latents if the queries are few.
+// Splits the latents if the queries alone give too few thread blocks for all multiprocessors.
 template <typename T>
-RowPlan plan_rows(const Problem<T>& p, int multiprocessors) {
+RowPlan plan_narrow_rows(const Problem<T>& p, int multiprocessors) {
   RowPlan plan;
-  plan.queries_a_thread = p.M >= kMany ? 4 : 1;
-  plan.query_threads = threads_for(p.M, plan.queries_a_thread);
-  const int64_t blocks = p.B * divide_up(p.M, int64_t(plan.query_threads) * plan.queries_a_thread);
-  // A split should be worth the sample and the sums that every one of its threads begins with.
-  const int64_t least = max(int64_t(1024), int64_t(16) * (kThreads / plan.query_threads));
-  const int64_t splits = splits_for(blocks, p.N, least, 2 * kSample, multiprocessors);
-  plan.split_latents = divide_up(divide_up(p.N, splits), kSample) * kSample;
-  plan.splits = divide_up(p.N, plan.split_latents);
+  plan.queries_per_thread = p.M >= kMany ? 4 : 1;
+  plan.query_threads = threads_for(p.M, plan.queries_per_thread);
+  const int64_t blocks =
+      p.B * divide_up(p.M, int64_t(plan.query_threads) * plan.queries_per_thread);
+  // Each thread of a split begins with the sample and ends with a merge: a split must be worth
+  // that.
+  const int64_t smallest = max(int64_t(1024), int64_t(16) * (kThreads / plan.query_threads));
+  const int64_t num_splits = num_splits_for(blocks, p.N, smallest, 2 * kSample, multiprocessors);
+  plan.split_size = divide_up(divide_up(p.N, num_splits), kSample) * kSample;
+  plan.num_splits = divide_up(p.N, plan.split_size);
   return plan;
 }
-
-// The numbers of dimensions, up to kNarrow, whose kernels are compiled: all but for some tests.
-template <int... kD>
-struct Dimensions {};
-using AllDimensions = Dimensions<1, 2, 3, 4>;
 
 template <typename T>
 Wants wants_of(const RowOutputs<T>& out) {
@@ -36,19 +40,19 @@ Wants wants_of(const RowOutputs<T>& out) {
                                : kValue;
 }
 
-// Doubles of workspace for the partial sums.
+// The number of doubles of workspace for the partial sums.
 template <typename T>
 int64_t narrow_workspace(const Problem<T>& p, const RowPlan& plan) {
-  return plan.splits > 1 ? (7 + 3 * p.D) * plan.splits * p.B * p.M : 0;
+  return plan.num_splits > 1 ? (7 + 3 * p.D) * plan.num_splits * p.B * p.M : 0;
 }
 
-template <typename T, int kD, int kWants, Look kLook>
+template <typename T, int kD, int kWants, RowPass kPass>
 void launch_merge(const RowTask<T>& task, cudaStream_t stream) {
-  if (task.plan.splits == 1) return;
+  if (task.plan.num_splits == 1) return;
   int split_threads = 1;
-  while (split_threads < kThreads && split_threads * 4 < task.plan.splits) split_threads *= 2;
+  while (split_threads < kThreads && split_threads * 4 < task.plan.num_splits) split_threads *= 2;
   const int64_t blocks = divide_up(task.problem.B * task.problem.M, kThreads / split_threads);
-  LEBM_LAUNCH((merge_rows_kernel<T, kD, kWants, kLook>), unsigned(blocks), kThreads, 0, stream,
+  LEBM_LAUNCH((merge_rows_kernel<T, kD, kWants, kPass>), unsigned(blocks), kThreads, 0, stream,
               task, split_threads);
 }
 
@@ -57,29 +61,30 @@ void launch_first(const RowTask<T>& task, cudaStream_t stream) {
   const Problem<T>& p = task.problem;
   const int64_t blocks = p.B * divide_up(p.M, int64_t(task.plan.query_threads) * kQueries);
   LEBM_LAUNCH((narrow_rows_kernel<T, kD, kHasScale, kHasExtras, kWants, kQueries>),
-              dim3(unsigned(blocks), unsigned(task.plan.splits)), kThreads, 0, stream, task);
-  launch_merge<T, kD, kWants, Look::kFirst>(task, stream);
+              dim3(unsigned(blocks), unsigned(task.plan.num_splits)), kThreads, 0, stream, task);
+  launch_merge<T, kD, kWants, RowPass::kFirst>(task, stream);
 }
 
-template <typename T, int kD, bool kRelative>
-void launch_second(const RowTask<T>& task, cudaStream_t stream) {
+template <typename T, int kD, RowPass kPass>
+void launch_later(const RowTask<T>& task, cudaStream_t stream) {
   const Problem<T>& p = task.problem;
   const int64_t blocks = p.B * divide_up(p.M, task.plan.query_threads);
-  LEBM_LAUNCH((narrow_second_kernel<T, kD, kRelative>),
-              dim3(unsigned(blocks), unsigned(task.plan.splits)), kThreads, 0, stream, task);
-  launch_merge<T, kD, kEverything, kRelative ? Look::kRelative : Look::kSecond>(task, stream);
+  LEBM_LAUNCH((narrow_later_rows_kernel<T, kD, kPass>),
+              dim3(unsigned(blocks), unsigned(task.plan.num_splits)), kThreads, 0, stream, task);
+  launch_merge<T, kD, kEverything, kPass>(task, stream);
 }
 
-// What is compiled: in float, everything that makes a difference to the pair loop where many
-// queries are; where there are few, and in double, arguments are taken as present. A kernel for
-// more than is wanted gives the same F, but for scaled queries.
+// The kernels that are compiled. In float with many queries there is one for each combination of
+// arguments and outputs that changes the pair loop. With few queries, and in double, a kernel
+// treats all arguments as present and may compute more than is wanted. F is the same in all of
+// them, except for premultiplied queries.
 template <typename T, int kD, bool kHasExtras>
 void launch_first(const RowTask<T>& task, cudaStream_t stream) {
   const Wants wants = wants_of(task.out);
   if constexpr (sizeof(T) == 4) {
     constexpr int kSome = kD <= 2 ? 4 : 2;
     const bool has_scale = task.problem.scale.data;
-    if (task.plan.queries_a_thread > 1) {
+    if (task.plan.queries_per_thread > 1) {
       switch (wants) {
         case kValue:
           return has_scale ? launch_first<T, kD, true, kHasExtras, kValue, 4>(task, stream)
@@ -109,8 +114,8 @@ void launch_narrow_rows(const RowTask<T>& task, cudaStream_t stream) {
   } else if constexpr (sizeof(T) == 4) {
     launch_first<T, kD, false>(task, stream);
   }
-  launch_second<T, kD, false>(task, stream);
-  if (task.out.slope_beta) launch_second<T, kD, true>(task, stream);
+  launch_later<T, kD, RowPass::kSecond>(task, stream);
+  if (task.out.slope_beta) launch_later<T, kD, RowPass::kThird>(task, stream);
 }
 
 }  // namespace lebm::cuda

@@ -2,5 +2,5 @@
 #include "instances.cuh"
 
 namespace lebm::cuda {
-LEBM_INSTANCES(, double, 3);
+LEBM_NARROW_INSTANCES(, double, 3);
 }

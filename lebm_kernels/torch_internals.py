@@ -1,0 +1,50 @@
+"""Every private name of PyTorch that the package uses, in one file.
+
+PyTorch may change them without notice: a new version is tried here first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is active."""
+    return forward_ad._current_level >= 0
+
+
+def in_torch_func() -> bool:
+    """Whether a transform of torch.func is active.
+
+    torch.compile runs it while it traces a graph and takes the result as a constant: PyTorch guards
+    the graph by its transforms.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# What torch.compiler.assume_constant_result does. That function would import the whole compiler.
+in_torch_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def in_plain_eager_mode() -> bool:
+    """Whether an operator may be bypassed: no tracing, transform, mode or autocast is active."""
+    return not (
+        torch.compiler.is_compiling()
+        or in_forward_mode()
+        or in_torch_func()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+def is_traced_tensor(kind: type) -> bool:
+    """Whether it is one of the tensor classes that PyTorch itself traces with, as FakeTensor is."""
+    return kind.__module__.startswith("torch._subclasses.")
+
+
+def has_cuda_kernel(operator: str) -> bool:
+    """Whether an implementation for CUDA is registered of ``namespace::operator``."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
