@@ -90,7 +90,7 @@ def allowed(
     return truth.gradients, bounds
 
 
-def check(
+def check_places(
     backend: str, arguments: dict[str, Tensor], grad: Tensor | None = None, alike: bool = False
 ) -> None:
     """The gradients of ``decoded`` and ``latent_energy``, each place by its own measure."""
@@ -120,13 +120,13 @@ def test_temperatures(
     size = min(1.0, 0.4 / math.sqrt(beta))
     arguments["decoded"] *= size
     arguments["y"] *= 3 * size
-    check(backend, arguments)
+    check_places(backend, arguments)
 
 
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("beta", [0.3, 5.0, 1e5])
 def test_grids_too_wide_for_series(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
-    check(backend, sharing(backend, dtype, D, beta, scale=(-1.3, 0.6)))
+    check_places(backend, sharing(backend, dtype, D, beta, scale=(-1.3, 0.6)))
 
 
 @pytest.mark.parametrize("D", [1, 2])
@@ -135,7 +135,7 @@ def test_queries_all_alike(backend: str, dtype: torch.dtype, D: int) -> None:
     arguments = sharing(backend, dtype, D, 1.0)
     arguments["decoded"] *= 0.1
     arguments["y"][:] = arguments["y"][0].clone()
-    check(backend, arguments, torch.full_like(arguments["y"][:, 0], 0.7), alike=True)
+    check_places(backend, arguments, torch.full_like(arguments["y"][:, 0], 0.7), alike=True)
 
 
 def test_one_query_on_the_only_latent_of_low_energy(backend: str, dtype: torch.dtype) -> None:
@@ -164,7 +164,7 @@ def test_infinite_incoming_gradients(backend: str, dtype: torch.dtype, infinite:
 )
 @pytest.mark.parametrize("beta", [0.1])
 def test_scales(backend: str, dtype: torch.dtype, beta: float, scale: tuple[float, float]) -> None:
-    check(backend, sharing(backend, dtype, 2, beta, scale=scale))
+    check_places(backend, sharing(backend, dtype, 2, beta, scale=scale))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_scales(backend: str, dtype: torch.dtype, beta: float, scale: tuple[floa
 )
 @pytest.mark.parametrize("D", [1, 2])
 def test_sizes(backend: str, dtype: torch.dtype, M: int, N: int, D: int) -> None:
-    check(backend, sharing(backend, dtype, D, 0.1, M=M, N=N))
+    check_places(backend, sharing(backend, dtype, D, 0.1, M=M, N=N))
 
 
 @pytest.mark.parametrize("beta", [0.3, 1e4])
@@ -183,7 +183,7 @@ def test_sizes(backend: str, dtype: torch.dtype, M: int, N: int, D: int) -> None
 def test_layouts(backend: str, dtype: torch.dtype, kind: str, beta: float) -> None:
     arguments = sharing(backend, dtype, 2, beta, N=602)
     test_series.place(kind, arguments["y"], arguments["decoded"])
-    check(backend, arguments)
+    check_places(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.3, 10.0, 1e4])
@@ -195,7 +195,7 @@ def test_every_query_on_a_latent(
     arguments = sharing(backend, dtype, 2, beta)
     arguments["decoded"] *= spread / 10
     arguments["y"] = arguments["decoded"][: len(arguments["y"])].clone()
-    check(backend, arguments)
+    check_places(backend, arguments)
 
 
 def test_one_query_on_the_only_latent_in_sight(backend: str, dtype: torch.dtype) -> None:
@@ -205,7 +205,7 @@ def test_one_query_on_the_only_latent_in_sight(backend: str, dtype: torch.dtype)
     arguments["decoded"][5] = torch.tensor([1e-3, 2e-3], dtype=dtype)
     arguments["y"] = 1e2 + 0.1 * arguments["y"]
     arguments["y"][0] = arguments["decoded"][5]
-    check(backend, arguments)
+    check_places(backend, arguments)
     found = gradients(
         partial(free_energy, backend=backend),
         arguments,
@@ -220,10 +220,10 @@ def test_one_query_on_the_only_latent_in_sight(backend: str, dtype: torch.dtype)
 def test_latent_energies(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
     arguments = sharing(backend, dtype, D, beta, scale=(-1.3, 0.6))
     arguments["latent_energy"] = torch.rand(N, dtype=dtype) - 0.5
-    check(backend, arguments)
+    check_places(backend, arguments)
     arguments["latent_energy"][::3] = 40 / max(beta, 1.0)
     arguments["latent_energy"][5] = -40 / max(beta, 1.0)
-    check(backend, arguments)
+    check_places(backend, arguments)
 
 
 def test_latents_of_infinite_energy(backend: str, dtype: torch.dtype) -> None:
@@ -250,7 +250,7 @@ def test_queries_without_gradient(backend: str, dtype: torch.dtype, used: int) -
     arguments = sharing(backend, dtype, 2, 0.1)
     grad = torch.zeros(len(arguments["y"]), dtype=dtype)
     grad[-used:] = torch.randn(len(grad[-used:]), dtype=dtype)
-    check(backend, arguments, grad)
+    check_places(backend, arguments, grad)
 
 
 def test_no_gradient_at_all(backend: str, dtype: torch.dtype) -> None:
@@ -293,7 +293,7 @@ def test_grids_that_are_strided(backend: str, dtype: torch.dtype) -> None:
             **{name: arguments[name][b] for name in ("y", "decoded", "latent_energy")},
         }
         some = {name: found[name][b] for name in ("y", "decoded", "latent_energy")}
-        check(backend, one, grad[b])
+        check_places(backend, one, grad[b])
         one_by_one = gradients(partial(free_energy, backend=backend), one, grad[b])
         for name, x in some.items():
             torch.testing.assert_close(x, one_by_one[name])
@@ -324,7 +324,7 @@ def test_any_number_of_threads_and_repeats(backend: str, dtype: torch.dtype) -> 
             results.append(gradients(function, arguments, grad))
         for count in (1, 2, 7):
             torch.set_num_threads(count)
-            check(backend, arguments, grad)
+            check_places(backend, arguments, grad)
     finally:
         torch.set_num_threads(threads)
     for one, again in zip(results[::2], results[1::2], strict=True):

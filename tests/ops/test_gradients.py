@@ -26,7 +26,9 @@ def named(names: Iterable[str], values: Iterable[Tensor]) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def check(backend: str, arguments: dict[str, Any], beneath: dict[str, float] | None = None) -> None:
+def check_gradients(
+    backend: str, arguments: dict[str, Any], beneath: dict[str, float] | None = None
+) -> None:
     function = partial(free_energy, backend=backend)
     grad = torch.randn_like(function(**arguments))
     found = gradients(function, arguments, grad)
@@ -36,7 +38,7 @@ def check(backend: str, arguments: dict[str, Any], beneath: dict[str, float] | N
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "per_query"])
 def test_every_temperature(backend: str, dtype: torch.dtype, beta: float, shared: bool) -> None:
-    check(backend, problem(beta=beta, dtype=dtype, shared=shared))
+    check_gradients(backend, problem(beta=beta, dtype=dtype, shared=shared))
 
 
 @pytest.mark.parametrize("lower", [3.0, 9.0, 11.0, 14.0, 30.0])
@@ -56,31 +58,31 @@ def test_one_latent_lower_than_all_others(
     }
     if weighted:
         arguments["log_weight"] = 0.1 * torch.randn(N, dtype=dtype)
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("D", [1, 3, 4, 7, 16, 64])
 def test_every_dimension(backend: str, dtype: torch.dtype, D: int) -> None:
-    check(backend, problem(5, 40, D, dtype=dtype))
+    check_gradients(backend, problem(5, 40, D, dtype=dtype))
 
 
 @pytest.mark.parametrize("beta", [0.0, 1e-7, 0.1, 1.0, 1e4, math.inf])
 def test_no_scale_and_no_weights(backend: str, dtype: torch.dtype, beta: float) -> None:
-    check(backend, problem(beta=beta, dtype=dtype, names=PLAIN))
+    check_gradients(backend, problem(beta=beta, dtype=dtype, names=PLAIN))
 
 
 def test_temperatures_mixed_in_one_call(backend: str, dtype: torch.dtype) -> None:
     arguments = problem(len(BETAS), beta=BETAS, dtype=dtype)
-    check(backend, arguments)
+    check_gradients(backend, arguments)
     arguments["beta"] = torch.tensor(BETAS, dtype=dtype)[:, None]
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.1, 10.0, 1e4])
 def test_far_queries(backend: str, dtype: torch.dtype, beta: float) -> None:
     arguments = problem(beta=beta, dtype=dtype)
     arguments["y"] = torch.nn.functional.normalize(arguments["y"], dim=-1) * 30
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.1, 10.0, 1e4])
@@ -89,7 +91,7 @@ def test_data_far_from_the_origin(backend: str, dtype: torch.dtype, beta: float)
     arguments["y"] += 100
     arguments["decoded"] += 100
     del arguments["scale"]
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 150.0, math.inf])
@@ -98,7 +100,9 @@ def test_weights_of_a_wide_range(backend: str, dtype: torch.dtype, beta: float) 
     arguments["log_weight"] *= 100
     # Exponentials end at the smallest normal number, and each query may bring one.
     queries = len(arguments["y"])
-    check(backend, arguments, {"log_weight": 4 * queries * torch.finfo(dtype).smallest_normal})
+    check_gradients(
+        backend, arguments, {"log_weight": 4 * queries * torch.finfo(dtype).smallest_normal}
+    )
 
 
 @pytest.mark.parametrize("beta", [0.0, 1e-3, 1.0, 1e4, math.inf])
@@ -106,7 +110,7 @@ def test_dropped_latents_have_no_gradient(backend: str, dtype: torch.dtype, beta
     arguments = problem(beta=beta, dtype=dtype)
     dropped = [0, 50, 51, 122]
     arguments["log_weight"][dropped] = -math.inf
-    check(backend, arguments)
+    check_gradients(backend, arguments)
     grad = torch.ones(17, dtype=dtype)
     found = gradients(partial(free_energy, backend=backend), arguments, grad)
     for name in ("decoded", "log_weight", "latent_energy"):
@@ -209,7 +213,7 @@ def test_a_query_on_a_latent(backend: str, dtype: torch.dtype) -> None:
         arguments = problem(beta=beta, dtype=dtype)
         del arguments["scale"]
         arguments["y"] = arguments["decoded"][:17].clone()
-        check(backend, arguments)
+        check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 1e4, math.inf])
@@ -244,14 +248,14 @@ def test_at_infinity_the_minima_share_the_gradient(backend: str, dtype: torch.dt
 def test_a_huge_grid(backend: str) -> None:
     y, decoded = torch.randn(1, 2), torch.randn(300_000, 2)
     arguments: dict[str, Any] = {"y": y, "decoded": decoded, "beta": torch.full((1,), 0.5)}
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_gradients(backend: str, half: torch.dtype) -> None:
     arguments: dict[str, Any] = {name: x.to(half) for name, x in problem().items()}
     arguments["beta"] = arguments["beta"].float()
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1e-3, 1.0, 30.0])

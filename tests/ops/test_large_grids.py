@@ -43,7 +43,7 @@ def with_log_weight(arguments: dict[str, Any]) -> None:
     arguments["log_weight"] = torch.randn_like(arguments["decoded"][:, 0])
 
 
-def check(backend: str, arguments: dict[str, Any]) -> None:
+def check_with_index(backend: str, arguments: dict[str, Any]) -> None:
     """F, all gradients and the index of the minimum, of some queries."""
     subset.check(backend, arguments, 8)
     check_index(backend, arguments, 8)
@@ -66,7 +66,7 @@ def check(backend: str, arguments: dict[str, Any]) -> None:
     ],
 )
 def test_ragged_blocks(backend: str, dtype: torch.dtype, M: int, N: int, D: int) -> None:
-    check(backend, tiled(backend, M, N, D, beta=BETAS, dtype=dtype))
+    check_with_index(backend, tiled(backend, M, N, D, beta=BETAS, dtype=dtype))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_ragged_blocks(backend: str, dtype: torch.dtype, M: int, N: int, D: int)
 def test_one_temperature(backend: str, dtype: torch.dtype, beta: float, D: int) -> None:
     arguments = tiled(backend, M, N, D, beta=BETAS, dtype=dtype)
     arguments["beta"].fill_(beta)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,11 @@ def test_all_arguments(backend: str, dtype: torch.dtype, D: int, weighted: bool)
     with_latent_energy(arguments)
     if weighted:
         with_log_weight(arguments)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
     arguments["beta"].fill_(3.0)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
     del arguments["scale"]
-    check(backend, arguments)
+    check_with_index(backend, arguments)
 
 
 def curve(N: int, dtype: torch.dtype) -> Tensor:
@@ -132,10 +132,10 @@ KINDS = ("curve", "clusters", "outlier", "equal", "on latents", "offset", "tiny"
 def test_every_kind(backend: str, dtype: torch.dtype, kind: str) -> None:
     arguments = tiled(backend, M, N, 2, beta=BETAS, dtype=dtype)
     place(kind, arguments)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
     for beta in (1e-3, 3.0):
         arguments["beta"].fill_(beta)
-        check(backend, arguments)
+        check_with_index(backend, arguments)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,7 +144,7 @@ def test_every_kind_scaled(backend: str, dtype: torch.dtype, kind: str) -> None:
     place(kind, arguments)
     with_scale(arguments)
     with_latent_energy(arguments)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
 
 
 @pytest.mark.parametrize("D", [1, 2, 3])

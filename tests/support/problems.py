@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,10 @@ NAMES = tuple(row.name for row in TENSORS)
 
 PLAIN = NAMES[:3]
 """Those that every call has."""
+
+
+MIXED_BETAS = (0.0, 1e-7, 0.1, 1.0, 30.0, 1e4, math.inf)
+"""Hot, warm and cold, for queries that are processed together."""
 
 
 def problem(
@@ -57,6 +62,9 @@ def _for_queries(beta: float | Sequence[float] | Tensor, M: int) -> Tensor:
     values = torch.tensor(beta, dtype=torch.float64).reshape(-1)
     return values.repeat(M // len(values) + 1)[:M]
 
+
+SMALL_BETAS = (0.0, 1e-6, 1e-2, 0.8, 50.0, math.inf)
+"""Betas of a small problem: from where 1/beta^2 cancels to where only the minimum counts."""
 
 small_problem = partial(problem, M=5, N=7, dtype=torch.float64)
 """A problem whose derivatives autograd takes through the formulas quickly and accurately."""
