@@ -1,29 +1,21 @@
-"""Builds the optional C++ extension; everything else about the package stands in pyproject.toml.
+"""Builds the optional C++ extension. Everything else about the package is in pyproject.toml.
 
-The extension speaks PyTorch's stable ABI and no Python C API, so it needs PyTorch's headers and a
-C++ compiler to be built, and one binary then serves every CPython and every PyTorch >= 2.10. It is
-loaded with ``torch.ops.load_library``, never imported.
+The extension uses PyTorch's stable ABI and no Python C API. It needs PyTorch's headers and a C++
+compiler to be built; one binary then serves every CPython and every PyTorch >= 2.10. It is loaded
+with ``torch.ops.load_library``, never imported.
 
-The compiler is called directly rather than through setuptools' compiler classes: Python's own
-build flags stay out, what the compiler says can be kept, and its dependency files tell exactly
-what has to be compiled again.
+Ninja compiles: it rebuilds what changed, runs several compilers at once and shows their progress.
+Neither ready-made helper does that here. ``torch.utils.cpp_extension`` needs PyTorch imported, and
+pip's build isolation hides PyTorch. Setuptools' compiler classes add Python's own flags, and
+rebuild every file after a change of one header.
 
-Environment variables:
-    LEBM_KERNELS_NATIVE: ``auto`` (default) builds the extension if it can, and otherwise installs
-        without it; ``1`` makes a failure fatal; ``0`` leaves the extension out.
-    LEBM_KERNELS_CUDA: the same for its CUDA kernels, which are built where nvcc and a CUDA build of
-        PyTorch are, whether or not a GPU is visible.
-    TORCH_CUDA_ARCH_LIST: the architectures, as PyTorch takes them ("8.0;9.0+PTX"), or "native" for
-        the GPU of this machine (default: all from sm_80 on).
-    CUDA_HOME: where CUDA is (default: where the nvcc on the PATH is).
-    CXX: the C++ compiler (default: the first of c++, g++, clang++ on the PATH).
-    CXXFLAGS, LDFLAGS: further flags for compiling C++ and for linking; the last one counts.
-    MAX_JOBS: how many files are compiled at once (default: one a core).
+The environment variables that this file reads are listed in docs/installing.md.
 
-When the extension is left out, ``lebm_kernels/_native_build.txt`` is installed in its place: the
-reason in its first line, the compiler's last words below. ``_cuda_build.txt`` says the same of the
-CUDA kernels alone. Beside a library stands ``_native_compilers.txt``: what made it, with which
-flags, for ``lebm info`` to tell.
+Files written beside the package's modules:
+    _native.abi3.so: the extension.
+    _native_compilers.txt: the compilers and flags that built it, for ``lebm info``.
+    _native_build.txt: why there is no extension; the end of the compiler's output follows.
+    _cuda_build.txt: the same, where only the CUDA kernels are missing.
 """
 
 from __future__ import annotations
@@ -37,7 +29,6 @@ import site
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -50,6 +41,7 @@ LIBRARY = "_native.abi3.so"
 REASON = "_native_build.txt"
 CUDA_REASON = "_cuda_build.txt"
 RECORD = "_native_compilers.txt"
+WRITTEN = (LIBRARY, REASON, CUDA_REASON, RECORD)
 
 OLDEST_TORCH = (2, 10)
 TARGET_VERSION = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
@@ -66,8 +58,7 @@ COMPILE_FLAGS = [
     "-Wextra",
     f"-DTORCH_TARGET_VERSION={TARGET_VERSION}",
 ]
-# fmad: products and sums are fused where a kernel says so, and nowhere else. -Xcudafe: what the
-# kernels pass over on purpose, as a plain C++ compiler does.
+# -fmad=false: products and sums are fused only where a kernel says so.
 CUDA_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -78,61 +69,47 @@ CUDA_FLAGS = [
 ]
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 LINK_FLAGS = ["-shared"]
+# -cudart=static: the library carries nvcc's runtime, since PyTorch's may be another version.
+CUDA_LINK_FLAGS = ["-shared", "-cudart=static"]
 if sys.platform == "linux":
-    # A missing symbol shows here, and not on the day the library is loaded.
+    # A missing symbol is an error here rather than when the library is loaded.
     LINK_FLAGS.append("-Wl,--no-undefined")
+    CUDA_LINK_FLAGS.append("-Xlinker=--no-undefined")
 
-
-def flags_of(variable: str) -> list[str]:
-    """The flags in an environment variable, as a shell would take them apart."""
-    return shlex.split(os.environ.get(variable, ""))
+# Paths are relative to ROOT. A command that changed runs again, and so does one whose inputs did.
+NINJA_RULES = """\
+rule compile
+  command = $compiler -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = $in
+rule link
+  command = $link $in $libraries -o $out
+  description = $out"""
 
 
 class Unavailable(Exception):
     """The extension cannot be built here; the message says why."""
 
 
-class Torch:
-    """The PyTorch of the environment that is installed into: its folder and version."""
+def words_of(variable: str) -> list[str]:
+    """An environment variable, split as a shell would."""
+    return shlex.split(os.environ.get(variable, ""))
 
-    def __init__(self) -> None:
-        self.folder = self._find()
-        self.include = self.folder / "include"
-        self.lib = self.folder / "lib"
-        header = self.include / "torch" / "headeronly" / "version.h"
-        text = header.read_text(encoding="utf-8") if header.is_file() else ""
-        numbers = re.findall(r"define TORCH_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", text)
-        self.version = tuple(int(number) for number in numbers)
-        if self.version[:2] < OLDEST_TORCH:
-            raise Unavailable(
-                f"PyTorch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} is needed to build, and "
-                f"{self.folder} is older or has no headers"
-            )
 
-    @staticmethod
-    def _find() -> Path:
-        # Under pip's build isolation the environment's packages cannot be imported, but they lie
-        # where this interpreter keeps them. Only headers are read, so torch is never imported,
-        # and it is no build requirement: that would bring a second PyTorch of several gigabytes.
-        spec = importlib.util.find_spec("torch")
-        folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
-        places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-        places += [*site.getsitepackages(), site.getusersitepackages()]
-        folders += [Path(place) / "torch" for place in places]
-        for folder in folders:
-            if (folder / "include" / "torch").is_dir():
-                return folder
-        raise Unavailable(
-            "PyTorch was not installed when this package was built (install torch first, then "
-            "this package again, with --no-build-isolation if your installer is not pip)"
-        )
+def mode_of(variable: str) -> str:
+    """An environment variable that is auto, 0 or 1."""
+    mode = os.environ.get(variable, "auto")
+    if mode not in ("auto", "0", "1"):
+        raise SystemExit(f"{variable} must be auto, 0 or 1, not {mode!r}")
+    return mode
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler's command."""
+    """The command of the C++ compiler."""
     if sys.platform == "win32":
         raise Unavailable("the extension is written for GCC and Clang; there is no Windows build")
-    if command := shlex.split(os.environ.get("CXX", "")):
+    if command := words_of("CXX"):
         if not shutil.which(command[0]):
             raise Unavailable(f"the C++ compiler named by CXX, {command[0]!r}, was not found")
         return command
@@ -143,65 +120,54 @@ def find_compiler() -> list[str]:
     raise Unavailable(f"no C++ compiler was found (looked for {', '.join(names)})")
 
 
-def version_of(command: list[str]) -> str:
-    """What a compiler calls itself in the line that has a version; its name if none has."""
-    try:
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return shlex.join(command)
-    lines = (line.strip() for line in done.stdout.splitlines())
-    return next((line for line in lines if re.search(r"\d\.\d", line)), shlex.join(command))
+def find_ninja() -> str:
+    """The ninja beside this interpreter, or else the one on the PATH."""
+    for folder in (sysconfig.get_path("scripts"), None):
+        if found := shutil.which("ninja", path=folder):
+            return found
+    raise Unavailable("ninja was not found (pip install ninja)")
 
 
-def execute(command: list[str]) -> None:
-    """Runs a compiler's command; prints what it says, and keeps the end of it if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    said = (done.stdout + done.stderr).strip()
-    # Written at once, so that files compiled at the same time do not mix their lines.
-    sys.stderr.write(f"{shlex.join(command)}\n{said}\n" if said else f"{shlex.join(command)}\n")
-    if done.returncode != 0:
-        what = next((word for word in command if word.endswith((".cpp", ".cu"))), "the library")
-        last = "\n".join(said.splitlines()[-20:])
+def find_torch() -> tuple[Path, str]:
+    """The folder of the environment's PyTorch, and its version."""
+    # PyTorch is not imported, since pip's build isolation hides it; and it is no build requirement,
+    # since pip would then download a second PyTorch of several gigabytes. Only headers are read.
+    spec = importlib.util.find_spec("torch")
+    folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    places += [*site.getsitepackages(), site.getusersitepackages()]
+    folders += [Path(place) / "torch" for place in places]
+    folder = next((folder for folder in folders if (folder / "include" / "torch").is_dir()), None)
+    if folder is None:
         raise Unavailable(
-            f"{command[0]} failed on {what} with exit status {done.returncode}\n{last}"
+            "PyTorch was not installed when this package was built (install torch first, then "
+            "this package again, with --no-build-isolation if your installer is not pip)"
         )
+    header = folder / "include" / "torch" / "headeronly" / "version.h"
+    text = header.read_text(encoding="utf-8") if header.is_file() else ""
+    version = re.findall(r"define TORCH_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", text)
+    if tuple(map(int, version[:2])) < OLDEST_TORCH:
+        raise Unavailable(
+            f"PyTorch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} is needed to build, and "
+            f"{folder} is older or has no headers"
+        )
+    return folder, ".".join(version)
 
 
-class Step:
-    """One command and the file that it makes; runs only if something that it depends on changed."""
-
-    def __init__(self, output: Path, command: list[str], inputs: list[Path], torch: Torch) -> None:
-        self.output = output
-        self.inputs = inputs
-        self.dependencies = output.with_suffix(".d")
-        self.stamp = output.with_suffix(output.suffix + ".command")
-        self.command = command
-        # System headers are left out of the dependency files; PyTorch's version stands for them.
-        self.recipe = f"{shlex.join(command)}\ntorch {torch.version}\n"
-
-    def run(self) -> None:
-        if self._is_done():
-            return
-        self.stamp.unlink(missing_ok=True)
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        execute(self.command)
-        self.stamp.write_text(self.recipe, encoding="utf-8")
-
-    def _is_done(self) -> bool:
-        if not (self.stamp.is_file() and self.output.is_file()):
-            return False
-        if self.stamp.read_text(encoding="utf-8") != self.recipe:
-            return False
-        read = list(self.inputs)
-        if self.dependencies.is_file():
-            text = self.dependencies.read_text(encoding="utf-8").replace("\\\n", " ")
-            read += [Path(word) for word in shlex.split(text.partition(": ")[2])]
-        made = self.output.stat().st_mtime_ns
-        return all(path.is_file() and path.stat().st_mtime_ns <= made for path in read)
+def find_nvcc(torch: Path) -> str:
+    """The path of nvcc, where PyTorch is a CUDA build."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
+    if not nvcc:
+        where = f"in {home}" if home else "on the PATH"
+        raise Unavailable(f"built without CUDA: there is no nvcc {where}")
+    if not list((torch / "lib").glob("libtorch_cuda.*")):
+        raise Unavailable(f"built without CUDA: PyTorch in {torch} is a build for the CPU")
+    return nvcc
 
 
 def architecture_flags() -> list[str]:
-    """What TORCH_CUDA_ARCH_LIST says, in nvcc's words."""
+    """TORCH_CUDA_ARCH_LIST as flags of nvcc."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
     if wanted == "native":
         return ["-arch=native"]
@@ -216,148 +182,149 @@ def architecture_flags() -> list[str]:
     return flags
 
 
-class Toolchain:
-    """The compilers, their flags, and the PyTorch to build for."""
-
-    def __init__(self) -> None:
-        self.compiler = find_compiler()
-        self.torch = Torch()
-
-    def with_cuda(self) -> Toolchain:
-        """The same with nvcc, or ``Unavailable``."""
-        home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-        self.nvcc = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
-        if not self.nvcc:
-            where = f"in {home}" if home else "on the PATH"
-            raise Unavailable(f"built without CUDA: there is no nvcc {where}")
-        if not list(self.torch.lib.glob("libtorch_cuda.*")):
-            raise Unavailable(
-                f"built without CUDA: PyTorch in {self.torch.folder} is a build for the CPU"
-            )
-        return self
-
-    def describe(self, cuda: bool) -> str:
-        """What compiles, with which flags and for which PyTorch; one fact a line."""
-        facts = {
-            "compiler": version_of(self.compiler),
-            "flags": shlex.join([*COMPILE_FLAGS, *flags_of("CXXFLAGS")]),
-            "link flags": shlex.join([*LINK_FLAGS, *flags_of("LDFLAGS")]),
-            "PyTorch's headers": ".".join(map(str, self.torch.version)),
-        }
-        if cuda:
-            facts["nvcc"] = version_of([str(self.nvcc)])
-            facts["nvcc's flags"] = shlex.join([*CUDA_FLAGS, *architecture_flags()])
-        return "".join(f"{title}: {fact}\n" for title, fact in facts.items())
-
-    def compile(self, source: Path, objects: Path) -> Path:
-        output = (objects / source.relative_to(ROOT)).with_suffix(".o")
-        if source.suffix == ".cu":
-            command = [str(self.nvcc), *CUDA_FLAGS, *architecture_flags()]
-            command += ["-ccbin", shutil.which(self.compiler[0]) or self.compiler[0]]
-        else:
-            command = [*self.compiler, *COMPILE_FLAGS, *flags_of("CXXFLAGS")]
-        command += [f"-I{ROOT / 'csrc'}", "-isystem", str(self.torch.include)]
-        command += ["-MMD", "-MF", str(output.with_suffix(".d")), "-c", str(source)]
-        Step(output, [*command, "-o", str(output)], [source], self.torch).run()
-        return output
-
-    def link(self, compiled: list[Path], library: Path, cuda: bool) -> None:
-        # A library that is loaded needs to name libtorch_cpu: PyTorch's own symbols are not global.
-        # By then `import torch` has loaded it, so its name is enough and no run path is written.
-        libraries = [f"-L{self.torch.lib}", "-ltorch_cpu"]
-        if cuda:
-            # nvcc knows where its runtime is, of which there is then a copy in the library: it
-            # needs no file of that name, and PyTorch's may be another version.
-            command = [str(self.nvcc), "-cudart=static", "-shared"]
-            command += ["-ccbin", shutil.which(self.compiler[0]) or self.compiler[0]]
-            command += [f"-Xlinker={flag[4:]}" for flag in LINK_FLAGS if flag.startswith("-Wl,")]
-            libraries += ["-ltorch_cuda"]
-        else:
-            command = [*self.compiler, *LINK_FLAGS, *flags_of("LDFLAGS")]
-        command += [*map(str, compiled), *libraries, "-o", str(library)]
-        Step(library, command, compiled, self.torch).run()
+def version_of(command: list[str]) -> str:
+    """The line of ``--version`` that contains a version; the command itself if there is none."""
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return shlex.join(command)
+    lines = (line.strip() for line in done.stdout.splitlines())
+    return next((line for line in lines if re.search(r"\d\.\d", line)), shlex.join(command))
 
 
-def build_library(sources: list[Path], objects: Path, cuda: bool) -> Path:
-    """Compiles and links ``sources`` below ``objects``; returns the library's path."""
-    sources = [source for source in sources if cuda or source.suffix != ".cu"]
+def write_ninja_file(folder: Path, cuda: bool) -> dict[str, str]:
+    """Writes ``build.ninja`` into ``folder``; returns the facts for the record."""
+    compiler, (torch, version) = find_compiler(), find_torch()
+    include = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
+    compile_flags = [*COMPILE_FLAGS, *words_of("CXXFLAGS")]
+    link_flags = [*LINK_FLAGS, *words_of("LDFLAGS")]
+    commands = {
+        "cpp": [*compiler, *compile_flags, *include],
+        "link": [*compiler, *link_flags],
+        # PyTorch's symbols are not global, so the library must name the libraries that have them.
+        # `import torch` has loaded those by then: a name is enough, and no run path is written.
+        "libraries": [f"-L{torch / 'lib'}", "-ltorch_cpu"],
+    }
+    record = {
+        "compiler": version_of(compiler),
+        "flags": shlex.join(compile_flags),
+        "link flags": shlex.join(link_flags),
+        "PyTorch's headers": version,
+    }
+    # The CUDA files take longest, so they start first.
+    sources = sorted((ROOT / "csrc").rglob("*.cu")) if cuda else []
+    sources += sorted((ROOT / "csrc").rglob("*.cpp"))
     if not sources:
         raise Unavailable(f"there are no C++ sources in {ROOT / 'csrc'}")
-    tools = Toolchain().with_cuda() if cuda else Toolchain()
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        # The CUDA files take longest.
-        sources = sorted(sources, key=lambda source: source.suffix != ".cu")
-        compiled = list(pool.map(lambda source: tools.compile(source, objects), sources))
-    library = objects / LIBRARY
-    tools.link(compiled, library, cuda)
-    library.with_name(RECORD).write_text(tools.describe(cuda), encoding="utf-8")
-    return library
+    if cuda:
+        nvcc = [find_nvcc(torch), "-ccbin", shutil.which(compiler[0]) or compiler[0]]
+        nvcc_flags = [*CUDA_FLAGS, *architecture_flags()]
+        commands["cu"] = [*nvcc, *nvcc_flags, *include]
+        commands["link"] = [*nvcc, *CUDA_LINK_FLAGS]
+        commands["libraries"] += ["-ltorch_cuda"]
+        record |= {"nvcc": version_of(nvcc[:1]), "nvcc's flags": shlex.join(nvcc_flags)}
+
+    def path(name: Path) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(name))
+
+    # -MMD omits system headers, which PyTorch's are: each version's objects have their own folder.
+    objects = folder / f"torch-{version}"
+    lines = [f"{name} = {shlex.join(words)}".replace("$", "$$") for name, words in commands.items()]
+    lines += [f"builddir = {path(folder)}", NINJA_RULES]
+    made = []
+    for source in (source.relative_to(ROOT) for source in sources):
+        made.append(path(objects / source.with_suffix(".o")))
+        lines += [f"build {made[-1]}: compile {path(source)}", f"  compiler = ${source.suffix[1:]}"]
+    lines += [f"build {path(folder / LIBRARY)}: link {' '.join(made)}", ""]
+    (folder / "build.ninja").write_text("\n".join(lines), encoding="utf-8")
+    return record
 
 
-def asked_for(variable: str) -> str:
-    """What an environment variable says: auto, 0 or 1."""
-    mode = os.environ.get(variable, "auto")
-    if mode not in ("auto", "0", "1"):
-        raise SystemExit(f"{variable} must be auto, 0 or 1, not {mode!r}")
-    return mode
+def run_ninja(folder: Path) -> None:
+    """Runs ``build.ninja``, showing its output; a failure quotes the end of it."""
+    command = [find_ninja(), "-f", str(folder / "build.ninja")]
+    command += ["-j", os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)]
+    command += ["-v"] if os.environ.get("V") == "1" else []
+    said = ""
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=pipe, stderr=both, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout or ():
+            said += line
+            if "no work to do" not in line:
+                print(line, end="", file=sys.stderr, flush=True)
+    if process.returncode != 0:
+        # Ninja shows the command that failed in the line below FAILED, then what it printed.
+        failed = re.search(r"^FAILED: .*\n(.*)\n", said, re.MULTILINE)
+        words = shlex.split(failed[1]) if failed else command
+        what = next((word for word in words if word.endswith((".cpp", ".cu"))), "the library")
+        last = "\n".join(said.splitlines()[-20:])
+        raise Unavailable(f"{words[0]} failed on {what}\n{last}")
 
 
-def build(sources: list[Path], objects: Path) -> tuple[Path, str | None]:
-    """The library, with the CUDA kernels or with why they are left out."""
-    mode = asked_for("LEBM_KERNELS_CUDA")
+def build_library(folder: Path, cuda: bool) -> None:
+    """Builds the library into ``folder`` and writes its record beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = write_ninja_file(folder, cuda)
+    run_ninja(folder)
+    facts = "".join(f"{title}: {fact}\n" for title, fact in record.items())
+    (folder / RECORD).write_text(facts, encoding="utf-8")
+
+
+def build_with_cuda_if_possible(folder: Path) -> str | None:
+    """Builds the library; returns why its CUDA kernels are missing, if they are."""
+    mode = mode_of("LEBM_KERNELS_CUDA")
     try:
         if mode == "0":
             raise Unavailable("built without CUDA on purpose (LEBM_KERNELS_CUDA=0)")
-        return build_library(sources, objects, cuda=True), None
+        build_library(folder, cuda=True)
     except Unavailable as error:
         if mode == "1":
             raise SystemExit(f"LEBM_KERNELS_CUDA=1 asks for CUDA: {error}") from error
-        return build_library(sources, objects, cuda=False), str(error)
+        build_library(folder, cuda=False)
+        return str(error)
+    return None
 
 
 class BuildNative(build_ext):
-    """Builds the library, or writes down why it is left out."""
+    """Builds the library, or writes down why it is missing."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")[:-1]) / LIBRARY)
 
     def run(self) -> None:
         super().run()
-        reason = Path(self.build_lib) / PACKAGE / REASON
-        if self.inplace:
-            # An editable install is served from the sources: what holds for the build holds there.
-            if reason.exists():
-                (ROOT / PACKAGE / LIBRARY).unlink(missing_ok=True)
-            for name in (REASON, CUDA_REASON, RECORD):
-                (ROOT / PACKAGE / name).unlink(missing_ok=True)
-                if (said := reason.with_name(name)).exists():
-                    shutil.copyfile(said, ROOT / PACKAGE / name)
-        if reason.exists() and os.environ.get("LEBM_KERNELS_NATIVE") == "1":
+        missing = (Path(self.build_lib) / PACKAGE / REASON).exists()
+        if missing and mode_of("LEBM_KERNELS_NATIVE") == "1":
             raise SystemExit("LEBM_KERNELS_NATIVE=1 asks for the native backend: giving up")
 
     def build_extension(self, ext: Extension) -> None:
-        target = Path(self.get_ext_fullpath(ext.name))
-        reason, cuda_reason = target.with_name(REASON), target.with_name(CUDA_REASON)
-        record = target.with_name(RECORD)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for old in (cuda_reason, record):
-            old.unlink(missing_ok=True)
+        folder, target = Path(self.build_temp), Path(self.build_lib) / PACKAGE
+        target.mkdir(parents=True, exist_ok=True)
+        for name in WRITTEN:
+            (target / name).unlink(missing_ok=True)
         try:
-            if asked_for("LEBM_KERNELS_NATIVE") == "0":
+            if mode_of("LEBM_KERNELS_NATIVE") == "0":
                 raise Unavailable("left out on purpose when built (LEBM_KERNELS_NATIVE=0)")
-            sources = [ROOT / name for name in ext.sources]
-            library, without_cuda = build(sources, Path(self.build_temp))
+            without_cuda = build_with_cuda_if_possible(folder)
         except Unavailable as error:
-            target.unlink(missing_ok=True)
-            reason.write_text(f"{error}\n", encoding="utf-8")
+            (target / REASON).write_text(f"{error}\n", encoding="utf-8")
             headline = str(error).partition("\n")[0]
             print(f"{PACKAGE}: the native backend is not built: {headline}", file=sys.stderr)
-        else:
-            reason.unlink(missing_ok=True)
-            if without_cuda:
-                cuda_reason.write_text(f"{without_cuda}\n", encoding="utf-8")
-            for made, place in ((library, target), (library.with_name(RECORD), record)):
-                self.copy_file(str(made), str(place))
+            return
+        for name in (LIBRARY, RECORD):
+            shutil.copy(folder / name, target / name)
+        if without_cuda:
+            (target / CUDA_REASON).write_text(f"{without_cuda}\n", encoding="utf-8")
+
+    def copy_extensions_to_source(self) -> None:
+        # An editable install is served from the source tree: it gets the same files.
+        for name in WRITTEN:
+            made, place = Path(self.build_lib) / PACKAGE / name, ROOT / PACKAGE / name
+            place.unlink(missing_ok=True)
+            if made.exists():
+                shutil.copy(made, place)
 
 
 class Wheel(bdist_wheel):
@@ -367,16 +334,8 @@ class Wheel(bdist_wheel):
         return "cp310", "abi3", super().get_tag()[2]
 
 
-PLACES = ("*.cpp", "cpu/*.cpp", "cuda/**/*.cu")
-sources = [path for place in PLACES for path in sorted((ROOT / "csrc").glob(place))]
 setup(
-    ext_modules=[
-        # Optional: setuptools goes on when the library is not there.
-        Extension(
-            f"{PACKAGE}._native",
-            [path.relative_to(ROOT).as_posix() for path in sources],
-            optional=True,
-        )
-    ],
+    # Optional: a missing library is no error to setuptools.
+    ext_modules=[Extension(f"{PACKAGE}._native", sources=[], optional=True)],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

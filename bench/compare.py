@@ -13,7 +13,7 @@ from rich.status import Status
 from lebm_kernels.benchmarks.cases import ARGUMENTS, Case
 from lebm_kernels.benchmarks.compare import compare, comparison_table
 from lebm_kernels.benchmarks.providers import providers
-from lebm_kernels.diagnostics.environment import describe
+from lebm_kernels.diagnostics.environment import describe, summary
 
 DTYPES = {
     "float16": torch.float16,
@@ -28,7 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--m", type=int, default=4096, help="queries")
     parser.add_argument("--n", type=int, default=16384, help="latents")
-    parser.add_argument("--d", type=int, default=2, help="numbers in a query")
+    parser.add_argument("--d", type=int, default=2, help="dimensions")
     parser.add_argument("--beta", type=float, default=1.0, help="inverse temperature, or inf")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", default="cpu")
@@ -37,22 +37,24 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         nargs="*",
         choices=ARGUMENTS,
         default=["y"],
-        help="arguments whose gradients the second column takes; none: forward alone",
+        help="arguments to differentiate; without any, only the forward is timed",
     )
-    parser.add_argument("--providers", nargs="+", metavar="NAME", help="some only; see --list")
-    parser.add_argument("--list", action="store_true", help="print the providers' names and leave")
+    parser.add_argument(
+        "--providers", nargs="+", metavar="NAME", help="time only these; see --list"
+    )
+    parser.add_argument("--list", action="store_true", help="print the providers' names and exit")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="of PyTorch; default: PyTorch's own choice")
+    parser.add_argument("--threads", type=int, help="PyTorch's threads; default: PyTorch's choice")
     return parser.parse_args(arguments)
 
 
-def tell(status: Status, what: str, text: str) -> None:
-    """Show what happens."""
-    status.update(f"{what}: {text}")
+def tell(status: Status, title: str, text: str) -> None:
+    """Show the current work in the status line."""
+    status.update(f"{title}: {text}")
 
 
 def main(arguments: list[str]) -> int:
-    """Compare, and print the table."""
+    """Compare the providers, and print the table."""
     options = parse(arguments)
     console = Console()
     if options.list:
@@ -85,13 +87,8 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"compare.py: error: {error}", file=sys.stderr)
         return 2
-    facts = describe()
     console.print(comparison_table(comparisons))
-    console.print(
-        f"{facts['processor']}, {facts['instruction set in use']}, {facts['threads']} threads, "
-        f"PyTorch {facts['PyTorch']}",
-        highlight=False,
-    )
+    console.print(summary(describe()), highlight=False)
     return 0
 
 

@@ -1,11 +1,13 @@
-"""Fit a topographic mapping to digits, beside ugtm and mixtures: ``python bench/gtm.py --help``.
+"""Compare a topographic mapping of digits with ugtm and mixtures: ``python bench/gtm.py --help``.
 
-All are given the same split of scikit-learn's digits. ugtm is another implementation of the same
-algorithm (``pip install ugtm``), with the same latents, bumps, widths and decay. What counts is the
-time until the held-out log-density comes within ``--margin`` nats of what both reach at best; each
-number of iterations is run anew, and the fastest run that gets there is taken. Both go on to local
-optima of their own, whose held-out densities differ by some tenths either way; so ``--splits N``
-also draws N other splits of the same sizes, and compares the two after as many iterations on each.
+All models get the same split of scikit-learn's digits. ugtm (``pip install ugtm``) implements the
+same algorithm, and gets the same latents, bumps, widths and decay.
+
+The measured time is that until the held-out log-density is within ``--margin`` nats of the best
+value that both reach. Each number of iterations is a separate run; the fastest run that reaches the
+value counts. The two programs end in different local optima, with held-out densities that differ by
+some tenths in either direction. Therefore ``--splits N`` also compares them on N random splits of
+the same sizes, after the same number of iterations.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Run(NamedTuple):
 
 
 def equal_gaussians(y: Any, means: Any, variance: float) -> float:
-    """The mean log-density of a mixture of equal spherical Gaussians, in double."""
+    """The mean log-density of a mixture of equal spherical Gaussians, in float64."""
     square = ((y[:, None] - means) ** 2).sum(-1)
     log = logsumexp(-square / (2 * variance), axis=1) - math.log(len(means))
     return float((log - 0.5 * y.shape[1] * math.log(2 * math.pi * variance)).mean())
@@ -61,7 +63,7 @@ def ugtm(train: Any, test: Any, options: argparse.Namespace, iterations: int) ->
     from ugtm import ugtm_gtm
 
     start = time.perf_counter()
-    # Its width is a factor of the squared distance.
+    # ugtm's width multiplies the squared distance.
     first = ugtm_gtm.initialize(train, options.latents, options.bumps, options.width**2)
     found = ugtm_gtm.optimize(train, first, options.decay, iterations, verbose=False)
     seconds = time.perf_counter() - start
@@ -77,16 +79,16 @@ def mixture(train: Any, test: Any, components: int) -> Run:
 
 
 def compare_splits(images: Any, size: int, options: argparse.Namespace) -> None:
-    """Print what both reach held out on random splits, and how far ours is ahead, paired."""
+    """Print the held-out densities of both on random splits, and their paired difference."""
     densities: list[tuple[float, ...]] = []
-    for seed in track(range(options.splits), "other splits", transient=True):
+    for seed in track(range(options.splits), "random splits", transient=True):
         shuffled = images[np.random.default_rng(seed).permutation(len(images))]
         parts = shuffled[:size], shuffled[size:]
         runs = (provider(*parts, options, options.iterations) for provider in (ours, ugtm))
         densities.append(tuple(run.held_out for run in runs))
     names = ("ours", "ugtm", "ours - ugtm")
     columns = (*zip(*densities, strict=True), [pair[0] - pair[1] for pair in densities])
-    print(f"held out on {options.splits} other splits, {options.iterations} iterations, nats:")
+    print(f"held out on {options.splits} random splits, {options.iterations} iterations, nats:")
     for name, values in zip(names, columns, strict=True):
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         print(f"  {name}: {statistics.mean(values):.3f} +- {error:.3f} (standard error)")
@@ -99,10 +101,10 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--margin", type=float, default=0.1)
-    parser.add_argument("--splits", type=int, default=0, help="other splits to compare on")
-    parser.add_argument("--iterations", type=int, default=32, help="on each of them")
-    parser.add_argument("--threads", type=int, default=1, help="PyTorch's")
-    parser.add_argument("--double", action="store_true", help="ours in float64")
+    parser.add_argument("--splits", type=int, default=0, help="random splits to compare on")
+    parser.add_argument("--iterations", type=int, default=32, help="on each random split")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads")
+    parser.add_argument("--double", action="store_true", help="fit ours in float64")
     options = parser.parse_args()
     options.dtype = torch.float64 if options.double else torch.float32
     torch.set_num_threads(options.threads)
@@ -116,7 +118,7 @@ def main() -> None:
         providers["ugtm"] = ugtm
     except ImportError as error:
         print(f"ugtm was not timed: {error}")
-    ours(train, test, options, 1)  # once, for what is only slow the first time
+    ours(train, test, options, 1)  # warm up
     runs = {
         name: [provider(train, test, options, n) for n in ITERATIONS]
         for name, provider in providers.items()

@@ -1,7 +1,7 @@
-"""What this machine can do at best, pairs a second: ``python bench/peak.py``.
+"""Measure this machine's limits in pairs per second: ``python bench/peak.py``.
 
-The loop of exponentials of :mod:`lebm_kernels.benchmarks.peak` bounds F where D is small. The
-product ``y @ decoded.T`` bounds it where D is large.
+For small D the limit of F is the loop of exponentials of :mod:`lebm_kernels.benchmarks.peak`. For
+large D it is the product ``y @ decoded.T``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lebm_kernels.diagnostics.environment import describe
 
 
 def main(arguments: list[str]) -> int:
-    """Print both limits, on one thread and on all."""
+    """Print both limits, on one thread and on all threads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--m", type=int, default=2048, help="rows of the product")

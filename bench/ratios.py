@@ -1,7 +1,8 @@
 """Compare two saved runs of bench/test_speed.py: ``python bench/ratios.py before.json after.json``.
 
-A case's ratio is the median after / the median before. The machine's drift is the ratio of the
-peer that no change of ours moves; divided by it, a ratio tells of our change alone.
+The ratio of a case is its median after / its median before. The ratio of the peer, whose code is
+not ours, is the drift of the machine's speed. A ratio divided by the drift shows the effect of our
+change.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ PEER = "eager, expansion (mm)"
 
 
 def medians(path: Path) -> dict[tuple[str, str], float]:
-    """Seconds by title and provider, of a file that pytest-benchmark has written.
+    """Median seconds by title and provider, from a JSON file of pytest-benchmark.
 
     Raises:
-        ValueError: it is none of bench/test_speed.py.
+        ValueError: the file is not from bench/test_speed.py.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
@@ -42,7 +43,7 @@ def medians(path: Path) -> dict[tuple[str, str], float]:
 def ratios(
     before: dict[tuple[str, str], float], after: dict[tuple[str, str], float]
 ) -> dict[tuple[str, str], tuple[float, float | None]]:
-    """By case and provider: the ratio, and it over the drift where the peer has run twice."""
+    """For each case and provider the ratio, and the ratio / drift if both runs have the peer."""
     plain = {key: after[key] / before[key] for key in before if key in after}
     return {
         (title, name): (ratio, ratio / plain[title, PEER] if (title, PEER) in plain else None)
@@ -53,7 +54,7 @@ def ratios(
 def table(
     before: dict[tuple[str, str], float], after: dict[tuple[str, str], float], limit: float
 ) -> tuple[Table, int]:
-    """One line a case and provider of both runs, and how many of ours exceed the limit."""
+    """A line for each case and provider in both runs, and how many of ours exceed the limit."""
     result = Table(box=box.SIMPLE_HEAD)
     for title in ("case", "provider", "before", "after", "ratio", "over drift"):
         result.add_column(title, justify="left" if title in ("case", "provider") else "right")
@@ -73,7 +74,7 @@ def table(
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table; 1 where one of ours has become slower than the limit."""
+    """Print the table; return 1 if one of ours exceeds the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)

@@ -1,4 +1,4 @@
-"""Measure what the package aims for, in one table: ``python bench/targets.py --help``."""
+"""Measure the package's speed and memory targets: ``python bench/targets.py --help``."""
 
 from __future__ import annotations
 
@@ -41,43 +41,43 @@ from lebm_kernels.benchmarks.providers import (
     needed_bytes,
     stepper,
 )
-from lebm_kernels.diagnostics.environment import describe
+from lebm_kernels.diagnostics.environment import describe, summary
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
 UNROLLED = "torch.compile, unrolled"
 COMPILED_EXPANSION = "torch.compile, expansion (mm)"
 PEERS = (*EAGER, UNROLLED, "KeOps")
 
-#: A peer that would hold more than this is not asked.
+#: A peer that would need more memory than this is skipped.
 MOST_BYTES = 8 << 30
 
-#: A provider that takes longer, and longer again, is in no rounds.
+#: A provider that takes longer than this twice is excluded from the rounds.
 PATIENCE_SECONDS = 2.0
 
-#: No round of a case begins later than this.
+#: No round of a case starts later than this.
 BUDGET_SECONDS = 20.0
 
-#: A case of fewer pairs is over before it began: it is timed in so many times more rounds.
+#: A case with fewer pairs than this is so short that it gets MORE_ROUNDS times as many rounds.
 FEW_PAIRS = 1 << 20
 MORE_ROUNDS = 10
 
-#: The temperature at which no latent of a curve can be left out, see :func:`unpruned_step`.
+#: A beta at which no latent of a curve can be pruned, see :func:`unpruned_step`.
 WARM = 4.0
 
 
 @dataclass(frozen=True)
 class Target:
-    """A case, and what is wanted of it: exactly one of the last five.
+    """A case and its target: exactly one of the last five attributes is set.
 
     Attributes:
-        case: what is computed.
-        peers: that it is compared with.
-        ratio: how many times faster than the best peer.
-        unpruned_ratio: how many times faster than our own backend without leaving latents out, see
+        case: the case.
+        peers: the peers to compare with.
+        ratio: at least this many times faster than the best peer.
+        unpruned_ratio: at least this many times faster than our own backend without pruning, see
             :func:`unpruned_step`.
-        share: of the machine's limit.
-        seconds: at most so many.
-        mebibytes: of memory beyond the inputs and outputs, at most so many.
+        share: at least this fraction of the machine's limit.
+        seconds: at most this many seconds per step.
+        mebibytes: at most this much memory beyond inputs and outputs.
     """
 
     case: Case
@@ -90,7 +90,7 @@ class Target:
 
     @property
     def title(self) -> str:
-        """The case and what is measured of it."""
+        """The case and the measured quantity, unless that is a ratio or seconds."""
         case = self.case
         layout = "" if case.layout == "normal" else f", beta {case.beta:g}, {case.layout}"
         what = {"share": ", share of the limit", "mebibytes": ", memory"}
@@ -99,23 +99,23 @@ class Target:
 
 
 BOTH = ("y", "decoded")
-WIDE = Case(4096, 16384, 2)
-DEEP = Case(2048, 8192, 64)
-MIDDLE = Case(2048, 16384, 8)
+NARROW = Case(4096, 16384, 2)
+WIDE = Case(2048, 8192, 64)
+WIDE_8 = Case(2048, 16384, 8)
 FEW = Case(3, 4_000_000, 2)
 TINY = Case(24, 48, 2)
 COLD = Case(16384, 65536, 2, beta=1e4, layout="curve")
-DEEP_PEERS = (*PEERS, COMPILED_EXPANSION)
+WIDE_PEERS = (*PEERS, COMPILED_EXPANSION)
 
 TARGETS = (
-    Target(WIDE, PEERS, ratio=9),
-    Target(WIDE, share=0.8),
-    Target(replace(WIDE, backward=BOTH), PEERS, ratio=12),
-    Target(replace(WIDE, backward=("y", "scale", "beta")), PEERS, ratio=20),
-    Target(DEEP, DEEP_PEERS, ratio=3),
-    Target(replace(DEEP, backward=BOTH), DEEP_PEERS, ratio=2.5),
-    Target(MIDDLE, PEERS, ratio=10),
-    Target(replace(MIDDLE, backward=BOTH), PEERS, ratio=12),
+    Target(NARROW, PEERS, ratio=9),
+    Target(NARROW, share=0.8),
+    Target(replace(NARROW, backward=BOTH), PEERS, ratio=12),
+    Target(replace(NARROW, backward=("y", "scale", "beta")), PEERS, ratio=20),
+    Target(WIDE, WIDE_PEERS, ratio=3),
+    Target(replace(WIDE, backward=BOTH), WIDE_PEERS, ratio=2.5),
+    Target(WIDE_8, PEERS, ratio=10),
+    Target(replace(WIDE_8, backward=BOTH), PEERS, ratio=12),
     Target(FEW, PEERS, ratio=5),
     Target(replace(FEW, backward=BOTH), PEERS, ratio=8),
     Target(TINY, EAGER, ratio=1.5),
@@ -129,19 +129,19 @@ TARGETS = (
 
 @dataclass
 class Row:
-    """What was measured for a target; None stands for what has no meaning there or failed.
+    """The measurements for a target; None for values that failed or do not apply.
 
     Attributes:
-        title: the target's.
-        target: the figure aimed for, as the table shows it.
-        figure: the one measured, to compare with it: a ratio, a share, seconds or mebibytes.
-        reached: whether it is reached.
+        title: title of the target.
+        target: the target, as shown in the table.
+        figure: the measured value of the target: a ratio, a share, seconds or mebibytes.
+        reached: whether the target is reached.
         seconds: the median time of a step.
-        pairs_per_second: in that time.
-        share: of the machine's limit.
-        peer: the best one.
-        peer_seconds: the median time of a step of it.
-        notes: who was not timed and why, and whatever else has to be known.
+        pairs_per_second: pairs per second, from the median.
+        share: the speed / the machine's limit.
+        peer: name of the best peer.
+        peer_seconds: the median time of a step of the best peer.
+        notes: providers that were not timed, with reasons, and other notes.
         timings: the seconds of each round, by provider.
     """
 
@@ -157,11 +157,11 @@ class Row:
     notes: list[str] = field(default_factory=list)
     timings: dict[str, list[float]] = field(default_factory=dict)
 
-    def settle(self, figure: float | None, aim: float, *, at_least: bool) -> None:
-        """Compare the figure with what is aimed for."""
+    def settle(self, figure: float | None, target: float, *, at_least: bool) -> None:
+        """Record the measured figure, and whether it reaches the target."""
         if figure is not None and not math.isnan(figure):
             self.figure = figure
-            self.reached = figure >= aim if at_least else figure <= aim
+            self.reached = figure >= target if at_least else figure <= target
 
 
 def _best(comparison: Comparison) -> Timing | None:
@@ -171,10 +171,10 @@ def _best(comparison: Comparison) -> Timing | None:
 
 
 def unpruned_step(case: Case, ours: str) -> Step:
-    """A step of ours for the same queries and latents that visits all their pairs, one by one.
+    """A step of our backend for the same points that visits all pairs.
 
-    At :data:`WARM` the exponents on a curve differ by fewer bits than it takes for a latent to be
-    left out, and a temperature for each query, though the same for all, rules out power series.
+    At beta = :data:`WARM` the exponents on a curve differ too little for a latent to be pruned.
+    beta is a tensor with one value per query, all equal, which rules out power series.
     """
 
     def compute(beta: float, **inputs: Any) -> Tensor:
@@ -191,18 +191,18 @@ def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> 
     names = [ours]
     for name in target.peers:
         if (needed := needed_bytes(name, case)) > MOST_BYTES:
-            row.notes.append(f"{name}: not asked, needs about {needed / 2**30:.1f} GiB")
+            row.notes.append(f"{name}: skipped, needs about {needed / 2**30:.1f} GiB")
         else:
             names.append(name)
     beside: dict[str, Callable[[], object]] = {}
-    least = None
+    limiting_work = None
     try:
-        # A case of few pairs is over before any limit counts.
-        least = bound(case) if case.M * case.N >= FEW_PAIRS else None
+        # The limit means nothing for a case with few pairs, where overhead dominates.
+        limiting_work = bound(case) if case.M * case.N >= FEW_PAIRS else None
     except NotAvailableError as error:
         row.notes.append(f"no limit: {error}")
-    if least is not None:
-        beside["limit"] = least
+    if limiting_work is not None:
+        beside["limit"] = limiting_work
     if target.unpruned_ratio is not None:
         beside["unpruned"] = partial(unpruned_step(case, ours), case.cotangent())
     comparison = compare(
@@ -218,18 +218,19 @@ def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> 
         row.timings[timing.name] = timing.seconds
         if timing.failure:
             row.notes.append(f"{timing.name}: {timing.failure}")
-    return _fill(row, target, comparison, None if least is None else least.pairs)
+    limit_pairs = None if limiting_work is None else limiting_work.pairs
+    return _fill(row, target, comparison, limit_pairs)
 
 
-def _fill(row: Row, target: Target, comparison: Comparison, bound_pairs: int | None) -> Row:
-    """The figures of a comparison: the medians' ratios."""
+def _fill(row: Row, target: Target, comparison: Comparison, limit_pairs: int | None) -> Row:
+    """Fill the row with the figures of a comparison."""
     mine = comparison.timings[0]
     if not mine.seconds:
         return row
     row.seconds = mine.median
     row.pairs_per_second = comparison.pairs_per_second(mine)
     others = {timing.name: timing for timing in comparison.beside}
-    limit_rate = None if bound_pairs is None else bound_pairs / others["limit"].median
+    limit_rate = None if limit_pairs is None else limit_pairs / others["limit"].median
     if limit_rate is not None:
         row.share = row.pairs_per_second / limit_rate
     best = _best(comparison)
@@ -278,7 +279,7 @@ def peak():
 
 step(inputs(200, 200))
 arguments = inputs(M, N)
-# The peak begins anew: importing PyTorch takes more memory than it keeps.
+# Reset the peak, because the import of PyTorch takes more memory for a while.
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 start = time.perf_counter()
@@ -289,21 +290,22 @@ print((peak() - before) / 1024 - sum(x.nbytes for x in outputs) / 2**20, seconds
 
 
 def measure_memory(target: Target, rounds: int, notify: Callable[[str], None]) -> Row:
-    """The peak of a step's memory beyond its inputs and outputs, in processes of their own (Linux).
+    """Measure a step's peak memory beyond its inputs and outputs, in separate processes (Linux).
 
-    The highest of the processes counts.
+    The highest peak of all processes counts.
     """
     row, case = Row(target.title, _aim(target)), target.case
     command = [sys.executable, "-c", MEMORY, str(case.M), str(case.N), str(case.D), *case.backward]
     peaks, seconds = [], []
     start = time.perf_counter()
-    for turn in range(rounds):
-        if turn > 0 and time.perf_counter() - start > BUDGET_SECONDS:
+    for i in range(rounds):
+        if i > 0 and time.perf_counter() - start > BUDGET_SECONDS:
             break
-        notify(f"process {turn + 1}")
+        notify(f"process {i + 1}")
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode != 0:
-            row.notes.append(f"failed: {(run.stderr.strip() or 'no word of why').splitlines()[-1]}")
+            reason = (run.stderr.strip() or "no error message").splitlines()[-1]
+            row.notes.append(f"failed: {reason}")
             return row
         peak, taken = map(float, run.stdout.split())
         peaks.append(peak)
@@ -317,7 +319,7 @@ def measure_memory(target: Target, rounds: int, notify: Callable[[str], None]) -
 
 
 def _aim(target: Target) -> str:
-    """What is wanted, in short."""
+    """The target in short, for the table."""
     if target.share is not None:
         return f">= {target.share:.0%} of limit"
     if target.seconds is not None:
@@ -328,7 +330,7 @@ def _aim(target: Target) -> str:
 
 
 def target_table(rows: Sequence[Row]) -> Table:
-    """One line a row, and the notes below."""
+    """A table of the rows, with the notes below."""
     table = Table(box=box.SIMPLE_HEAD, caption_justify="left")
     table.add_column("case")
     for title in (
@@ -367,7 +369,7 @@ def _cell(value: float | None, form: Callable[[float], str]) -> str:
 
 
 def limits(rows: Sequence[Row]) -> dict[str, float]:
-    """Pairs a second that the machine did beside the rows which have a share, by their title."""
+    """The machine's limit in pairs per second, by title, for the rows that have a share."""
     return {
         row.title: row.pairs_per_second / row.share
         for row in rows
@@ -376,13 +378,13 @@ def limits(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def facts() -> dict[str, str]:
-    """What a published table must state of the machine and the peers."""
+    """The facts about the machine and the peers that a published table must state."""
     keops = metadata.version("pykeops") if util.find_spec("pykeops") else "not installed"
     return {**describe(), "KeOps": keops}
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """All the figures, as JSON."""
+    """Write all figures as JSON."""
     record = {"facts": facts(), "limits": limits(rows), "rows": [asdict(row) for row in rows]}
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -390,25 +392,29 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", metavar="SUBSTRING", default="", help="rows whose title holds it")
-    parser.add_argument("--list", action="store_true", help="print the rows' titles and leave")
-    parser.add_argument("--rounds", type=int, default=7, help="of each case, at most")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    parser.add_argument("--threads", type=int, help="of PyTorch; default: PyTorch's own choice")
+    parser.add_argument(
+        "--only", metavar="SUBSTRING", default="", help="only rows whose title contains it"
+    )
+    parser.add_argument("--list", action="store_true", help="print the rows' titles and exit")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds per case, at most")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the figures to this file"
+    )
+    parser.add_argument("--threads", type=int, help="PyTorch's threads; default: PyTorch's choice")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"argument --rounds: must be at least 1, got {options.rounds}")
     if options.threads is not None and options.threads < 1:
         parser.error(f"argument --threads: must be at least 1, got {options.threads}")
     if not any(options.only in target.title for target in TARGETS):
-        parser.error(f"argument --only: no title holds {options.only!r}; see --list")
+        parser.error(f"argument --only: no title contains {options.only!r}; see --list")
     return options
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print the table, write the file."""
+    """Measure, print the table and write the file."""
     options = parse(arguments)
-    # In a file or a pipe the table is as wide as it needs to be.
+    # In a file or a pipe the table may be wider than a terminal.
     console = Console(width=None if sys.stdout.isatty() else 160)
     chosen = [target for target in TARGETS if options.only in target.title]
     if options.list:
@@ -421,17 +427,13 @@ def main(arguments: list[str]) -> int:
         for target in chosen:
             measure = measure_time if target.mebibytes is None else measure_memory
             rows.append(measure(target, options.rounds, partial(tell, status, target.title)))
-            if options.json is not None:  # after each: a run of minutes may be cut short
+            if options.json is not None:  # after each row, as a long run may be interrupted
                 write(options.json, rows)
     stated = facts()
     console.print(target_table(rows))
     for title, rate in limits(rows).items():
         console.print(f"limit, {title}: {rate / 1e9:.3g} Gpair/s", highlight=False)
-    console.print(
-        f"{stated['processor']}, {stated['instruction set in use']}, {stated['threads']} threads, "
-        f"PyTorch {stated['PyTorch']}, KeOps {stated['KeOps']}",
-        highlight=False,
-    )
+    console.print(f"{summary(stated)}, KeOps {stated['KeOps']}", highlight=False)
     return 0
 
 

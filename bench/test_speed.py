@@ -1,6 +1,6 @@
 """The speed of our backends from one change to the next: see bench/README.md.
 
-Run by name; the tests' own run does not collect it.
+Run this file by name: the run of all tests does not collect it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from lebm_kernels.benchmarks.providers import providers
 CASES = {
     "practicum": Case(24, 48, 2),
     "practicum, backward": Case(24, 48, 2, backward=("y", "scale")),
-    "low D": Case(1024, 16384, 2),
-    "low D, cold": Case(1024, 16384, 2, beta=float("inf")),
-    "low D, backward of y": Case(1024, 16384, 2, backward=("y",)),
-    "low D, backward of decoded": Case(1024, 16384, 2, backward=("decoded",)),
+    "narrow": Case(1024, 16384, 2),
+    "narrow, cold": Case(1024, 16384, 2, beta=float("inf")),
+    "narrow, backward of y": Case(1024, 16384, 2, backward=("y",)),
+    "narrow, backward of decoded": Case(1024, 16384, 2, backward=("decoded",)),
     "few queries": Case(4, 1 << 20, 2),
-    "high D": Case(512, 4096, 64),
-    "high D, backward of both": Case(512, 4096, 64, backward=("y", "decoded")),
+    "wide": Case(512, 4096, 64),
+    "wide, backward of both": Case(512, 4096, 64, backward=("y", "decoded")),
 }
 
-#: Ours that can run here, and a peer that no change of ours moves: the machine's own drift.
+#: Our backends that can run here, and a peer, whose time shows the drift of the machine's speed.
 NAMES = [
     row.name for row in lebm_kernels.backends() if "cpu" in row.devices and row.name != "reference"
 ] + ["eager, expansion (mm)"]

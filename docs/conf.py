@@ -1,4 +1,4 @@
-"""Sphinx's configuration; make_site.py calls Sphinx with it."""
+"""The configuration of Sphinx, which make_site.py runs."""
 
 import lebm_kernels
 
@@ -14,7 +14,7 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 myst_heading_anchors = 3
-# A class's arguments are documented with the class, its fields among its attributes.
+# The docstring of a class documents its arguments, and its fields as attributes.
 autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -22,7 +22,8 @@ autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-# What a docstring refers to must be there, if it is ours: other projects' pages are on the network.
+# References to our own names must resolve. Those to other projects are ignored, because they would
+# need the network.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!lebm_kernels\.).*"), ("py:.*", r".*\._\w+")]
 

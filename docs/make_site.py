@@ -1,10 +1,10 @@
-"""Builds the site: the repository's pages, a gallery of figures, and the reference of every module.
+"""Build the site: the repository's pages, a gallery of figures, and the reference of the modules.
 
     make docs        # or, with Sphinx installed: python docs/make_site.py
 
-A mirror of the pages is made in a temporary folder, so that a link means the same on the site as
-in the repository; what they link to comes along. The gallery is drawn on the spot. A warning of
-Sphinx's is an error.
+Sphinx reads copies of the pages and of the files that they link to, in a temporary folder with the
+layout of the repository, so that relative links still work. The figures of the gallery are drawn
+during the build. Warnings of Sphinx are errors.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OTHERS = (
     "CHANGELOG.md",
 )
 
-#: The public modules, in the order in which one meets them.
+#: The public modules, in the order of the reference.
 MODULES = {
     "lebm_kernels": "The functions",
     "lebm_kernels.models.grids": "Latent grids",
@@ -68,7 +68,7 @@ MODULES = {
 
 
 def main() -> None:
-    """Build the site into the folder that is asked for."""
+    """Build the site into the folder --output."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "docs")
     output = parser.parse_args().output.resolve()
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def write_sources(source: Path) -> None:
-    """Everything that Sphinx reads, below that folder."""
+    """Write everything that Sphinx reads to the folder ``source``."""
     pages = ["README.md", *(f"docs/{name}.md" for name in GUIDES), *OTHERS]
     for name in [*pages, *linked(pages)]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -98,15 +98,15 @@ def write_sources(source: Path) -> None:
     for name, title in MODULES.items():
         page = source / reference(name)
         page.parent.mkdir(exist_ok=True)
-        # The package's function has its module's name, and stands in the reference of that.
-        left_out = "\n   :exclude-members: backends" if name == "lebm_kernels" else ""
-        directive = f"```{{eval-rst}}\n.. automodule:: {name}{left_out}\n```\n"
+        # The function `backends` has the name of a module, whose page documents it.
+        exclude = "\n   :exclude-members: backends" if name == "lebm_kernels" else ""
+        directive = f"```{{eval-rst}}\n.. automodule:: {name}{exclude}\n```\n"
         page.write_text(f"# {title}\n\n{directive}", encoding="utf-8")
     write_gallery(source)
 
 
 def linked(pages: Iterable[str]) -> set[str]:
-    """The files that the pages link to or show, the pages aside."""
+    """The files that the pages link to or show, except the pages themselves."""
     found = set()
     for name in pages:
         page = ROOT / name
@@ -118,41 +118,44 @@ def linked(pages: Iterable[str]) -> set[str]:
 
 
 def reference(module: str) -> str:
-    """Where the reference of a module stands."""
+    """The path of a module's reference page."""
     return f"reference/{module}.md"
 
 
 def contents(caption: str, pages: Iterable[str]) -> str:
-    """A part of the site's table of contents."""
+    """A section of the site's table of contents."""
     lines = [name.removesuffix(".md") for name in pages]
     options = f":hidden:\n:caption: {caption}\n"
     return "\n".join(["", "```{toctree}", options, *lines, "```", ""])
 
 
 def write_gallery(source: Path) -> None:
-    """Draw all figures with `lebm figures`, and a page that shows them."""
+    """Draw all figures with `lebm figures`, and write a page that shows them."""
     command = [sys.executable, "-m", "lebm_kernels", "figures", "--output", str(source / "gallery")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    said = captions((DOCS / "practicum.md").read_text(encoding="utf-8"))
+    caption_of = captions((DOCS / "practicum.md").read_text(encoding="utf-8"))
     lines = [
         "# Gallery",
         "",
-        "What `lebm figures` draws, drawn when this page was built; the",
-        "[practicum](docs/practicum.md) walks through it.",
+        "The figures of `lebm figures`, drawn when this page was built. The",
+        "[practicum](docs/practicum.md) explains them.",
     ]
     names = [path.stem for path in (source / "gallery").glob("*.png")]
-    if missing := set(names) - said.keys():
-        raise SystemExit(f"docs/practicum.md says nothing of {', '.join(sorted(missing))}")
-    for name in sorted(names, key=list(said).index):
-        lines += ["", f"## `{name}`", "", said[name], "", f"![{name}](gallery/{name}.png)"]
+    if missing := set(names) - caption_of.keys():
+        raise SystemExit(f"docs/practicum.md must have captions of {', '.join(sorted(missing))}")
+    for name in sorted(names, key=list(caption_of).index):
+        lines += ["", f"## `{name}`", "", caption_of[name], "", f"![{name}](gallery/{name}.png)"]
     (source / "gallery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def captions(text: str) -> dict[str, str]:
-    """The whole sentences of the paragraph that a page begins with each figure's name, in order."""
+    """The captions of the figures, in order: the paragraphs that start with a figure's name.
+
+    A caption ends with its last complete sentence. The rest, which ends in a colon, introduces a
+    formula that the gallery does not show.
+    """
     found = re.findall(r"^\*\*`([\w-]+)`\*\*: (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
-    # What ends in a colon leads to a formula, which the gallery leaves to the page.
-    return {name: " ".join(said.split()).rpartition(".")[0] + "." for name, said in found}
+    return {name: " ".join(text.split()).rpartition(".")[0] + "." for name, text in found}
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def plain(
     dtype, float32 or float64.
     """
     dtype = y.dtype if type(y) in _PLAIN_TYPES else None
-    if dtype is not torch.float32 and dtype is not torch.float64:
+    if (dtype is not torch.float32 and dtype is not torch.float64) or decoded is None:
         return None
     if not isinstance(beta, Tensor):
         if type(beta) not in (float, int) or not (0 <= beta < 1e38 or beta == torch.inf):

@@ -1,1 +1,1 @@
-"""Benchmarks: what is timed, by whom, how it is compared, and what bounds it."""
+"""Benchmarks: cases, providers that compute them, their comparison, and the machine's limits."""

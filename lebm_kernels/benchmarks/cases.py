@@ -10,18 +10,18 @@ from torch import Tensor
 
 from lebm_kernels.checks import check_count, number
 
-#: Arguments that a case can differentiate. Those beyond ``y`` and ``decoded`` are given to the
-#: providers only where their gradient is asked for.
+#: Arguments that a case can differentiate. Optional ones are passed to the providers only if a case
+#: asks for their gradients.
 ARGUMENTS = ("y", "decoded", "scale", "log_weight", "latent_energy", "beta")
 
-#: Where a case's points lie: all over the plane, or on and near a curve.
+#: Where a case's points lie: all over the space, or on and near a curve.
 LAYOUTS = ("normal", "curve")
 
-#: The half-axes of the ellipse that is the curve, and how far from it the queries are.
+#: The half-axes of the curve, an ellipse, and the standard deviation of the queries around it.
 _CURVE = (1.0, 0.5)
 _CURVE_NOISE = 0.01
 
-#: Relative error beyond which a provider is reported as wrong and not timed.
+#: Relative error above which a provider is reported as wrong and not timed.
 TOLERANCE = {
     torch.float64: 1e-8,
     torch.float32: 1e-3,
@@ -32,24 +32,24 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Case:
-    """One problem to time: F of M queries over N latents of D numbers, and its gradients.
+    """One problem to time: F of M queries over N latents in D dimensions, and its gradients.
 
     Attributes:
-        M: queries.
-        N: latents.
-        D: numbers in a query.
+        M: number of queries.
+        N: number of latents.
+        D: number of dimensions.
         beta: inverse temperature in [0, inf].
         dtype: of every input.
-        backward: the arguments whose gradients are taken (see :data:`ARGUMENTS`); none: forward
-            alone.
-        device: where the inputs live.
+        backward: the arguments whose gradients are taken, see :data:`ARGUMENTS`; if empty, only the
+            forward is computed.
+        device: of the inputs.
         seed: of the random inputs.
-        layout: ``normal``: queries and latents normal, independent; ``curve``: latents on an
-            ellipse of half-axes 1 and 1/2, queries near it, both in random order (D = 2).
+        layout: ``normal`` draws queries and latents independently from a normal distribution.
+            ``curve`` draws latents on an ellipse with half-axes 1 and 1/2 and queries near it, in
+            random order; it needs D = 2.
 
     Raises:
-        ValueError: a size below 1, a beta outside [0, inf], an argument without a gradient, an
-            unknown layout, a curve in other than two dimensions.
+        ValueError: a field is out of range; the message names it.
     """
 
     M: int
@@ -84,15 +84,15 @@ class Case:
         return f"forward + backward ({', '.join(self.backward)})" if self.backward else "forward"
 
     def __str__(self) -> str:
-        """Sizes, beta, dtype and any layout that is not the normal one; the direction apart."""
+        """Sizes, beta, dtype, and the layout unless it is normal; without the direction."""
         dtype = str(self.dtype).removeprefix("torch.")
         layout = "" if self.layout == "normal" else f", {self.layout}"
         return f"M={self.M}, N={self.N}, D={self.D}, beta={self.beta:g}, {dtype}{layout}"
 
     def inputs(self) -> dict[str, Any]:
-        """The arguments of :func:`lebm_kernels.free_energy`, equal at each call.
+        """The arguments of :func:`lebm_kernels.free_energy`, the same at each call.
 
-        ``y`` and ``decoded`` stand in no order that a method could profit from.
+        ``y`` and ``decoded`` are in random order, so that no method profits from their order.
         """
         generator = torch.Generator().manual_seed(self.seed)
         shapes = {
@@ -104,7 +104,8 @@ class Case:
         }
         inputs: dict[str, Any] = {}
         for name, shape in shapes.items():
-            # Drawn in float64 whether used or not: a case differs from another in what it says.
+            # All are drawn, in float64, even if unused, so that cases that differ only in dtype or
+            # direction have the same points.
             value = torch.randn(shape, generator=generator, dtype=torch.float64)
             if name == "scale":
                 value = 1 + 0.1 * value
@@ -126,7 +127,7 @@ class Case:
         return inputs
 
     def cotangent(self) -> Tensor:
-        """A gradient that arrives at F, ``[M]``, in (0.5, 1.5)."""
+        """The incoming gradient of F, ``[M]``, with values in (0.5, 1.5)."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         value = torch.rand(self.M, generator=generator, dtype=torch.float64) + 0.5
         return value.to(self.device, self.dtype)

@@ -1,12 +1,12 @@
-"""Timing the free energy against other ways to compute it.
+"""Comparison of the free energy with other ways to compute it.
 
-A :class:`~lebm_kernels.benchmarks.cases.Case` fixes the sizes and the inputs, a provider
+A :class:`~lebm_kernels.benchmarks.cases.Case` fixes the sizes and the inputs; a provider
 (:mod:`lebm_kernels.benchmarks.providers`) computes it. :func:`compare` first checks each provider
-against float64. Then it times all of them in interleaved rounds, so that a machine whose speed
-drifts slows every provider alike.
+against float64. Then it times all providers in interleaved rounds, so that drift of the machine's
+speed affects all of them alike.
 
-Beside the providers, other work can be timed in the same rounds: that is how a share of the
-machine's limit is had.
+Other work can be timed in the same rounds. The share of the machine's limit is measured in this
+way.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ from lebm_kernels.benchmarks.providers import (
     one_line,
     providers,
 )
+from lebm_kernels.extras import needs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-#: A timing shorter than this is repeated within one round until it is as long.
+#: Within a round, a step is repeated until it has taken this many seconds.
 _SHORTEST_SECONDS = 0.01
 
-#: A provider that took longer than one has patience for is timed once more, for the machine may
-#: have been busy with something else; not where it took so many times as long.
+#: A provider that took longer than the patience is timed once more, because the machine may have
+#: been busy; but not if it took this many times the patience.
 _BEYOND_DOUBT = 5.0
 
-#: The share of the free memory that a provider may be expected to need: the rest of the machine,
-#: and what an estimate leaves out, need some as well.
+#: A provider is skipped if it is expected to need more than this fraction of the free memory.
+#: Other processes need memory too, and the estimate is a rough one.
 _SHARE_OF_MEMORY = 0.5
 
 
 @dataclass
 class Timing:
-    """What one provider did with one case.
+    """The times, error and memory of one provider for one case.
 
     Attributes:
-        name: of the provider.
-        seconds: the time of one step in each round; empty where it was not timed.
-        error: largest error against float64, relative to the largest value, over F and the
-            gradients; None where the provider could not run.
-        failure: why it was not timed; empty where it was.
-        peak_bytes: that a step takes at its height beyond its inputs and outputs; None where it
-            was not measured.
+        name: the provider's name.
+        seconds: the time of one step in each round; empty if the provider was not timed.
+        error: largest error of F and the gradients against float64, relative to the largest value;
+            None if the provider could not run.
+        failure: the reason why the provider was not timed; empty if it was.
+        peak_bytes: peak memory of a step beyond its inputs and outputs; None if not measured.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The median time of a step in seconds; NaN where it was not timed."""
+        """The median time of a step in seconds; NaN if it was not timed."""
         return statistics.median(self.seconds) if self.seconds else math.nan
 
     @property
     def spread(self) -> float:
-        """Width of the middle half of the rounds / median; NaN with fewer than two rounds."""
+        """Interquartile range of the rounds / median; NaN with fewer than two rounds."""
         if len(self.seconds) < 2:
             return math.nan
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -86,14 +86,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The timings of one case, in the order of the providers; the first is the one compared.
+    """The timings of one case; the other providers are compared with the first.
 
     Attributes:
-        case: what was computed.
-        timings: of the providers.
-        beside: of whatever else ran in the same rounds.
-        limit: pairs a second that the machine could do at best; None where it is not known.
-        threads: of PyTorch, meanwhile; None where nobody says.
+        case: the case.
+        timings: of the providers, in their order.
+        beside: of the other work in the same rounds.
+        limit: pairs per second at the machine's limit; None if it is unknown.
+        threads: number of PyTorch's threads; None if unknown.
     """
 
     case: Case
@@ -103,7 +103,7 @@ class Comparison:
     threads: int | None = None
 
     def share(self, timing: Timing) -> float | None:
-        """This provider's share of the machine's limit; None where that is not known."""
+        """This provider's speed / the machine's limit; None if either is unknown."""
         if self.limit is None or not timing.seconds:
             return None
         return self.pairs_per_second(timing) / self.limit
@@ -113,7 +113,7 @@ class Comparison:
         return timing.median / self.timings[0].median
 
     def pairs_per_second(self, timing: Timing) -> float:
-        """Pairs (query, latent) in a second."""
+        """Pairs (query, latent) per second."""
         return self.case.M * self.case.N / timing.median
 
 
@@ -121,10 +121,10 @@ class Comparison:
 
 
 class _Truth:
-    """The case in float64 on the same rounded inputs, for as many queries as are soon done.
+    """The case in float64 on the same rounded inputs, for the first queries only, to save time.
 
-    The gradient that arrives at the other queries is zero, so that the gradients which sum over
-    queries can be checked as well.
+    The incoming gradient of the other queries is zero, so the gradients that sum over queries can
+    be checked too.
     """
 
     def __init__(self, case: Case) -> None:
@@ -147,7 +147,7 @@ class _Truth:
             self.gradients = torch.autograd.grad(value, leaves, cotangent)
 
     def error(self, step: Step) -> float:
-        """The largest relative error of F and the gradients; NaN where any of them is NaN."""
+        """The largest relative error of F and the gradients; NaN if any of them is NaN."""
         free_energy, *gradients = step(self.cotangent)
         found = (free_energy[: self.rows], *gradients)
         expected = (self.free_energy, *self.gradients)
@@ -159,7 +159,7 @@ class _Truth:
 
 
 def _time(step: Step, cotangent: Tensor, repeats: int) -> float:
-    """Seconds of one step, averaged over consecutive ones."""
+    """Seconds per step, averaged over ``repeats`` consecutive steps."""
     synchronise = torch.cuda.synchronize if cotangent.is_cuda else (lambda: None)
     synchronise()
     start = time.perf_counter()
@@ -169,18 +169,18 @@ def _time(step: Step, cotangent: Tensor, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _call(work: Callable[[], object], cotangent: Tensor) -> tuple[Tensor, ...]:
-    """A step of work that is no provider."""
+def _other_step(work: Callable[[], object], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """The step of other work, which ignores the incoming gradient."""
     work()
     return ()
 
 
 def _too_large(name: str, case: Case) -> str:
-    """Why this provider is not asked; empty where it fits in memory by its estimate."""
+    """Why this provider is skipped; empty if its estimated memory is available."""
     needed, free = needed_bytes(name, case), available_bytes(case.device)
     if free is None or needed <= _SHARE_OF_MEMORY * free:
         return ""
-    return f"out of memory: not asked, needs about {needed / 2**30:.3g} of {free / 2**30:.3g} GiB"
+    return f"out of memory: skipped, needs about {needed / 2**30:.3g} of {free / 2**30:.3g} GiB"
 
 
 def compare(
@@ -196,25 +196,26 @@ def compare(
 ) -> Comparison:
     """Check the providers against float64, then time them in interleaved rounds.
 
-    Each round times each provider once, beginning one further than the round before. A provider
-    that cannot run, that would not fit in memory, or whose error exceeds :data:`TOLERANCE`, is
-    reported and not timed.
+    Each round times each provider once; each round starts with the next provider in turn. A
+    provider that cannot run, that would not fit in memory, or whose error exceeds
+    :data:`TOLERANCE`, is reported and not timed.
 
     Args:
-        case: what to compute.
-        names: of :func:`providers`, the one to compare with first; None: all of them.
-        rounds: how many.
-        budget: seconds after which no further round begins; the first always completes. Second
-            times of what seemed slow count.
-        patience: seconds; a provider that takes longer to be checked or once it has been, and
-            longer again where the budget has room to ask, is in no rounds: its one time is the
-            shortest.
-        memory: whether to measure the peak of each provider's memory, in one more step.
+        case: the case to compute.
+        names: names from :func:`providers`; the others are compared with the first. None takes all
+            providers.
+        rounds: number of rounds, at least 1.
+        budget: seconds after which no new round starts. The first round always completes. Repeated
+            timings of slow providers count towards it.
+        patience: seconds. A provider whose check or first step takes longer is timed once more, if
+            the budget allows. If that takes longer too, the provider is excluded from the rounds,
+            and the shortest of its times is reported.
+        memory: whether to measure each provider's peak memory, in one more step.
         beside: other work to time in the same rounds, by name; it is not checked.
-        notify: told, in a line, what happens next.
+        notify: called with a line about what happens next.
 
     Raises:
-        ValueError: an unknown name, or fewer than one round.
+        ValueError: ``names`` is empty or has an unknown name, or ``rounds`` is below 1.
     """
     known = providers(case.device)
     names = list(known) if names is None else list(names)
@@ -230,7 +231,7 @@ def compare(
     cotangent = case.cotangent()
     timings = tuple(Timing(name) for name in names)
     running: list[tuple[Timing, Step, int]] = []
-    spare = budget
+    remaining = budget
 
     def join(timing: Timing, step: Step, once: float) -> None:
         running.append((timing, step, max(1, math.ceil(_SHORTEST_SECONDS / once))))
@@ -244,19 +245,19 @@ def compare(
             step = known[timing.name](case)
             start = time.perf_counter()
             timing.error = truth.error(step)
-            # What was slow to be checked is slow: it need not show it once more.
+            # If the check exceeds the patience, it counts as the first timing.
             once = time.perf_counter() - start
             if once <= patience:
                 once = _time(step, cotangent, 1)
-            if patience < once <= min(spare, _BEYOND_DOUBT * patience):
+            if patience < once <= min(remaining, _BEYOND_DOUBT * patience):
                 again = _time(step, cotangent, 1)
-                spare = max(spare - again, 0.0)
+                remaining = max(remaining - again, 0.0)
                 once = min(once, again)
             if memory and once <= patience:
                 timing.peak_bytes = peak_bytes(partial(step, cotangent), case.device)
         except NotAvailableError as error:
             timing.failure = f"not available: {error}"
-        except Exception as error:  # whatever stops one provider must not stop the others
+        except Exception as error:  # the failure of one provider must not stop the others
             kind = "out of memory" if is_out_of_memory(error) else "failed"
             timing.failure = f"{kind}: {one_line(error)}"
         else:
@@ -269,15 +270,16 @@ def compare(
     others = tuple(Timing(name) for name in beside or {})
     for timing, work in zip(others, (beside or {}).values(), strict=True):
         notify(f"warming up {timing.name}")
-        join(timing, partial(_call, work), _time(partial(_call, work), cotangent, 1))
+        other_step = partial(_other_step, work)
+        join(timing, other_step, _time(other_step, cotangent, 1))
 
-    deadline = time.perf_counter() + spare
-    for turn in range(rounds):
-        if turn > 0 and time.perf_counter() > deadline:
+    deadline = time.perf_counter() + remaining
+    for i in range(rounds):
+        if i > 0 and time.perf_counter() > deadline:
             break
-        notify(f"round {turn + 1} of {rounds}")
-        shift = turn % max(1, len(running))
-        for timing, step, repeats in running[shift:] + running[:shift]:
+        notify(f"round {i + 1} of {rounds}")
+        first = i % max(1, len(running))
+        for timing, step, repeats in running[first:] + running[:first]:
             timing.seconds.append(_time(step, cotangent, repeats))
     return Comparison(case, timings, others)
 
@@ -302,10 +304,14 @@ def format_pairs(rate: float) -> str:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """The comparisons one under the other; below them, who was not timed and why (needs rich)."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+    """A table of the comparisons; below it the providers that were not timed, with reasons.
+
+    Needs the extra ``cli``.
+    """
+    with needs("cli"):
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
 
     first = comparisons[0].case
     table = Table(title=str(first), box=box.SIMPLE_HEAD, caption_justify="left")
@@ -314,7 +320,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     for title in ("median", "spread", "pairs", "ratio", "error", *(c.title for c in extra)):
         table.add_column(title, justify="right", no_wrap=True)
     several = len({comparison.threads for comparison in comparisons}) > 1
-    missing: dict[str, None] = {}
+    failures: dict[str, None] = {}
     for comparison in comparisons:
         table.add_section()
         case = comparison.case
@@ -325,16 +331,16 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         table.add_row(f"[bold]{escape(title)}[/bold]")
         for timing in comparison.timings:
             if timing.failure:
-                missing[f"{timing.name}: {timing.failure}"] = None
+                failures[f"{timing.name}: {timing.failure}"] = None
             else:
                 cells = [*_cells(comparison, timing), *(c.cell(comparison, timing) for c in extra)]
                 table.add_row(f"  {escape(timing.name)}", *cells)
-    table.caption = escape("\n".join(missing))
+    table.caption = escape("\n".join(failures))
     return table
 
 
 class _Extra(NamedTuple):
-    """A column that is shown where it was measured."""
+    """A column that is shown only if it was measured."""
 
     title: str
     shown: Callable[[Comparison], bool]

@@ -1,7 +1,7 @@
-"""What bounds a case on this machine.
+"""The limit of a case's speed on this machine.
 
-A product or a loop of exponentials is work that runs beside what it bounds, in the same rounds; a
-GPU's exponentials are counted by its clock.
+On a CPU the limit is measured by other work, a matrix product or a loop of exponentials, in the
+same rounds as the case. On a GPU the exponentials per second follow from the clock.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from lebm_kernels.benchmarks.cases import Case
 from lebm_kernels.benchmarks.memory import available_bytes
 from lebm_kernels.benchmarks.peak import ExponentialLoop, fastest_loop
 
-#: From so many dimensions on, it is the matrix product that bounds F.
+#: From this many dimensions on, the matrix product limits F.
 PRODUCT_DIM = 32
 
-#: Exponentials a clock and multiprocessor of NVIDIA's GPUs, one a pair.
+#: Exponentials per clock and multiprocessor of NVIDIA's GPUs; a pair needs one.
 _EXPONENTIALS = 16
 
 
 class Product:
-    """Calling it computes ``y @ decoded.T`` of a case, its ``pairs`` numbers, into memory it has.
+    """The product ``y @ decoded.T`` of a case; calling it computes it into preallocated memory.
 
     Attributes:
-        pairs: that one call visits.
+        pairs: pairs per call, M N.
     """
 
     def __init__(self, case: Case) -> None:
@@ -38,12 +38,12 @@ class Product:
 
 
 def bound(case: Case) -> ExponentialLoop | Product | None:
-    """The work that bounds this case; None where none is known, or it would not fit.
+    """The work that limits this case; None if no limit is known or the work would not fit.
 
-    The product counts from D = 32 on; below, it is memory that bounds it, and on a CPU the loop of
-    exponentials counts, on PyTorch's threads, which has the work of two dimensions in float32.
-    More dimensions and gradients take more work than either: no such case can reach its limit. A
-    case that leaves pairs out can pass it.
+    From D = 32 on, it is the product. Below that, memory limits the product, and the limit on a CPU
+    is the loop of exponentials on PyTorch's threads, with the work of two dimensions in float32.
+    More dimensions and gradients need more work than these, so such a case cannot reach its limit.
+    A case that prunes pairs can exceed it.
 
     Raises:
         NotAvailableError: the loop cannot be compiled.
@@ -58,7 +58,7 @@ def bound(case: Case) -> ExponentialLoop | Product | None:
 
 
 def exponentials_per_second(device: str) -> float | None:
-    """That a GPU can take, by its clock and multiprocessors; None for a CPU."""
+    """Exponentials per second of a GPU, from its clock and multiprocessors; None for a CPU."""
     if device == "cpu":
         return None
     properties = torch.cuda.get_device_properties(device)

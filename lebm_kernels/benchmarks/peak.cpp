@@ -1,15 +1,15 @@
-// The least work for which a pair (query, latent) of two numbers can be had, on one thread, in L1:
+// The least work for a pair (query, latent) in two dimensions, on one thread, with all data in L1:
 //
-// x = a0 g0 + (a1 g1 + c): two FMAs, a belonging to the query, g and c to the latent.
+// x = a0 g0 + (a1 g1 + c): two FMAs. a belongs to the query, g and c belong to the latent.
 //
-// 2^x = p(f) 2^n with n = round(x) and f = x - n: n by adding a large number, p of degree 5 by five
-// FMAs, and n added to the bits of the exponent.
+// 2^x = p(f) 2^n with n = round(x) and f = x - n. Adding a large number to x yields n; p has degree
+// 5 and takes five FMAs; n is added to the exponent bits of p.
 //
-// sum += 2^x: one sum a query and lane.
+// sum += 2^x: one sum per query and lane.
 //
-// No maximum, no tail, no check: a kernel that computes F can come near this speed, not pass it,
-// unless it leaves pairs out. Q queries times L vectors of latents take each step together, so that
-// while one waits for a result the others work. peak.py compiles this and finds the best Q and L.
+// There is no maximum, no remainder and no check. A kernel that computes F can approach this speed,
+// and exceed it only by pruning pairs. Q queries and L vectors of latents take each step together,
+// so that they hide each other's latency. peak.py compiles this file and finds the fastest Q and L.
 
 #include <cstdint>
 
@@ -26,17 +26,18 @@ constexpr int kLanes = 4;
 using Vec = float __attribute__((vector_size(4 * kLanes)));
 using Int = int32_t __attribute__((vector_size(4 * kLanes)));
 
-// round(x) stands in the low bits of x + kMagic.
+// The low bits of x + kMagic hold round(x).
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
 
-// Of Taylor's series of 2^f: ln(2)^k / k!. Within 2.5e-6 for f in [-1/2, 1/2].
+// Taylor coefficients of 2^f, ln(2)^k / k!. The error is below 2.5e-6 for f in [-1/2, 1/2].
 constexpr float kPolynomial[6] = {1.0f,          0.693147181f,   0.240226507f,
                                   0.0555041087f, 0.00961812911f, 0.00133335581f};
 
-// sums[Q] += sum over the latents of 2^x; queries [Q, 2]; latents [vectors, 3]: g0, g1, c.
+// Adds the sum over the latents of 2^x to sums[Q]. queries: [Q, 2]; latents: [vectors, 3], the
+// columns g0, g1 and c.
 template <int Q, int L>
-__attribute__((noinline)) void block(const float* queries, const Vec* latents, int64_t vectors,
-                                     Vec* sums) {
+__attribute__((noinline)) void row_pass(const float* queries, const Vec* latents, int64_t vectors,
+                                        Vec* sums) {
   constexpr int K = Q * L;
   Vec a0[Q], a1[Q], sum[Q];
   for (int q = 0; q < Q; ++q) {
@@ -69,12 +70,12 @@ __attribute__((noinline)) void block(const float* queries, const Vec* latents, i
 
 template <int Q, int L>
 void repeat(const float* queries, const Vec* latents, int64_t vectors, int64_t repeats, Vec* sums) {
-  for (int64_t i = 0; i < repeats; ++i) block<Q, L>(queries, latents, vectors, sums);
+  for (int64_t i = 0; i < repeats; ++i) row_pass<Q, L>(queries, latents, vectors, sums);
 }
 
 using Repeat = void (*)(const float*, const Vec*, int64_t, int64_t, Vec*);
 
-// By the binary logarithms of Q and L.
+// Indexed by the binary logarithms of Q and L.
 constexpr Repeat kVariants[3][3] = {{repeat<1, 1>, repeat<1, 2>, repeat<1, 4>},
                                     {repeat<2, 1>, repeat<2, 2>, repeat<2, 4>},
                                     {repeat<4, 1>, repeat<4, 2>, repeat<4, 4>}};
@@ -83,11 +84,12 @@ constexpr Repeat kVariants[3][3] = {{repeat<1, 1>, repeat<1, 2>, repeat<1, 4>},
 
 extern "C" {
 
-// Floats in a vector.
+// Floats per vector.
 int lanes() { return kLanes; }
 
-// repeats * sum over the latents of 2^x, added to sums [Q, lanes]; queries [Q, 2]; latents
-// [vectors, 3, lanes]. Q and L are 1, 2 or 4, L divides vectors, latents and sums are aligned.
+// Adds repeats * (the sum over the latents of 2^x) to sums. queries: [Q, 2]; latents:
+// [vectors, 3, lanes]; sums: [Q, lanes]. Q and L must be 1, 2 or 4, L must divide vectors, and
+// latents and sums must be aligned to vectors.
 void exponential_loop(int Q, int L, const float* queries, const float* latents, int64_t vectors,
                       int64_t repeats, float* sums) {
   kVariants[Q / 2][L / 2](queries, reinterpret_cast<const Vec*>(latents), vectors, repeats,

@@ -1,6 +1,6 @@
-"""The loop of exponentials that bounds F on a CPU where D is small: ``peak.cpp``, compiled here.
+"""The loop of exponentials that limits F on a CPU for small D: ``peak.cpp``, compiled at run time.
 
-It is work that runs beside what it bounds, in the same rounds.
+It is timed in the same rounds as the case that it limits.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from lebm_kernels.benchmarks.providers import NotAvailableError
 SOURCE = Path(__file__).with_name("peak.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
 
-#: Latents of the loop: with three floats each they fill 12 KiB, less than any L1.
+#: Latents of the loop. With three floats each they take 12 KiB, which fits in any L1 cache.
 LATENTS = 1024
 
-#: Pairs that a thread visits in one step of the loop: some milliseconds.
+#: Pairs per thread and call of the loop, which take some milliseconds.
 THREAD_PAIRS = 1 << 25
 
 
 class Variant(NamedTuple):
-    """How many queries and vectors of latents the loop takes in lockstep."""
+    """The numbers of queries and of vectors of latents that the loop processes at once."""
 
     queries: int
     vectors: int
@@ -47,10 +47,10 @@ VARIANTS = tuple(Variant(q, v) for q in (1, 2, 4) for v in (1, 2, 4))
 
 
 def compiler() -> list[str]:
-    """The command of the C++ compiler: CXX, or the first one found.
+    """The command of the C++ compiler: CXX, or the first of c++, g++ and clang++ that exists.
 
     Raises:
-        NotAvailableError: there is none.
+        NotAvailableError: no compiler was found.
     """
     if command := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(command[0]):
@@ -64,21 +64,21 @@ def compiler() -> list[str]:
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
-    """``peak.cpp``, compiled for this processor.
+    """``peak.cpp``, compiled for this processor and loaded.
 
     Raises:
-        NotAvailableError: no compiler, or one that fails.
+        NotAvailableError: no compiler was found, or it fails, or the result cannot be loaded.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "peak.so")
         command = [*compiler(), *FLAGS, str(SOURCE), "-o", str(path)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode != 0:
-            reason = (run.stderr.strip() or "no word of why").splitlines()[0]
+            reason = (run.stderr.strip() or "no error message").splitlines()[0]
             raise NotAvailableError(f"{SOURCE.name} does not compile: {reason}")
         try:
             loaded = ctypes.CDLL(str(path))
-        except OSError as error:  # the folder may forbid to run what it holds
+        except OSError as error:  # the temporary folder may be mounted noexec
             raise NotAvailableError(f"{SOURCE.name} cannot be loaded: {error}") from error
     pointer = ctypes.c_void_p
     integers = [ctypes.c_int, ctypes.c_int]
@@ -89,21 +89,21 @@ def library() -> ctypes.CDLL:
 
 
 class ExponentialLoop:
-    """Calling it runs one variant of the loop on every thread, for ``pairs`` pairs in all.
+    """One variant of the loop; calling it runs the loop on all threads.
 
     Args:
-        variant: of the loop.
-        threads: that run it at once, each on data of its own.
-        thread_pairs: that each of them visits, about.
+        variant: the variant.
+        threads: number of threads, each with its own data.
+        thread_pairs: approximate number of pairs per thread and call.
 
     Attributes:
-        pairs: that one call visits, on all threads.
-        queries: [threads, Q, 2], the numbers a.
-        latents: [N, 3], the numbers g and c.
-        sums: for each thread, [Q, lanes], after a call.
+        pairs: pairs per call, over all threads.
+        queries: a of ``peak.cpp``, ``[threads, Q, 2]``, float32.
+        latents: g and c of ``peak.cpp``, ``[N, 3]``, float32.
+        sums: the result of the last call, ``[Q, lanes]`` for each thread.
 
     Raises:
-        NotAvailableError: there is no compiler, or it fails.
+        NotAvailableError: as :func:`library`.
     """
 
     def __init__(self, variant: Variant, threads: int, thread_pairs: int = THREAD_PAIRS) -> None:
@@ -114,22 +114,22 @@ class ExponentialLoop:
         self.pairs = threads * self._repeats * LATENTS * variant.queries
         generator = torch.Generator().manual_seed(0)
         self.queries = torch.randn(threads, variant.queries, 2, generator=generator)
-        # -|y - g|^2 / 2 = y g - |g|^2 / 2 - |y|^2 / 2, whose last part is the same for all g.
+        # -|y - g|^2 / 2 = y g - |g|^2 / 2 - |y|^2 / 2, where the last term is the same for all g.
         latents = torch.randn(LATENTS, 2, generator=generator)
         self.latents = torch.cat((latents, -latents.square().sum(1, keepdim=True) / 2), 1)
         packed = self.latents.reshape(-1, lanes, 3).mT.contiguous()
         self._latents = [packed.clone() for _ in range(threads)]
-        # Each allocated for itself: on a cache line that no other thread writes to.
+        # Separate tensors, so that no two threads write to one cache line.
         self.sums = [torch.zeros(variant.queries, lanes) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads)
 
     def __call__(self) -> None:
-        """Run the loop on every thread; its sums are in ``sums`` afterwards."""
+        """Run the loop on all threads, and write the results to ``sums``."""
         list(self._pool.map(self._run, range(self.threads)))
 
     def _run(self, thread: int) -> None:
         self.sums[thread].zero_()
-        # ctypes lets go of the interpreter's lock while this runs.
+        # ctypes releases the interpreter's lock during the call.
         self._library.exponential_loop(
             *self.variant,
             self.queries[thread].data_ptr(),
@@ -141,23 +141,25 @@ class ExponentialLoop:
 
 
 def measure(works: Mapping[str, Callable[[], object]], rounds: int) -> list[Timing]:
-    """Time the works in interleaved rounds, after one to warm up."""
+    """Time the works in interleaved rounds, after one round to warm up."""
     timings = [Timing(name) for name in works]
-    for turn in range(-1, rounds):
+    for i in range(-1, rounds):
         for timing, work in zip(timings, works.values(), strict=True):
             start = time.perf_counter()
             work()
-            if turn >= 0:
+            if i >= 0:
                 timing.seconds.append(time.perf_counter() - start)
     return timings
 
 
 @cache
 def fastest_loop(threads: int, rounds: int = 5) -> ExponentialLoop:
-    """The variant of the loop whose shortest time is the shortest: others can only delay it.
+    """The variant of the loop with the highest speed in its best round.
+
+    The best round counts, because other programs on the machine can only slow a round down.
 
     Raises:
-        NotAvailableError: there is no compiler, or it fails.
+        NotAvailableError: as :func:`library`.
     """
     loops = {str(variant): ExponentialLoop(variant, threads) for variant in VARIANTS}
     rates = {t.name: loops[t.name].pairs / min(t.seconds) for t in measure(loops, rounds)}

@@ -1,8 +1,8 @@
-"""Ways to compute a free energy: our backends, and the peers that they are compared with.
+"""Providers of free energies: our backends, and peers to compare them with.
 
-A *provider* is a function ``prepare(case) -> step``, named in :func:`providers`. A step takes the
-gradient arriving at F, ``[M]``, and returns ``(F, *gradients)``, the gradients in the order of
-``case.backward``. A provider that cannot run here raises :class:`NotAvailableError`.
+A *provider* is a function ``prepare(case) -> step``; :func:`providers` lists them by name. A step
+takes the incoming gradient of F, ``[M]``, and returns ``(F, *gradients)``, with the gradients in
+the order of ``case.backward``. A provider that cannot run here raises :class:`NotAvailableError`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lebm_kernels.benchmarks.cases import Case
 Step = Callable[[Tensor], tuple[Tensor, ...]]
 Prepare = Callable[[Case], Step]
 
-#: Pairs that the float64 check visits, and that the sliced reference holds at once.
+#: Pairs of the check in float64, and pairs that the sliced reference holds at once.
 SLICE_PAIRS = 1 << 21
 
 
@@ -34,7 +34,7 @@ class NotAvailableError(RuntimeError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of a message that says something."""
+    """The first non-empty line of the error's message, or else its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -43,12 +43,12 @@ def one_line(error: BaseException) -> str:
 
 
 def default_backend(device: str = "cpu") -> str:
-    """The name of the backend that ``backend=None`` takes on this device."""
+    """The name of the backend that ``backend=None`` chooses on this device."""
     return next(row.name for row in lebm_kernels.backends() if device in row.devices)
 
 
 def stepper(case: Case, compute: Callable[..., Tensor]) -> Step:
-    """The step of anything that autograd differentiates."""
+    """The step of a function that autograd differentiates."""
     inputs = case.inputs()
     leaves = [inputs[name] for name in case.backward]
 
@@ -68,28 +68,28 @@ def _prepare_backend(case: Case, backend: str) -> Step:
         raise NotAvailableError(status.reason)
     step = stepper(case, partial(lebm_kernels.free_energy, backend=backend))
     if backend == "triton":
-        step(case.cotangent())  # which compiles
+        step(case.cotangent())  # compiles the kernels
     return step
 
 
 def _prepare_reference(case: Case) -> Step:
-    """The oracle, a slice of queries at a time: whole, a large case would not fit in memory."""
+    """The reference, on slices of queries, because a large case would not fit in memory."""
     inputs = case.inputs()
     y = inputs.pop("y")
     leaves = [inputs[name] for name in case.backward if name != "y"]
-    rows = max(1, SLICE_PAIRS // (case.N * case.D))
+    slice_size = max(1, SLICE_PAIRS // (case.N * case.D))
 
     def step(cotangent: Tensor) -> tuple[Tensor, ...]:
         values, grad_y = [], []
         sums = [torch.zeros_like(leaf) for leaf in leaves]
-        for start in range(0, case.M, rows):
-            part = y[start : start + rows].detach().requires_grad_(y.requires_grad)
+        for start in range(0, case.M, slice_size):
+            part = y[start : start + slice_size].detach().requires_grad_(y.requires_grad)
             value = lebm_kernels.free_energy(part, backend="reference", **inputs)
             values.append(value.detach())
             if case.backward:
-                incoming = cotangent[start : start + rows].to(value.dtype)
-                wanted = [part, *leaves] if y.requires_grad else leaves
-                gradients = list(torch.autograd.grad(value, wanted, incoming))
+                incoming = cotangent[start : start + slice_size].to(value.dtype)
+                differentiated = [part, *leaves] if y.requires_grad else leaves
+                gradients = list(torch.autograd.grad(value, differentiated, incoming))
                 if y.requires_grad:
                     grad_y.append(gradients.pop(0))
                 for total, gradient in zip(sums, gradients, strict=True):
@@ -144,11 +144,12 @@ def _peer(
     log_weight: Tensor | None = None,
     latent_energy: Tensor | None = None,
 ) -> Tensor:
-    """F as one writes it in plain PyTorch, over a way to write the squared distances."""
+    """F in plain PyTorch, with one of the functions above for the squared distances."""
     energy = energy_form(y, decoded if scale is None else scale * decoded)
     if latent_energy is not None:
         energy = energy + latent_energy
-    # A tensor's value is not looked at, as nobody would in a compiled function: it must be warm.
+    # The value of a tensor is not inspected, because that would break a compiled function. A tensor
+    # must therefore be warm.
     number = None if isinstance(beta, Tensor) else beta
     if number == math.inf:
         return energy.amin(-1)
@@ -167,8 +168,8 @@ def _prepare_eager(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor]) 
 
 
 def _prepare_compiled(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    # Without the reset an earlier case would make this one's sizes dynamic, hence slower;
-    # without fullgraph, whatever fails to compile would run eagerly and go unnoticed.
+    # Without the reset, an earlier case would make this case's sizes dynamic, which is slower.
+    # Without fullgraph, code that fails to compile would silently run eagerly.
     torch.compiler.reset()
     compiled = torch.compile(_peer, fullgraph=True, dynamic=False)
     step = stepper(case, partial(compiled, energy_form))
@@ -177,23 +178,23 @@ def _prepare_compiled(case: Case, energy_form: Callable[[Tensor, Tensor], Tensor
 
 
 def _build(step: Step, case: Case) -> None:
-    """Take a step, in which a provider compiles its code."""
+    """Take a first step, in which the provider compiles its code."""
     try:
         step(case.cotangent())
-    except Exception as error:  # of many kinds: no compiler, a broken one, an unknown construct
+    except Exception as error:  # such as no compiler, a broken one, or unsupported code
         raise NotAvailableError(one_line(error)) from error
 
 
-#: What KeOps has to be told to compile for this processor, and without care for infinities.
+#: Compiler flags for KeOps: for this processor, and for speed at the cost of infinities.
 _KEOPS_FLAGS = "-march=native -ffast-math"
 
 
 def _keops() -> Any:
     """``pykeops.torch.Genred``, compiling with :data:`_KEOPS_FLAGS`."""
-    # KeOps reads its flags, and whether to tell what it does, when it is imported.
-    told = {"CXXFLAGS": _KEOPS_FLAGS, "KEOPS_VERBOSE": "0", "PYKEOPS_VERBOSE": "0"}
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
+    # KeOps reads its flags and its verbosity from the environment when it is imported.
+    variables = {"CXXFLAGS": _KEOPS_FLAGS, "KEOPS_VERBOSE": "0", "PYKEOPS_VERBOSE": "0"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         import pykeops
         from pykeops.torch import Genred
@@ -211,10 +212,10 @@ def _keops() -> Any:
 
 
 def _prepare_keops(case: Case) -> Step:
-    """The sum of exponentials as a KeOps reduction: code compiled for the formula, and tiled."""
+    """The sum of exponentials as a KeOps reduction, which compiles tiled code for the formula."""
     genred = _keops()
     if case.beta in (0, math.inf):
-        raise NotAvailableError(f"no reduction of KeOps is written here for beta = {case.beta:g}")
+        raise NotAvailableError(f"no KeOps reduction is implemented here for beta = {case.beta:g}")
     weighted = "log_weight" in case.backward or "latent_energy" in case.backward
     names = ["b = Pm(1)", f"x = Vi({case.D})", f"z = Vj({case.D})"]
     reduce = genred(
@@ -244,22 +245,22 @@ def _prepare_keops(case: Case) -> Step:
 
     step = stepper(case, compute)
     _build(step, case)
-    # GCC makes a library of -ffast-math turn denormal numbers off in whoever loads it.
+    # Loading a library that GCC compiled with -ffast-math turns denormal numbers off: undo this.
     torch.set_flush_denormal(False)
     return step
 
 
 def _prepare_flash_sinkhorn(case: Case) -> Step:
-    """F as one of FlashSinkhorn's half-steps, whose shifted potential it is; forward alone.
+    """F as the shifted potential of one half-step of FlashSinkhorn; forward only.
 
-    Its gradients belong to the whole of Sinkhorn's algorithm, not to a half-step. Without TF32,
-    which it takes for granted.
+    FlashSinkhorn has gradients of the whole of Sinkhorn's algorithm, but not of a half-step. TF32,
+    its default, is turned off.
     """
     kernels = _imported("flash_sinkhorn.kernels.sinkhorn_flashstyle_sqeuclid", "flash-sinkhorn")
     if not hasattr(kernels, "flashsinkhorn_lse"):
         raise NotAvailableError("this version of flash-sinkhorn has no flashsinkhorn_lse")
     if case.device == "cpu" or case.backward or case.beta in (0, math.inf):
-        raise NotAvailableError("FlashSinkhorn has a forward, on GPUs, at finite beta > 0 alone")
+        raise NotAvailableError("FlashSinkhorn has only a forward, on GPUs, at finite beta > 0")
 
     def compute(y: Tensor, decoded: Tensor, beta: float | Tensor) -> Tensor:
         bias = -beta * decoded.square().sum(-1) - math.log(case.N)
@@ -272,7 +273,7 @@ def _prepare_flash_sinkhorn(case: Case) -> Step:
 
 
 def _geomloss_softmin() -> Any:
-    """``softmin_tensorized`` where this version of GeomLoss keeps it."""
+    """``softmin_tensorized``, whose module depends on the version of GeomLoss."""
     if importlib.util.find_spec("geomloss") is None:
         raise NotAvailableError("geomloss is not installed")
     for name in ("geomloss.sinkhorn_samples", "geomloss._legacy.sinkhorn_samples"):
@@ -284,11 +285,11 @@ def _geomloss_softmin() -> Any:
 
 
 def _prepare_geomloss(case: Case) -> Step:
-    """F as the half-step of GeomLoss's Sinkhorn loops that holds the matrix of costs."""
-    with suppress(NotAvailableError):  # GeomLoss imports KeOps, which reads its flags but once
+    """F as a half-step of GeomLoss's Sinkhorn loops, with the matrix of costs in memory."""
+    with suppress(NotAvailableError):  # GeomLoss imports KeOps, which must have its flags by then
         _keops()
     softmin = _geomloss_softmin()
-    _finite_beta(case, "GeomLoss's half-step")
+    _require_finite_beta(case, "GeomLoss's half-step")
 
     def compute(
         y: Tensor,
@@ -310,23 +311,24 @@ def _prepare_geomloss(case: Case) -> Step:
     return stepper(case, compute)
 
 
-def _finite_beta(case: Case, what: str) -> None:
+def _require_finite_beta(case: Case, method: str) -> None:
     if case.beta in (0, math.inf):
-        raise NotAvailableError(f"{what} has no beta = {case.beta:g}")
+        raise NotAvailableError(f"{method} cannot compute beta = {case.beta:g}")
 
 
 def _prepare_attention(case: Case) -> Step:
     """F from the log-sum-exp that scaled_dot_product_attention's kernels keep for their backward.
 
-    With the query (y, 1) and the key (2 g, -|g|^2), beta the scale: |y|^2 left out, as F has it.
-    The keys as values give the posterior mean, hence the gradient of y; no other is to be had.
+    The query is (y, 1), the key (2 g, -|g|^2) and the scale beta: their product is
+    beta (|y|^2 - E), and |y|^2 is added to F afterwards. With the keys as values, the output is the
+    posterior mean, which gives the gradient of y. Other gradients are not available.
     """
-    _finite_beta(case, "attention")
+    _require_finite_beta(case, "attention")
     if set(case.backward) - {"y"}:
-        raise NotAvailableError("attention's log-sum-exp has a forward and the gradient of y alone")
+        raise NotAvailableError("attention's log-sum-exp has only a forward and the gradient of y")
     inputs = case.inputs()
     y, decoded = inputs["y"].detach(), inputs["decoded"]
-    # The kernels of GPUs want rows of 16 bytes.
+    # The GPU kernels need rows of a multiple of 16 bytes.
     padding = -(case.D + 1) % 8
 
     def attend() -> tuple[Tensor, Tensor]:
@@ -353,18 +355,22 @@ def _prepare_attention(case: Case) -> Step:
     return step
 
 
-#: How closely scikit-learn's tree is asked to sum a density; the check allows a thousand times it.
+#: Relative tolerance of scikit-learn's tree, a thousandth of what the check allows.
 _TREE_TOLERANCE = 1e-6
 
 
 def _prepare_kernel_density(case: Case) -> Step:
-    """F as the log-density of scikit-learn's KernelDensity, its tree built anew: g may change."""
+    """F as the log-density of scikit-learn's KernelDensity.
+
+    Each step builds the tree again, because g changes between the steps of training.
+    """
     neighbors = _imported("sklearn.neighbors", "scikit-learn")
     if case.device != "cpu" or case.backward:
-        raise NotAvailableError("KernelDensity has a forward on CPUs alone")
+        raise NotAvailableError("KernelDensity has only a forward, on CPUs")
     if case.dtype not in (torch.float32, torch.float64):
-        raise NotAvailableError(f"KernelDensity has no {str(case.dtype).removeprefix('torch.')}")
-    _finite_beta(case, "KernelDensity")
+        dtype = str(case.dtype).removeprefix("torch.")
+        raise NotAvailableError(f"KernelDensity does not support {dtype}")
+    _require_finite_beta(case, "KernelDensity")
     inputs = case.inputs()
     y, decoded = inputs["y"].numpy(), inputs["decoded"].numpy()
     density = neighbors.KernelDensity(bandwidth=(2 * case.beta) ** -0.5, rtol=_TREE_TOLERANCE)
@@ -378,12 +384,12 @@ def _prepare_kernel_density(case: Case) -> Step:
 
 
 def _prepare_jax(case: Case) -> Step:
-    """F and its gradients by one function that JAX compiles: differences, unrolled to D = 8."""
+    """F and its gradients as one function compiled by JAX; up to D = 8 the sum is unrolled."""
     jax = _imported("jax", "jax")
     if case.device != "cpu" and jax.default_backend() == "cpu":
         raise NotAvailableError("jax sees no GPU")
-    _finite_beta(case, "the function written for JAX")
-    # Without it, float64 would become float32 unasked.
+    _require_finite_beta(case, "the JAX function")
+    # Without this, JAX would silently convert float64 to float32.
     jax.config.update("jax_enable_x64", True)
     jnp: Any = jax.numpy
     inputs = case.inputs()
@@ -405,9 +411,9 @@ def _prepare_jax(case: Case) -> Step:
         return (jax.scipy.special.logsumexp(log_w) - log_sum) / beta
 
     @jax.jit
-    def run(wanted: dict[str, Any], rest: dict[str, Any], cotangent: Any) -> Any:
-        value, pull = jax.vjp(lambda leaves: free_energy({**rest, **leaves}), wanted)
-        return value, pull(cotangent)[0] if wanted else {}
+    def run(differentiated: dict[str, Any], rest: dict[str, Any], cotangent: Any) -> Any:
+        value, pull = jax.vjp(lambda leaves: free_energy({**rest, **leaves}), differentiated)
+        return value, pull(cotangent)[0] if differentiated else {}
 
     leaves = {name: arrays.pop(name) for name in case.backward}
 
@@ -420,15 +426,15 @@ def _prepare_jax(case: Case) -> Step:
     return step
 
 
-# What they hold -------------------------------------------------------------------------------
+# Memory and names -----------------------------------------------------------------------------
 
 
 def needed_bytes(name: str, case: Case) -> int:
-    """About what a peer holds at its height: so many matrices of queries x latents."""
-    wide = (2 * case.D + 2, 3 * case.D + 4)
+    """An estimate of a provider's peak memory in bytes: some matrices of queries x latents."""
+    differences = (2 * case.D + 2, 3 * case.D + 4)
     forward, backward = {
         "eager, expansion (mm)": (4, 6),
-        "eager, differences": wide,
+        "eager, differences": differences,
         "eager, cdist": (4, 6),
         "torch.compile, expansion (mm)": (2, 4),
         "torch.compile, unrolled": (1, 3),
@@ -439,7 +445,7 @@ def needed_bytes(name: str, case: Case) -> int:
 
 
 def providers(device: str = "cpu") -> dict[str, Prepare]:
-    """Every provider by name: the device's default backend, our others, then the peers."""
+    """All providers by name: the device's default backend, our other backends, then the peers."""
     names = [row.name for row in lebm_kernels.backends() if row.name != "reference"]
     default = default_backend(device)
     names.sort(key=lambda name: name != default)

@@ -1,8 +1,8 @@
-"""What ``lebm bench`` measures, and the records that it leaves: one a provider of a case.
+"""The sweeps of ``lebm bench``, and their records: one for each provider and case.
 
-A sweep is a list of :class:`Point`, measured one after the other. Each is a comparison
-(:mod:`lebm_kernels.benchmarks.compare`) on a number of threads. :func:`records` flattens them to
-the rows of the JSON, the CSV and the figures.
+A sweep is a list of :class:`Point`, measured one after the other. A point is a comparison
+(:mod:`lebm_kernels.benchmarks.compare`) on a number of threads. :func:`records` turns the results
+into rows for the JSON, the CSV and the figures.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from lebm_kernels.benchmarks.peak import ExponentialLoop
 from lebm_kernels.benchmarks.providers import NotAvailableError, default_backend, providers
 from lebm_kernels.benchmarks.threads import thread_count
 
-#: A provider that takes longer than this many seconds, once it has been checked, is in no rounds.
+#: A provider whose step takes longer than this many seconds is excluded from the rounds.
 _PATIENCE = 2.0
 
-#: What the default sweep differentiates.
+#: The arguments that the default sweep differentiates.
 BOTH = ("y", "decoded")
 
 _EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
@@ -40,9 +40,9 @@ class Point:
     """One comparison to make.
 
     Attributes:
-        case: what to compute.
-        threads: of PyTorch.
-        names: of the providers, the one to compare with first.
+        case: the case to compute.
+        threads: number of PyTorch's threads.
+        names: names of the providers; the others are compared with the first.
     """
 
     case: Case
@@ -52,27 +52,27 @@ class Point:
 
 @dataclass(frozen=True)
 class Record:
-    """What one provider did with one case; None stands for what was not or could not be measured.
+    """The results of one provider for one case; None for values that were not measured.
 
     Attributes:
-        provider: its name.
-        M: queries.
-        N: latents.
-        D: numbers in a query.
+        provider: name of the provider.
+        M: number of queries.
+        N: number of latents.
+        D: number of dimensions.
         beta: inverse temperature.
         dtype: of every input, without ``torch.``.
         layout: of the points, see :class:`~lebm_kernels.benchmarks.cases.Case`.
-        backward: the arguments whose gradients were taken, joined by ``+``; none: forward alone.
-        device: where it ran.
-        threads: of PyTorch.
-        median: seconds of a step.
-        spread: width of the middle half of the rounds / median.
-        pairs_per_second: pairs (query, latent) in the median time.
-        ratio: how many times longer it takes than the case's first provider.
-        share: of the machine's limit.
+        backward: the arguments whose gradients were taken, joined by ``+``; empty for a forward.
+        device: of the inputs.
+        threads: number of PyTorch's threads.
+        median: median seconds of a step.
+        spread: interquartile range of the rounds / median.
+        pairs_per_second: pairs (query, latent) per second, from the median.
+        ratio: the median / that of the case's first provider.
+        share: the speed / the machine's limit.
         error: largest relative error against float64.
-        peak_bytes: of memory, beyond inputs and outputs.
-        failure: why it was not timed; empty where it was.
+        peak_bytes: peak memory beyond inputs and outputs.
+        failure: the reason why the provider was not timed; empty if it was.
         rounds: the seconds of a step in each round.
     """
 
@@ -101,22 +101,23 @@ class Record:
 
 
 def default_sweep(device: str, *, quick: bool, names: Sequence[str] = ()) -> list[Point]:
-    """Along latents, dimensions, temperatures and threads, each case once.
+    """The points of the default sweep, along latents, dimensions, temperatures and threads.
 
-    The largest cases come last: where the budget ends before the sweep, little is left out.
+    Each case comes once, the cases with the most latents last. If the budget ends early, only few
+    cases are missing.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        quick: few and small cases, none of which a peer compiles code for.
-        names: of the providers; none: our own and the peers that serve in each part.
+        quick: whether to take few and small cases, without peers that compile code.
+        names: names of the providers; if empty, our backends and the suitable peers of each part.
 
     Raises:
-        ValueError: an unknown provider.
+        ValueError: ``names`` has an unknown provider.
     """
     ours = default_backend(device)
     all_threads = torch.get_num_threads()
-    larger = 1 if device == "cpu" else 16
-    M, N = (256, 1024) if quick else (1024 * larger, 4096 * larger)
+    factor = 1 if device == "cpu" else 16
+    M, N = (256, 1024) if quick else (1024 * factor, 4096 * factor)
     base = Case(M, N, 2, device=device)
     quick_peers = (*_EAGER, "GeomLoss", "attention's log-sum-exp", "KernelDensity")
     backends = [name for name in ("native", "triton", "chunked") if name != ours]
@@ -124,11 +125,11 @@ def default_sweep(device: str, *, quick: bool, names: Sequence[str] = ()) -> lis
     if not quick and device != "cpu":
         peers = (*peers, "FlashSinkhorn")
     everyone = (ours, *backends, *peers)
-    # Compiling the unrolled formula takes a minute where D is large.
-    matrices = (*_EAGER, *(() if quick else ("torch.compile, expansion (mm)", *_LIBRARIES)))
+    # For large D without the unrolled formula, which takes a minute to compile.
+    large_D_peers = (*_EAGER, *(() if quick else ("torch.compile, expansion (mm)", *_LIBRARIES)))
     few = (ours, "chunked", _EAGER[0], *(() if quick else ("torch.compile, unrolled", "KeOps")))
     curve = replace(base, layout="curve")
-    sizes = (256, 1024, 4096) if quick else tuple(larger * 4**k for k in range(4, 10))
+    sizes = (256, 1024, 4096) if quick else tuple(factor * 4**k for k in range(4, 10))
     dims = (2, 16, 64) if quick else (1, 2, 4, 8, 16, 64)
     betas = (1.0, 1e2, 1e4) if quick else (1e-2, 1.0, 1e2, 1e3, 1e4, 1e6)
     points = []
@@ -137,8 +138,8 @@ def default_sweep(device: str, *, quick: bool, names: Sequence[str] = ()) -> lis
             Point(replace(base, N=n, backward=backward), all_threads, everyone) for n in sizes
         ]
         for D in dims:
-            who = everyone if D <= 8 else (ours, *backends, *matrices)
-            points.append(Point(replace(base, D=D, backward=backward), all_threads, who))
+            chosen = everyone if D <= 8 else (ours, *backends, *large_D_peers)
+            points.append(Point(replace(base, D=D, backward=backward), all_threads, chosen))
     points += [Point(replace(curve, beta=beta), all_threads, few) for beta in betas]
     if device == "cpu":
         for threads in sorted({1, all_threads, *(2**k for k in range(all_threads.bit_length()))}):
@@ -162,15 +163,15 @@ def chosen_sweep(
     device: str,
     names: Sequence[str] = (),
 ) -> list[Point]:
-    """Every combination of what is given.
+    """The points of a sweep over all combinations of the given values.
 
     Raises:
-        ValueError: :class:`~lebm_kernels.benchmarks.cases.Case` refuses the sizes, the provider is
-            unknown, or there is less than one thread.
+        ValueError: a value is out of range for :class:`~lebm_kernels.benchmarks.cases.Case`, a
+            provider is unknown, or a number of threads is below 1.
     """
-    who = tuple(names) or tuple(name for name in providers(device) if name != "reference")
+    chosen = tuple(names) or tuple(name for name in providers(device) if name != "reference")
     return [
-        checked(Point(Case(M, N, D, beta, dtype, backward, device), count, who))
+        checked(Point(Case(M, N, D, beta, dtype, backward, device), count, chosen))
         for count, dtype, backward, M, D, beta, N in product(
             threads, dtypes, directions, queries, dims, betas, latents
         )
@@ -178,17 +179,17 @@ def chosen_sweep(
 
 
 def checked(point: Point) -> Point:
-    """The point, if its threads and providers are ones.
+    """Return the point after checking its threads and providers.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the number of threads is below 1, or a provider is unknown.
     """
     if point.threads < 1:
         raise ValueError(f"threads must be at least 1, got {point.threads}")
     known = providers(point.case.device)
     for name in point.names:
         if name not in known:
-            raise ValueError(f"provider must be among {list(known)}, got {name!r}")
+            raise ValueError(f"provider must be one of {list(known)}, got {name!r}")
     return point
 
 
@@ -196,7 +197,7 @@ def checked(point: Point) -> Point:
 
 
 def steps(points: Sequence[Point], rounds: int) -> int:
-    """How often :func:`measure` tells that something happens, at most."""
+    """The largest number of calls of ``notify`` by :func:`measure`."""
     return sum(len(point.names) + rounds for point in points)
 
 
@@ -211,12 +212,15 @@ def measure(
     """Make the comparisons, one after the other.
 
     Args:
-        points: what to compare.
-        rounds: of each, at most.
-        budget: seconds for all of them. Each may fill its rounds with an equal part of what is
-            left; once nothing is left, the others are not begun, and come with None.
-        notify: told, in a line, what happens next.
-        done: told which one is over.
+        points: the comparisons.
+        rounds: number of rounds per comparison, at most.
+        budget: seconds for all comparisons. Each gets an equal part of the remaining time for its
+            rounds. After the budget is spent, no comparison starts.
+        notify: called with a point and a line about what happens next.
+        done: called with each finished point.
+
+    Yields:
+        Each point with its comparison; with None if the budget was spent before it.
     """
     deadline = time.perf_counter() + budget
     for number, point in enumerate(points):
@@ -226,7 +230,7 @@ def measure(
             continue
         case = point.case
         with thread_count(point.threads):
-            least = _bound(case)
+            limiting_work = _limiting_work(case)
             comparison = compare(
                 case,
                 point.names,
@@ -234,19 +238,19 @@ def measure(
                 budget=max(left, 0) / (len(points) - number) / 2,
                 patience=min(_PATIENCE, max(left, 0.1) / (len(points) - number) / 2),
                 memory=True,
-                beside={} if least is None else {"limit": least},
+                beside={} if limiting_work is None else {"limit": limiting_work},
                 notify=lambda text, point=point: notify(point, text),  # type: ignore[misc]
             )
-        if least is not None:
-            limit: float | None = least.pairs / comparison.beside[0].median
+        if limiting_work is not None:
+            limit: float | None = limiting_work.pairs / comparison.beside[0].median
         else:
             limit = exponentials_per_second(case.device)
         done(point)
         yield point, replace(comparison, limit=limit, threads=point.threads)
 
 
-def _bound(case: Case) -> ExponentialLoop | Product | None:
-    """What bounds the case; None as well where there is no compiler for it."""
+def _limiting_work(case: Case) -> ExponentialLoop | Product | None:
+    """The work that limits the case; None also if it needs a compiler and there is none."""
     try:
         return bound(case)
     except NotAvailableError:
@@ -257,7 +261,7 @@ def _bound(case: Case) -> ExponentialLoop | Product | None:
 
 
 def records(point: Point, comparison: Comparison) -> list[Record]:
-    """One a provider, in their order."""
+    """The records of a comparison, one for each provider, in their order."""
     case = comparison.case
     return [
         Record(
@@ -286,12 +290,12 @@ def records(point: Point, comparison: Comparison) -> list[Record]:
 
 
 def _number(value: float | None) -> float | None:
-    """JSON has no NaN."""
+    """The value, or None if it is not finite, as JSON has no NaN."""
     return None if value is None or not math.isfinite(value) else value
 
 
 def write_json(path: Path, facts: Mapping[str, str], rows: Sequence[Record]) -> None:
-    """The facts of the machine and the records; a beta of infinity is the word ``inf``."""
+    """Write the facts of the machine and the records; beta = infinity becomes ``"inf"``."""
     listed = []
     for row in rows:
         entry = asdict(row)
@@ -303,7 +307,7 @@ def write_json(path: Path, facts: Mapping[str, str], rows: Sequence[Record]) -> 
 
 
 def write_csv(path: Path, rows: Sequence[Record]) -> None:
-    """One line a record; what is None is empty, the rounds stand in one cell between spaces."""
+    """Write one line per record. None becomes an empty cell; spaces separate the rounds."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = [field.name for field in fields(Record)]

@@ -1,4 +1,4 @@
-"""How many threads PyTorch uses, for a while."""
+"""A context manager that sets the number of PyTorch's threads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def thread_count(threads: int) -> Iterator[None]:
-    """So many threads of PyTorch inside, as many as before outside.
+    """Set the number of PyTorch's threads inside the context, and restore it afterwards.
 
-    One is right for tiny tensors: on a busy machine, waiting for a second costs far more.
+    For tiny tensors use one thread: on a busy machine, waiting for a second one costs far more.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

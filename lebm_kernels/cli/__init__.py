@@ -1,8 +1,8 @@
-"""The command line, ``lebm``: what runs here, training, figures, and a demonstration of all.
+"""The command line, ``lebm``.
 
-A module a command, in which the function of the same name is the command; ``errors.py`` and
-``shared.py`` have what several use. Models, training and figures are imported by the commands as
-they run, so that ``--help`` and a mistyped option are answered at once.
+Each command has its own module, with a function of the same name. ``errors.py`` and ``shared.py``
+hold what several commands use. A command imports models, training and figures when it runs, so that
+``--help`` and errors in the options appear at once.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
-
 from lebm_kernels import __version__
-from lebm_kernels.cli import bench, demo, figures, gradcheck, gtm, info, show, train
-from lebm_kernels.cli.errors import OneLineErrors
+from lebm_kernels.extras import needs
+
+with needs("cli"):
+    import typer
+
+    from lebm_kernels.cli import bench, demo, figures, gradcheck, gtm, info, show, train
+    from lebm_kernels.cli.errors import OneLineErrors
 
 app: typer.Typer = typer.Typer(
     cls=OneLineErrors,
@@ -36,7 +39,7 @@ def _root(
         print(context.get_help())
 
 
-# In the order in which --help lists them.
+# In the order of --help.
 for _command in (
     info.info,
     train.train,
@@ -51,5 +54,5 @@ for _command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``lebm`` with these arguments (the process's own if absent), and exit."""
+    """Run ``lebm`` with these arguments (``sys.argv`` if absent), and exit."""
     app(args=arguments, prog_name="lebm")

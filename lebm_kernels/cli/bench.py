@@ -1,4 +1,4 @@
-"""``lebm bench``: our backends and their peers checked, timed and drawn, and their memory."""
+"""``lebm bench``: check, time and measure our backends and their peers, and draw the results."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from lebm_kernels.cli.shared import (
 if TYPE_CHECKING:
     from lebm_kernels.benchmarks.sweeps import Point
 
-#: Seconds that a sweep may take, quick or not, and the rounds of a case.
+#: The default budget in seconds and the default rounds of a case, by --quick.
 _BUDGET = {True: 45.0, False: 780.0}
 _ROUNDS = {True: 3, False: 7}
 
 
 class Direction(str, Enum):
-    """What a step of a benchmark does, as the command line spells it."""
+    """What a step of a benchmark computes, as spelled on the command line."""
 
     forward = "forward"
     backward = "backward"
@@ -39,34 +39,54 @@ class Direction(str, Enum):
 
 
 def bench(
-    queries: Annotated[list[int] | None, typer.Option(help="M; repeat for several.")] = None,
-    latents: Annotated[list[int] | None, typer.Option(help="N; repeat for several.")] = None,
-    dims: Annotated[list[int] | None, typer.Option(help="D; repeat for several.")] = None,
-    beta: Annotated[list[float] | None, typer.Option(help="In [0, inf]; repeatable.")] = None,
-    dtype: Annotated[list[Precision] | None, typer.Option(help="Of the inputs.")] = None,
-    direction: Annotated[Direction, typer.Option(help="Of the sizes given.")] = Direction.both,
+    queries: Annotated[
+        list[int] | None, typer.Option(help="Number of queries M; repeatable.")
+    ] = None,
+    latents: Annotated[
+        list[int] | None, typer.Option(help="Number of latents N; repeatable.")
+    ] = None,
+    dims: Annotated[
+        list[int] | None, typer.Option(help="Number of dimensions D; repeatable.")
+    ] = None,
+    beta: Annotated[
+        list[float] | None, typer.Option(help="Inverse temperature in [0, inf]; repeatable.")
+    ] = None,
+    dtype: Annotated[
+        list[Precision] | None, typer.Option(help="Dtype of the inputs; repeatable.")
+    ] = None,
+    direction: Annotated[Direction, typer.Option(help="What to time.")] = Direction.both,
     gradients: Annotated[
-        list[str] | None, typer.Option(help="Arguments to differentiate.", show_default="y decoded")
+        list[str] | None,
+        typer.Option(help="Argument to differentiate; repeatable.", show_default="y decoded"),
     ] = None,
     provider: Annotated[
-        list[str] | None, typer.Option(help="Only this one; the first is compared with.")
+        list[str] | None,
+        typer.Option(
+            help="Time only this one; repeatable. The others are compared with the first."
+        ),
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option(help="Of PyTorch.", show_default="PyTorch's choice")
+        list[int] | None,
+        typer.Option(
+            help="Number of PyTorch's threads; repeatable.", show_default="PyTorch's choice"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    rounds: Annotated[int | None, typer.Option(help="Of a case, at most.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds per case, at most.")] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Seconds in all.", show_default="45 quick, else 780")
+        float | None,
+        typer.Option(help="Seconds for the whole sweep.", show_default="45 quick, else 780"),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, under a minute.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use small sizes; takes under a minute.")
+    ] = False,
     output: Annotated[
-        Path, typer.Option("--output", "--out", help="Folder for JSON, CSV and pictures.")
+        Path, typer.Option("--output", "--out", help="Folder for JSON, CSV and figures.")
     ] = Path("out/bench"),
 ) -> None:
-    """Check our backends and their peers against float64, then time them and measure memory.
+    """Check our backends and their peers against float64, time them and measure their memory.
 
-    Without sizes, a sweep along latents, dimensions, temperatures and threads.
+    Without options for the cases, sweep over latents, dimensions, temperatures and threads.
     """
     from lebm_kernels.benchmarks.compare import comparison_table
     from lebm_kernels.benchmarks.sweeps import (
@@ -79,7 +99,7 @@ def bench(
         write_csv,
         write_json,
     )
-    from lebm_kernels.diagnostics.environment import describe
+    from lebm_kernels.diagnostics.environment import describe, summary
     from lebm_kernels.figures.benchmarks import FIGURES
 
     start = time.perf_counter()
@@ -91,12 +111,14 @@ def bench(
     if not budget > 0:
         raise typer.BadParameter(f"must be above 0, got {budget:g}", param_hint="'--budget'")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        reason = "PyTorch sees no GPU" if device == "cuda" else f"no cpu or cuda: {device!r}"
+        reason = f"must be cpu or cuda, got {device!r}"
+        if device == "cuda":
+            reason = "PyTorch sees no GPU"
         raise typer.BadParameter(reason, param_hint="'--device'")
-    wanted = tuple(gradients or BOTH)
+    differentiated = tuple(gradients or BOTH)
     directions: list[tuple[str, ...]] = [] if direction == Direction.backward else [()]
     if direction != Direction.forward:
-        directions.append(wanted)
+        directions.append(differentiated)
     with errors_by_option():
         if any((queries, latents, dims, beta, dtype, gradients, threads)):
             points = chosen_sweep(
@@ -112,7 +134,7 @@ def bench(
             )
         else:
             points = default_sweep(device, quick=quick, names=provider or ())
-    rows, comparisons, left_out = [], [], []
+    rows, comparisons, not_started = [], [], []
     facts = describe()
     with progress_bar() as progress:
         task = progress.add_task("", total=steps(points, rounds))
@@ -129,26 +151,25 @@ def bench(
             points, rounds=rounds, budget=budget, notify=notify, done=done
         ):
             if comparison is None:
-                left_out.append(point)
+                not_started.append(point)
                 continue
             comparisons.append(comparison)
             rows += records(point, comparison)
-            # After each: a run of minutes may be cut short.
+            # Written after each comparison, because a long run may be interrupted.
             write_json(folder / "bench.json", facts, rows)
             write_csv(folder / "bench.csv", rows)
     print_wide(comparison_table(comparisons))
-    for point in left_out:
+    for point in not_started:
         title = escape(f"{point.case}, {point.case.direction}")
-        console.print(f"not begun, the budget was spent: {title}", highlight=False)
+        console.print(f"not started, the budget was spent: {title}", highlight=False)
     for name in ("bench.json", "bench.csv"):
         wrote(folder / name)
     figures = {name: figure for name, draw in FIGURES.items() if (figure := draw(rows))}
     for name, figure in figures.items():
         save(figure, folder / f"bench-{name}", "png", "svg")
     if not figures:
-        console.print("no picture: one needs several sizes, temperatures or numbers of threads")
+        console.print("no figure: it needs several sizes, temperatures or numbers of threads")
     console.print(
-        f"{facts['processor']}, {facts['instruction set in use']}, {facts['threads']} threads, "
-        f"PyTorch {facts['PyTorch']}; lebm bench took {time.perf_counter() - start:.0f} s",
+        f"{summary(facts)}; lebm bench took {time.perf_counter() - start:.0f} s",
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""``lebm demo``: both models trained, drawn and timed in one go; what ``make run`` runs."""
+"""``lebm demo``: train and draw both models, time the operation; ``make run`` runs it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from lebm_kernels.cli.train import Recipe, manifold, section, train_recipe, trai
 if TYPE_CHECKING:
     from lebm_kernels.benchmarks.compare import Comparison
 
-#: What the demonstration trains: the figure's models.
+#: The models that the demonstration trains.
 _DEMO = (Recipe.ellipse, Recipe.horn)
 
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("out"),
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: see it run.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Use tiny sizes, to see it run.")] = False,
 ) -> None:
-    """Train both models cold and warm, draw them, time the operation, check its gradients."""
-    from lebm_kernels.figures import cold_and_warm_figure
+    """Train both models cold and warm, draw them, time the operation and check its gradients."""
+    from lebm_kernels.figures.maps import cold_and_warm_figure
     from lebm_kernels.practicum import WARM_BETA
 
     start = time.perf_counter()
@@ -61,19 +61,19 @@ def demo(
 
 
 def _timings(quick: bool) -> list[Comparison]:
-    """The operation on a large grid, forward and forward + backward, against its peers."""
+    """Time the operation on a large grid, forward and forward + backward, with its peers."""
     from lebm_kernels.benchmarks.cases import Case
     from lebm_kernels.benchmarks.compare import compare
     from lebm_kernels.benchmarks.providers import default_backend
 
     ours = default_backend()
     peers = ["eager, expansion (mm)", "eager, cdist"]
-    if not quick:  # compiling takes longer than all the rest of a quick run
+    if not quick:  # compiling takes longer than the rest of a quick run
         peers.append("torch.compile, unrolled")
     M, N = (64, 256) if quick else (4096, 16384)
     comparisons = []
     with console.status("timing") as status:
-        # The reference, made for truth alone, would take minutes for all the queries.
+        # The reference is slow: all queries would take it minutes.
         for names, queries in (([ours, *peers], M), ([ours, "reference"], M // 32)):
             for backward in ((), ("y", "decoded")):
                 case = Case(queries, N, 2, backward=backward)
@@ -94,7 +94,7 @@ def _tell(status: Status, what: str, text: str) -> None:
 
 
 def _print_gradient_verdict() -> bool:
-    """Run gradcheck; print one line, and one more for each failure."""
+    """Run gradcheck; print one line, and one for each failure. Return whether all passed."""
     from lebm_kernels.diagnostics.gradient_checks import check_gradients
 
     with console.status("gradcheck in float64"), thread_count(1):

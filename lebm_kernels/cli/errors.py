@@ -1,4 +1,4 @@
-"""A mistake of the user's is answered by one line that names the option, and exit code 2."""
+"""Usage errors: one line that names the option, and exit code 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-#: The option that sets each argument of the library whose errors can reach the user.
+#: The option behind each argument of the library whose errors a user can cause.
 _OPTIONS = {
     "beta": "--beta",
     "epochs": "--epochs",
@@ -36,7 +36,7 @@ _OPTIONS = {
 
 
 class OneLineErrors(TyperGroup):
-    """Shows a usage error as one line instead of typer's panel."""
+    """A command group that prints a usage error as one line instead of typer's panel."""
 
     def main(
         self,
@@ -51,7 +51,7 @@ class OneLineErrors(TyperGroup):
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
-            # Usage errors are known by their method: their class lives in a private module.
+            # Usage errors are recognised by this method, because their class is private to typer.
             if not standalone_mode or not hasattr(error, "format_message"):
                 raise
             message = " ".join(error.format_message().split())
@@ -64,9 +64,10 @@ class OneLineErrors(TyperGroup):
 
 @contextmanager
 def errors_by_option(not_finite: str = "--learning-rate") -> Iterator[None]:
-    """Turn an error about an argument, which it names first, into one about its option.
+    """Turn an error about an argument into a usage error about the option that sets it.
 
-    ``not_finite`` is the option to blame where a result is no longer finite.
+    The first word of a message is the name of the argument. ``not_finite`` is the option to name if
+    a result is not finite.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""``lebm figures``: the practicum's figures, and the one at the top of the README."""
+"""``lebm figures``: draw the practicum's figures and the README's overview."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lebm_kernels.cli.shared import console, save, writable
 
 
 class Drawn(str, Enum):
-    """The practicum's figures, as the command line spells them."""
+    """The practicum's figures, as spelled on the command line."""
 
     energies = "energies"
     restored = "restored"
@@ -32,14 +32,14 @@ class Drawn(str, Enum):
 
 def figures(
     names: Annotated[
-        list[Drawn] | None, typer.Argument(help="Which figures.", show_default="all")
+        list[Drawn] | None, typer.Argument(help="Figures to draw.", show_default="all")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the data, the start and the order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of data, first parameters and shuffling.")] = 0,
     output: Annotated[
         Path, typer.Option("--output", "--out", help="Folder for the figures.")
     ] = Path("out/practicum"),
 ) -> None:
-    """Draw the practicum's figures from models trained on the spot, in PNG and in SVG."""
+    """Train the practicum's models and draw its figures, as PNG and SVG."""
     from lebm_kernels.practicum import FIGURES, Practicum
 
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""``lebm gradcheck``: whether F and its gradients are right here, as a table and an exit status."""
+"""``lebm gradcheck``: check F and its gradients on this machine; a table and an exit status."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from lebm_kernels.diagnostics.gradient_checks import GradientCheck, Subject
 
 _EACH = "each of an argument, backend, instruction set and dtype"
-"""What is counted as one check, however many cases it has."""
+"""What counts as one check, regardless of its number of cases."""
 
 
 def gradcheck(
     backend: Annotated[
-        list[str] | None, typer.Option(help="Only this one; repeatable.", show_default="all")
+        list[str] | None, typer.Option(help="Check only this one; repeatable.", show_default="all")
     ] = None,
     cases: Annotated[
-        int, typer.Option(help="Random ones, beside the standard and the nasty ones, 0 for none.")
+        int, typer.Option(help="Random cases, in addition to the standard and the nasty ones.")
     ] = 4,
-    seed: Annotated[int, typer.Option(help="Of the cases.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the cases.")] = 0,
     picture: Annotated[
         bool, typer.Option("--picture", help="Draw the error of F from beta = 0 to infinity.")
     ] = False,
@@ -38,10 +38,10 @@ def gradcheck(
         typer.Option("--output", "--out", help="Folder for the picture.", show_default="out"),
     ] = None,
 ) -> None:
-    """Check F and its gradients on every backend, instruction set and dtype; 1 if one is wrong.
+    """Check F and its gradients on every backend, instruction set and dtype; exit 1 on a failure.
 
-    float64 against finite differences, to second order; the other dtypes against float64 by the
-    README's promise.
+    float64 is compared with finite differences, to second order. The other dtypes are compared with
+    float64, within the README's promise.
     """
     from lebm_kernels.diagnostics.gradient_checks import (
         check_subject,
@@ -54,7 +54,7 @@ def gradcheck(
     known = [row.name for row in lebm_kernels.backends()]
     for name in backend or ():
         if name not in known:
-            reason = f"must be among {', '.join(known)}, got {name!r}"
+            reason = f"must be one of {', '.join(known)}, got {name!r}"
             raise typer.BadParameter(reason, param_hint="'--backend'")
         row = lebm_kernels.backends()[known.index(name)]
         if "cpu" not in row.devices:
@@ -62,7 +62,7 @@ def gradcheck(
             raise typer.BadParameter(reason, param_hint="'--backend'")
     if cases < 0:
         raise typer.BadParameter(f"must be at least 0, got {cases}", param_hint="'--cases'")
-    # Whoever names a folder for the picture wants one.
+    # --output implies --picture.
     folder = writable(output or Path("out")) if picture or output else None
     problems = [*standard_cases(seed), *random_cases(seed, cases), *nasty_cases(seed)]
     tasks = [(subject, precision) for subject in subjects(backend) for precision in Precision]
@@ -85,9 +85,9 @@ def gradcheck(
 
 
 def _gradient_table(checks: Sequence[Sequence[GradientCheck]]) -> Table:
-    """One line a backend and dtype: its worst argument, and where that is."""
+    """One line per backend and dtype: the argument with the largest error, and the case."""
     title = "F and its gradients: float64 against differences, others against float64"
-    caption = "cases of all the checks together; the largest errors, as shares of what is allowed"
+    caption = "cases: of all checks of the line; error: the largest, relative to what is allowed"
     table = Table(
         title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )

@@ -1,4 +1,4 @@
-"""``lebm gtm``: a topographic mapping of digits, beside mixtures of Gaussians."""
+"""``lebm gtm``: fit a topographic mapping of digits, and compare it with Gaussian mixtures."""
 
 from __future__ import annotations
 
@@ -15,33 +15,38 @@ from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.errors import errors_by_option
 from lebm_kernels.cli.shared import console, save, writable
 
-#: Of the digits that a mapping restores, whose pixels lie in [0, 1].
+#: Standard deviation of the noise on the digits to restore, whose pixels lie in [0, 1].
 _NOISE = 0.2
 
 
 def gtm(
-    latents: Annotated[int, typer.Option(help="Latents a side of the square grid.")] = 20,
-    bumps: Annotated[int, typer.Option(help="Radial basis functions a side.")] = 10,
-    width: Annotated[float, typer.Option(help="Of a bump, in distances of neighbours.")] = 1.0,
+    latents: Annotated[int, typer.Option(help="Latents per side of the square grid.")] = 20,
+    bumps: Annotated[int, typer.Option(help="Radial basis functions per side.")] = 10,
+    width: Annotated[
+        float, typer.Option(help="Width of a bump, in distances of neighbours.")
+    ] = 1.0,
     decay: Annotated[float, typer.Option(help="Precision of the weights' prior.")] = 0.1,
-    iterations: Annotated[int, typer.Option(help="Of expectation-maximisation.")] = 60,
+    iterations: Annotated[int, typer.Option(help="Iterations of expectation-maximisation.")] = 60,
     backend: Annotated[
-        str | None, typer.Option(help="A name of `lebm info`.", show_default="the fastest here")
+        str | None,
+        typer.Option(help="One of the backends of `lebm info`.", show_default="the fastest here"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split in training and held-out data.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the split into training and held-out data.")
+    ] = 0,
     output: Annotated[
         Path, typer.Option(help="Folder for the map and the restored digits.")
     ] = Path("out"),
 ) -> None:
-    """Fit a Generative Topographic Mapping to digits, beside mixtures of spherical Gaussians."""
+    """Fit a Generative Topographic Mapping to digits; compare it with Gaussian mixtures."""
     folder = writable(output)
     try:
         from sklearn.mixture import GaussianMixture
     except ModuleNotFoundError:
         raise typer.BadParameter(
-            "the digits are scikit-learn's, which is not installed", param_hint="'gtm'"
+            "needs scikit-learn for the digits, which is not installed", param_hint="'gtm'"
         ) from None
-    from lebm_kernels.figures import latent_map_figure, restored_images_figure
+    from lebm_kernels.figures.latents import latent_map_figure, restored_images_figure
     from lebm_kernels.models.gtm import fit, mean_log_density, restore, topographic_mapping
     from lebm_kernels.training.datasets import digits
 
@@ -76,11 +81,11 @@ def gtm(
             f"{seconds:.2f} s",
         )
     console.print(table)
-    # The lower half of each, hidden; beside it what knows no digit, the mean of all.
+    # Restore the hidden lower half of each digit. The mean of all digits is the baseline.
     hidden = torch.arange(data.test.y.shape[1]) >= data.test.y.shape[1] // 2
     guesses = {
         "the posterior mean": restore(model, data.test.y, ~hidden, backend=backend),
-        "the mean of all": data.train.y.mean(0).expand_as(data.test.y),
+        "the mean of all digits": data.train.y.mean(0).expand_as(data.test.y),
     }
     for name, guess in guesses.items():
         error = (guess - data.test.y)[:, hidden].square().mean().sqrt()

@@ -1,4 +1,4 @@
-"""``lebm info``: the facts that a bug report needs."""
+"""``lebm info``: print the facts for a bug report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lebm_kernels.cli.shared import console
 
 
 def info() -> None:
-    """Print what a bug report needs: versions, machine, build, and which backends can run here."""
+    """Print the facts for a bug report: versions, machine, build, and the backends."""
     from lebm_kernels.diagnostics.bug_report import report
 
     facts = Table(box=None, show_header=False, pad_edge=False)

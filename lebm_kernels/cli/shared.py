@@ -1,4 +1,4 @@
-"""What several commands use: the console, the output folder, pictures, tables, dtypes."""
+"""Shared by the commands: the console, the output folder, files, tables and dtypes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 console: Console = Console()
 
-#: Columns of a table that goes to a file or a pipe.
+#: Width in characters of a table that is printed to a file or a pipe.
 _PIPE_WIDTH = 140
 
 
 class Precision(str, Enum):
-    """A dtype, as the command line spells it."""
+    """A dtype, as spelled on the command line."""
 
     float64 = "float64"
     float32 = "float32"
@@ -32,13 +32,17 @@ class Precision(str, Enum):
 
     @property
     def dtype(self) -> torch.dtype:
-        """PyTorch's name for it."""
+        """PyTorch's dtype."""
         found: torch.dtype = getattr(torch, self.value)
         return found
 
 
 def writable(path: Path) -> Path:
-    """Make the output folder before the work whose results it is to hold."""
+    """Make the output folder, and check that files can be written, before the work starts.
+
+    Raises:
+        typer.BadParameter: the folder cannot be made or written to.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -50,7 +54,7 @@ def writable(path: Path) -> Path:
 
 
 def print_wide(table: Table, width: int = _PIPE_WIDTH) -> None:
-    """In a file or a pipe a table is as wide as it needs to be, up to a width."""
+    """Print a table: as wide as the terminal, or up to ``width`` in a file or a pipe."""
     if console.is_terminal:
         console.print(table)
     else:
@@ -58,7 +62,7 @@ def print_wide(table: Table, width: int = _PIPE_WIDTH) -> None:
 
 
 def progress_bar() -> Progress:
-    """A bar with what happens and the time left."""
+    """A progress bar with a description and the remaining time."""
     return Progress(
         BarColumn(bar_width=20),
         TimeRemainingColumn(),
@@ -69,11 +73,11 @@ def progress_bar() -> Progress:
 
 
 def save(figure: Figure, path: Path, *formats: str) -> None:
-    """Write a figure to ``path.png``, or to one file a format, and say so."""
+    """Write a figure to ``path.png``, or to one file for each format, and print the names."""
     from matplotlib import rc_context
 
     for suffix in formats or ("png",):
-        # Without a date and with a salt of ours, an SVG is a function of what it shows.
+        # With no date and a fixed salt, equal figures give equal SVG files.
         with rc_context({"svg.hashsalt": "lebm"}):
             metadata = {"Date": None} if suffix == "svg" else None
             figure.savefig(f"{path}.{suffix}", metadata=metadata)
@@ -81,5 +85,5 @@ def save(figure: Figure, path: Path, *formats: str) -> None:
 
 
 def wrote(path: Path) -> None:
-    """Say that a file was written."""
+    """Print that a file was written."""
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)

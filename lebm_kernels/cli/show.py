@@ -1,4 +1,4 @@
-"""``lebm show``: what goes wrong with latent variables, seen in training."""
+"""``lebm show``: show two failures of latent-variable models by training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lebm_kernels.cli.shared import console
 
 
 class Shown(str, Enum):
-    """What can be shown to go wrong."""
+    """The failures that can be shown."""
 
     memorising = "memorising"
     collapsing = "collapsing"
 
 
-def show(what: Annotated[Shown, typer.Argument(help="What goes wrong.")]) -> None:
-    """Show by training how latents memorise, or how an ellipse collapses when it is too warm."""
+def show(what: Annotated[Shown, typer.Argument(help="The failure to show.")]) -> None:
+    """Show by training how latents memorise, or how an ellipse collapses if trained too warm."""
     with thread_count(1):
         table = _memorising_table() if what == Shown.memorising else _collapsing_table()
     console.print(table)
@@ -33,13 +33,13 @@ def _memorising_table() -> Table:
     title = f"{MEMORISING_DIM}-dimensional latents: mean free energy"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("regulariser")
-    for column in ("on held-out data", "off the data", "contrast", "of none's"):
+    for column in ("on held-out data", "off the data", "contrast", "relative"):
         table.add_column(column, justify="right")
     rows = memorising()
     for row in rows:
-        share = f"{row.contrast / rows[0].contrast:.1f} x"
+        relative = f"{row.contrast / rows[0].contrast:.1f} x"
         values = (row.on, row.off, row.contrast)
-        table.add_row(row.regulariser, *(f"{value:.3f}" for value in values), share)
+        table.add_row(row.regulariser, *(f"{value:.3f}" for value in values), relative)
     return table
 
 
@@ -47,7 +47,7 @@ def _collapsing_table() -> Table:
     from lebm_kernels.practicum.demonstrations import collapsing
 
     table = Table(title="ellipse trained warm", box=box.SIMPLE_HEAD)
-    for column in ("β · 2 <y₁²>", "β", "radii found", "to collapse"):
+    for column in ("β · 2 <y₁²>", "β", "radii found", "predicted to collapse"):
         table.add_column(column, justify="right")
     for row in collapsing():
         collapse = ", ".join("yes" if zero else "no" for zero in row.predicted)

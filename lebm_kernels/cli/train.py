@@ -1,4 +1,4 @@
-"""``lebm train``: models trained by name, and what the demonstration has of them too."""
+"""``lebm train``: train models by name. ``lebm demo`` uses the functions of this module too."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ if TYPE_CHECKING:
     from lebm_kernels.training.loop import TrainResult
     from lebm_kernels.training.losses import Loss
 
+#: Latents of a grid that is fine enough to hide the coarseness of the training grid.
 _FINE_GRID = 1536
 
-#: A decoder of conditions decodes the grid for each observation: so many fit everywhere.
-_AT_ONCE = 256
+#: Observations evaluated at once: a conditional decoder decodes the grid for each of them, and the
+#: points of this many fit in memory.
+_SLICE_SIZE = 256
 
-#: The distance from an observation at which a contrastive sample is taken.
-_AWAY = 0.5
+#: Distance of contrastive samples from an observation: radius and standard deviation.
+_NEGATIVE_DISTANCE = 0.5
 
 
 class Recipe(str, Enum):
-    """What can be trained, as the command line spells it."""
+    """The models to train, as spelled on the command line."""
 
     ellipse = "ellipse"
     horn = "horn"
@@ -44,7 +46,7 @@ class Recipe(str, Enum):
 
 
 class LossName(str, Enum):
-    """What training minimises, as the command line spells it."""
+    """The losses, as spelled on the command line."""
 
     energy = "energy"
     hinge = "hinge"
@@ -52,7 +54,7 @@ class LossName(str, Enum):
 
 
 class NegativesName(str, Enum):
-    """Where a contrastive loss takes its samples."""
+    """The sources of contrastive samples, as spelled on the command line."""
 
     box = "box"
     noise = "noise"
@@ -60,7 +62,7 @@ class NegativesName(str, Enum):
 
 
 def train(
-    model: Annotated[list[Recipe], typer.Argument(help="What to train, one or more.")],
+    model: Annotated[list[Recipe], typer.Argument(help="Models to train, one or more.")],
     beta: Annotated[
         float, typer.Option(help="Inverse temperature in [0, inf]; inf is cold.")
     ] = math.inf,
@@ -68,21 +70,27 @@ def train(
         int | None, typer.Option(help="Passes over the data.", show_default="the model's own")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="At the first step.", show_default="the model's own")
+        float | None,
+        typer.Option(help="Learning rate at the first step.", show_default="the model's own"),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="A name of `lebm info`.", show_default="the fastest here")
+        str | None,
+        typer.Option(help="One of the backends of `lebm info`.", show_default="the fastest here"),
     ] = None,
-    loss: Annotated[LossName, typer.Option(help="What is minimised.")] = LossName.energy,
+    loss: Annotated[LossName, typer.Option(help="Loss to minimise.")] = LossName.energy,
     negatives: Annotated[
-        NegativesName, typer.Option(help="Contrastive samples of a hinge or log loss.")
+        NegativesName, typer.Option(help="Contrastive samples of the hinge and log losses.")
     ] = NegativesName.noise,
-    margin: Annotated[float, typer.Option(help="Of the hinge, in squares of y.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the data, the start and the order.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for checkpoint and figures.")] = Path("out"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    margin: Annotated[
+        float, typer.Option(help="Margin of the hinge loss, in units of y squared.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of data, first parameters and shuffling.")] = 0,
+    output: Annotated[
+        Path, typer.Option(help="Folder for checkpoints, curves and figures.")
+    ] = Path("out"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint.")] = False,
 ) -> None:
-    """Train models on data drawn for them; keep checkpoints and curves, draw what was learned."""
+    """Train models on synthetic data, write checkpoints and curves, and draw the models."""
     changes: dict[str, Any] = {
         name: value
         for name, value in (("epochs", epochs), ("learning_rate", learning_rate))
@@ -112,9 +120,9 @@ def train(
 
 
 class Run(NamedTuple):
-    """A recipe's model before and after training, and what is drawn and printed of it.
+    """A recipe's model before and after training, with its data and results.
 
-    ``files`` are the checkpoint and the curves, as far as this run has written them.
+    ``files`` are those of the checkpoint and the curves that this run has written.
     """
 
     title: str
@@ -135,7 +143,16 @@ def train_recipe(
     contrast: tuple[LossName, NegativesName, float] = (LossName.energy, NegativesName.noise, 1.0),
     **changes: Any,
 ) -> Run:
-    """Train a recipe from its seed, keeping its checkpoint in the folder."""
+    """Train a recipe, and write its checkpoint and curves to the folder.
+
+    Args:
+        recipe: a name of :data:`lebm_kernels.practicum.recipes.RECIPES`.
+        folder: for the files.
+        seed: of the data, the first parameters, the shuffling and the contrastive samples.
+        resume: whether to continue from the checkpoint in the folder.
+        contrast: loss, source of contrastive samples, and margin.
+        changes: fields of the recipe's configuration to replace.
+    """
     from lebm_kernels.practicum.recipes import RECIPES
     from lebm_kernels.training.loop import train
 
@@ -156,13 +173,13 @@ def train_recipe(
             curves=curves,
             resume=resume,
         )
-    # No epoch, no checkpoint: one of that name may be of an earlier run.
+    # A run of no epochs writes no checkpoint, but one of an earlier run may be in the folder.
     written = tuple(path for path, old in zip(files, before, strict=True) if _state(path) != old)
     return Run(title, untrained, model, data, result, RECIPES[recipe].held_out(seed), written)
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """What changes where a file is written or replaced; None where there is none."""
+    """Inode and time of modification, which change when a file is written; None without a file."""
     if not path.exists():
         return None
     found = path.stat()
@@ -172,7 +189,7 @@ def _state(path: Path) -> tuple[int, int] | None:
 def _loss(
     name: LossName, negatives: NegativesName, margin: float, data: Dataset, seed: int
 ) -> Loss:
-    """The loss of that name; its samples are drawn from the seed, boxes are about the data."""
+    """The loss of that name. Samples come from the seed; the box is that of the data."""
     from lebm_kernels.training.losses import HingeLoss, LogLoss, energy_loss
     from lebm_kernels.training.negatives import GaussianNoise, MostOffending, Negatives, UniformBox
 
@@ -183,20 +200,20 @@ def _loss(
     box = UniformBox(low, high, generator)
     source: Negatives = box
     if negatives == NegativesName.noise:
-        source = GaussianNoise(_AWAY, generator)
+        source = GaussianNoise(_NEGATIVE_DISTANCE, generator)
     elif negatives == NegativesName.offending:
-        source = MostOffending(_AWAY, box)
+        source = MostOffending(_NEGATIVE_DISTANCE, box)
     return HingeLoss(source, margin) if name == LossName.hinge else LogLoss(source)
 
 
 def section(run: Run) -> float | None:
-    """The x whose map is drawn: the middle of a conditional model's."""
+    """The condition of the section to draw, the middle of [0, 1]; None for unconditional models."""
     return 0.5 if run.trained.conditional else None
 
 
 def manifold(run: Run) -> Figure:
-    """The decoded latents before and after training, beside the data."""
-    from lebm_kernels.figures import manifold_figure
+    """The figure of the manifold before and after training, with the data."""
+    from lebm_kernels.figures.manifolds import manifold_figure
 
     trained = "Trained" if run.result.history else "After 0 epochs"
     figure = manifold_figure(run.untrained, run.trained, run.data, titles=("Untrained", trained))
@@ -206,19 +223,19 @@ def manifold(run: Run) -> Figure:
 
 
 def _maps(run: Run) -> Figure:
-    from lebm_kernels.figures import free_energy_figure
+    from lebm_kernels.figures.maps import free_energy_figure
 
     return free_energy_figure(run.trained, x=section(run), data=run.data)
 
 
 def training_table(runs: Sequence[Run]) -> Table:
-    """The mean free energy of each run's data, before and after."""
+    """A table of the mean free energy of each run's data, before and after training."""
     from lebm_kernels.models.grids import periodic_grid
     from lebm_kernels.training.loop import mean_free_energy
 
     table = Table(title="mean free energy of the data", box=box.SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
-    # The training grid's own coarseness is part of its F: a fine one shows what was learned.
+    # F on the training grid includes an error from its coarseness; a fine grid removes it.
     titles = ("before", "after", f"on {_FINE_GRID} latents", "held out", "epochs", "time")
     for title in titles:
         table.add_column(title, justify="right")
@@ -229,14 +246,14 @@ def training_table(runs: Sequence[Run]) -> Table:
             run.data,
             beta=result.config.beta,
             backend=result.config.backend,
-            slice_size=_AT_ONCE,
+            slice_size=_SLICE_SIZE,
         )
         held_out = mean_free_energy(
             run.trained,
             run.held_out,
             beta=result.config.beta,
             backend=result.config.backend,
-            slice_size=_AT_ONCE,
+            slice_size=_SLICE_SIZE,
         )
         table.add_row(
             run.title,
@@ -251,5 +268,5 @@ def training_table(runs: Sequence[Run]) -> Table:
 
 
 def temperature(beta: float) -> str:
-    """``cold`` or ``beta-1``: part of file names."""
+    """The temperature in file names: ``cold``, or for example ``beta-1``."""
     return "cold" if beta == math.inf else f"beta-{beta:g}"

@@ -1,4 +1,4 @@
-"""What a bug report needs: all of the versions, how the library was built, what is set where."""
+"""Facts for a bug report: versions, machine, how the library was built, environment variables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lebm_kernels.benchmarks.peak import compiler
 from lebm_kernels.benchmarks.providers import NotAvailableError
 from lebm_kernels.diagnostics.environment import describe, version
 
-#: Packages whose versions may matter beside PyTorch's and Triton's: what the models, the figures
-#: and the command line use, and the peers of a benchmark.
+#: Further packages whose versions may matter: those that models, figures and command line use, and
+#: the peers of the benchmarks.
 _PACKAGES = (
     "numpy",
     "scipy",
@@ -32,7 +32,7 @@ _PACKAGES = (
     "flash-sinkhorn",
 )
 
-#: Variables that change what is built, what runs, or on how many threads.
+#: Environment variables that affect the build, the choice of code, or the number of threads.
 VARIABLES = (
     "LEBM_KERNELS_ISA",
     "LEBM_KERNELS_LIBRARY",
@@ -57,15 +57,15 @@ VARIABLES = (
     "PYTHONPATH",
 )
 
-#: Vector instructions that the kernels use or could, as Linux names them.
+#: Vector extensions that kernels use or might use, by their names in /proc/cpuinfo.
 _FLAGS = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "asimd")
 
 
 def report() -> dict[str, str]:
-    """The facts by title, in the order to show them; the table of backends apart.
+    """The facts by title, in display order; the table of backends is separate.
 
-    :func:`lebm_kernels.diagnostics.environment.describe` is the shorter form for a published
-    timing: it names no folder of the machine.
+    Published timings use :func:`lebm_kernels.diagnostics.environment.describe`, which is shorter
+    and contains no paths.
     """
     facts = describe()
     facts["processor"] = f"{facts['processor']}, {_usable_cores()} usable"
@@ -85,7 +85,7 @@ def report() -> dict[str, str]:
 
 
 def _usable_cores() -> int:
-    """How many of the cores this process may use; containers and batch systems take some away."""
+    """Number of cores this process may use; a container or batch system may limit it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -100,7 +100,7 @@ def _processor_flags() -> str:
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             words.update(value.split())
-    return ", ".join(flag for flag in _FLAGS if flag in words) or "none of those looked for"
+    return ", ".join(flag for flag in _FLAGS if flag in words) or (f"none of {', '.join(_FLAGS)}")
 
 
 def _memory() -> str:
@@ -122,7 +122,7 @@ def _pytorch_build() -> str:
 
 def _gpus() -> str:
     if not torch.cuda.is_available():
-        return "none that PyTorch sees"
+        return "none visible to PyTorch"
     cards = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
     return ", ".join(
         f"{card.name} (sm_{card.major}{card.minor}, {card.total_memory / 2**30:.0f} GiB, "
@@ -132,37 +132,36 @@ def _gpus() -> str:
 
 
 def _driver() -> str:
-    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or (
-        "none (there is no nvidia-smi that answers)"
-    )
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return _version_line(*command) or "none found (nvidia-smi is missing or fails)"
 
 
 def _library() -> str:
     path = native.library()
-    return f"{path}, {path.stat().st_size} bytes" if path.exists() else f"{path} is not there"
+    return f"{path}, {path.stat().st_size} bytes" if path.exists() else f"{path} is missing"
 
 
 def _compilers() -> str:
-    """What would build the extension if it were built again."""
+    """The compilers that would build the extension now."""
     commands = [["nvcc"]]
     with suppress(NotAvailableError):
         commands.insert(0, compiler())
     lines = {
-        " ".join([Path(program).name, *options]): _said(program, *options, "--version")
+        " ".join([Path(program).name, *options]): _version_line(program, *options, "--version")
         for program, *options in commands
     }
     return ", ".join(f"{name}: {line}" for name, line in lines.items() if line) or "none found"
 
 
-def _said(*command: str) -> str | None:
-    """The first line with a version in it of what a program prints; None if it cannot be run."""
+def _version_line(*command: str) -> str | None:
+    """The first line of a program's output that contains a version; None if the program fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = (line.strip() for line in done.stdout.splitlines())
-    telling = (line for line in lines if re.search(r"\d\.\d", line))
-    return None if done.returncode else next(telling, None)
+    with_version = (line for line in lines if re.search(r"\d\.\d", line))
+    return None if done.returncode else next(with_version, None)
 
 
 def _environment() -> str:

@@ -1,9 +1,10 @@
-"""What ran where: the facts that a bug report or a published timing must state."""
+"""Facts about the machine and the software, for bug reports and published timings."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import lebm_kernels
 
 
 def version(distribution: str) -> str:
-    """The version of an installed package, or that there is none."""
+    """The version of an installed package, or ``not installed``."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -21,7 +22,7 @@ def version(distribution: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's marketing name; :func:`platform.processor` is empty on most Linuxes."""
+    """The processor's model name; on most Linux systems :func:`platform.processor` is empty."""
     path = Path("/proc/cpuinfo")
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -39,7 +40,7 @@ def _accelerators() -> str:
 
 
 def _instruction_sets() -> tuple[str, str]:
-    """The one that the native backend runs with, and all that it could run with here."""
+    """The instruction set in use by the native backend, and all those that could be used here."""
     status = next(row for row in lebm_kernels.backends() if row.name == "native")
     if "cpu" not in status.devices:
         return "none: the native backend cannot run", "-"
@@ -48,8 +49,16 @@ def _instruction_sets() -> tuple[str, str]:
     return native.instruction_set(), ", ".join(native.instruction_sets())
 
 
+def summary(facts: Mapping[str, str]) -> str:
+    """The facts of :func:`describe` that a table of timings needs, in one line."""
+    return (
+        f"{facts['processor']}, {facts['instruction set in use']}, {facts['threads']} threads, "
+        f"PyTorch {facts['PyTorch']}"
+    )
+
+
 def describe() -> dict[str, str]:
-    """The facts by title, in the order to show them; the table of backends apart."""
+    """The facts by title, in display order; the table of backends is separate."""
     in_use, available = _instruction_sets()
     return {
         "lebm_kernels": lebm_kernels.__version__,

@@ -1,8 +1,8 @@
 """Figures of the models: manifolds with their data, energies by latent, maps of the free energy.
 
-Each function returns a :class:`matplotlib.figure.Figure` made without pyplot, so that no display
-and no global state is needed: ``figure.savefig("out.png")``. Matplotlib is imported when a figure
-is made.
+Each function returns a :class:`matplotlib.figure.Figure`; ``figure.savefig("out.png")`` writes it.
+The figures do not use pyplot, so they need no display and no global state. Matplotlib is imported
+when the first figure is made.
 """
 
 from lebm_kernels.figures.latents import (

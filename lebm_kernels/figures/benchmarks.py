@@ -1,6 +1,7 @@
-"""Figures of what ``lebm bench`` measured: a line a provider, a panel a direction.
+"""Figures of the results of ``lebm bench``: a line for each provider, a panel for each direction.
 
-Each takes the records of a run and returns None where they hold no two points along its axis.
+Each function takes the records of a run. It returns None if there is no line to draw, because no
+two cases differ along its axis only.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from lebm_kernels.figures.drawing import line_style, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: No error at all has no place on a logarithmic axis.
+#: Smaller errors are drawn at this value, because a logarithmic axis has no zero.
 _LEAST_ERROR = 0.01
 
-#: The colour of each provider, the same in every figure of every run.
+#: The colour of each provider, in every figure.
 PROVIDER_COLORS = {
     "native": "#0072B2",
     "triton": "#56B4E9",
@@ -38,12 +39,12 @@ PROVIDER_COLORS = {
     "FlashSinkhorn": "#44CCAA",
 }
 
-#: The fields that say which case on how many threads it is.
+#: The fields of a record that describe the case and the number of threads.
 _CASE = ("M", "N", "D", "beta", "dtype", "layout", "device", "threads")
 
 
 def throughput_figure(records: Sequence[Record]) -> Figure | None:
-    """Pairs a second against the number of latents."""
+    """Pairs per second against the number of latents."""
     return _figure(records, "N", "latents N", "pairs_per_second", "pairs / s")
 
 
@@ -53,22 +54,27 @@ def memory_figure(records: Sequence[Record]) -> Figure | None:
 
 
 def dimensions_figure(records: Sequence[Record]) -> Figure | None:
-    """The time of a step against the numbers in a query."""
+    """The time of a step against the number of dimensions."""
     return _figure(records, "D", "dimensions D", "median", "time, ms", 1e3)
 
 
 def temperature_figure(records: Sequence[Record]) -> Figure | None:
-    """The time of a step against beta: where it is cold, latents can be left out."""
+    """The time of a step against beta: cold cases are faster, because latents are pruned."""
     return _figure(records, "beta", r"inverse temperature $\beta$", "median", "time, ms", 1e3)
 
 
 def threads_figure(records: Sequence[Record]) -> Figure | None:
-    """Pairs a second against the number of threads."""
+    """Pairs per second against the number of threads."""
     return _figure(records, "threads", "threads", "pairs_per_second", "pairs / s")
 
 
 def accuracy_figure(betas: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Figure:
-    """The error of F by beta, hot to cold, a line for each name; 0 and infinity at the ends."""
+    """The error of F against beta, from 0 (hot) to infinity (cold), a line for each name.
+
+    Args:
+        betas: inverse temperatures, in increasing order.
+        errors: for each name the largest error at each beta, in ulps of the promise's scale.
+    """
     figure = new_figure(8.0, 5.0)
     axes = figure.subplots()
     places = range(len(betas))
@@ -83,14 +89,14 @@ def accuracy_figure(betas: Sequence[float], errors: Mapping[str, Sequence[float]
     axes.set(
         title="largest error of F in float32: near, far and offset data",
         xlabel=r"inverse temperature $\beta$",
-        ylabel="ulp of the promise's scale",
+        ylabel="error, ulps of the promise's scale",
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-#: By the name of the file that a figure is saved as.
+#: The figures by the name of the file that they are saved to.
 FIGURES = {
     "throughput": throughput_figure,
     "memory": memory_figure,
@@ -101,24 +107,28 @@ FIGURES = {
 
 
 def along(records: Sequence[Record], axis: str, value: str) -> dict[str, list[Record]]:
-    """The records to draw along a case's axis, by ``backward``.
+    """The records to draw along an axis, for each value of ``backward``.
 
-    Of the cases that differ in nothing but the axis, the largest set; only finite places on the
-    axis, and records that have the value.
+    These are the largest set of records whose cases differ only along the axis. Records without the
+    value, and records at zero or infinity on the axis, are excluded.
+
+    Args:
+        records: of a run.
+        axis: the field of the horizontal axis.
+        value: the field of the vertical axis.
     """
     names = [field.name for field in fields(Record) if field.name in _CASE and field.name != axis]
     sets: dict[str, dict[Any, list[Record]]] = {}
     for record in records:
-        place = getattr(record, axis)
-        if getattr(record, value) is not None and 0 < place < float("inf"):
-            rest = tuple(getattr(record, name) for name in names)
-            sets.setdefault(record.backward, {}).setdefault(rest, []).append(record)
+        if getattr(record, value) is not None and 0 < getattr(record, axis) < math.inf:
+            rest_of_case = tuple(getattr(record, name) for name in names)
+            sets.setdefault(record.backward, {}).setdefault(rest_of_case, []).append(record)
 
-    def places(rows: list[Record]) -> int:
+    def num_places(rows: list[Record]) -> int:
         return len({getattr(row, axis) for row in rows})
 
-    largest = {backward: max(by_rest.values(), key=places) for backward, by_rest in sets.items()}
-    return {backward: rows for backward, rows in largest.items() if places(rows) > 1}
+    largest = {backward: max(cases.values(), key=num_places) for backward, cases in sets.items()}
+    return {backward: rows for backward, rows in largest.items() if num_places(rows) > 1}
 
 
 def _figure(
@@ -134,7 +144,7 @@ def _figure(
     for axes, (backward, rows) in zip(all_axes, panels.items(), strict=True):
         for name, style in styles.items():
             own = sorted((r for r in rows if r.provider == name), key=lambda r: getattr(r, axis))
-            if len(own) > 1:  # one point is no line along the axis
+            if len(own) > 1:  # one point makes no line
                 x = [getattr(row, axis) for row in own]
                 y = [getattr(row, value) * factor for row in own]
                 (drawn[name],) = axes.plot(x, y, label=name, **style)
@@ -149,7 +159,7 @@ def _figure(
             axes.minorticks_off()
     all_axes[0].set_ylabel(unit)
     first = next(iter(panels.values()))[0]
-    figure.suptitle(_what(first, axis))
+    figure.suptitle(_describe_case(first, axis))
     figure.legend(
         list(drawn.values()),
         list(drawn),
@@ -161,7 +171,7 @@ def _figure(
 
 
 def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How to draw the line of each provider; unknown ones come after those that are known."""
+    """The line style of each provider; those without a colour of their own come last."""
     order = list(dict.fromkeys((*PROVIDER_COLORS, *names)))
     styles = {name: line_style(number) for number, name in enumerate(order)}
     for name, color in PROVIDER_COLORS.items():
@@ -169,8 +179,8 @@ def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: styles[name] for name in names}
 
 
-def _what(record: Record, axis: str) -> str:
-    """All of the case but the axis."""
+def _describe_case(record: Record, axis: str) -> str:
+    """The case in words, without the field of the axis."""
     parts = [f"{name} = {getattr(record, name):g}" for name in ("M", "N", "D") if name != axis]
     if axis != "beta":
         parts.append(rf"$\beta$ = {record.beta:g}")

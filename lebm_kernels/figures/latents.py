@@ -1,4 +1,4 @@
-"""What latents have to do with observations: energies by latent, restored points, and pulls."""
+"""Latents and observations: energies by latent, restored points, pulls, and latent maps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lebm_kernels.extras import needs
 from lebm_kernels.figures.drawing import (
     COLOR_MAP,
     CURVE_POINTS,
@@ -37,11 +38,11 @@ _COLUMNS = 6
 
 
 def energy_curves_figure(model: LatentModel, data: Dataset) -> Figure:
-    """E(y, z) of each observation over a full turn of z, with the grid's minimum.
+    """E(y, z) of each observation over a full turn of z, with the minimum on the grid.
 
     Args:
-        model: unconditional, with angles for latents.
-        data: the observations, a panel each.
+        model: unconditional, with an angle as its latent.
+        data: the observations, one panel each.
 
     Raises:
         ValueError: the model is conditional.
@@ -56,10 +57,10 @@ def energy_curves_figure(model: LatentModel, data: Dataset) -> Figure:
     best = infer_on_grid(model, y)
     for i, axes in enumerate(panels[: len(data)]):
         axes.plot(z, energy[i], color=DATA, label="$E(y, z)$")
-        least = (float(best.z[i]), float(best.energy[i]))
+        minimum = (float(best.z[i]), float(best.energy[i]))
         label = rf"${Z_CHECK}$ of least energy: $F_\infty(y) = E(y, {Z_CHECK})$"
-        axes.plot(*least, "X", color=MANIFOLD, ms=7, mec="white", mew=0.5, label=label)
-        axes.set_title(rf"$Y[{i}]$: $F_\infty$ = {least[1]:.2f}", fontsize="medium")
+        axes.plot(*minimum, "X", color=MANIFOLD, ms=7, mec="white", mew=0.5, label=label)
+        axes.set_title(rf"$Y[{i}]$: $F_\infty$ = {minimum[1]:.2f}", fontsize="medium")
         axes.set_xticks(*angle_ticks())
         axes.grid(alpha=0.3)
     for axes in panels[len(data) :]:
@@ -74,7 +75,7 @@ def energy_curves_figure(model: LatentModel, data: Dataset) -> Figure:
 
 
 def restored_figure(model: LatentModel, y: Tensor) -> Figure:
-    """Points of the plane, each joined to y_check, the point of the grid's manifold nearest to it.
+    """Points of the plane, each joined to y_check, the nearest decoded point of the grid.
 
     Args:
         model: unconditional, of observations in the plane.
@@ -83,7 +84,8 @@ def restored_figure(model: LatentModel, y: Tensor) -> Figure:
     Raises:
         ValueError: the model is conditional.
     """
-    from matplotlib.collections import LineCollection
+    with needs("figures"):
+        from matplotlib.collections import LineCollection
 
     figure = new_figure(8.2, 5.8)
     axes = figure.add_subplot()
@@ -103,11 +105,11 @@ def restored_figure(model: LatentModel, y: Tensor) -> Figure:
 def likelihood_figure(
     model: LatentModel, queries: Sequence[tuple[str, Tensor]], *, beta: float = 1.0
 ) -> Figure:
-    """exp(-beta E) of each latent of the grid, around the manifold, for a few observations.
+    """exp(-beta E) of each latent of the grid, on the manifold, for a few observations.
 
     Args:
         model: unconditional, of observations in the plane.
-        queries: name and value ``[2]`` of each observation, a panel each.
+        queries: name and value ``[2]`` of each observation, one panel each.
         beta: inverse temperature, positive and finite.
 
     Raises:
@@ -124,7 +126,7 @@ def likelihood_figure(
         value = (-beta * energies(query, decoded)[0]).exp().cpu()
         axes.plot(curve[:, 0], curve[:, 1], color="0.6", lw=0.8, zorder=1)
         points = decoded.cpu()
-        # Each panel has its own range, from zero: what counts is how the latents share the sum.
+        # Each panel has its own range, from zero, because only the ratios of the terms matter.
         shown = axes.scatter(
             points[:, 0], points[:, 1], c=value, s=34, vmin=0.0, cmap=COLOR_MAP, zorder=2
         )
@@ -135,7 +137,7 @@ def likelihood_figure(
         free = model.free_energy(query, beta=beta).item()
         plane_axes(axes, rf"$y$ = {name}: $F_{{{beta:g}}}$ = {free:.3g}")
         axes.margins(0.12)
-    figure.suptitle("What each latent adds to the free energy")
+    figure.suptitle("Each latent's term in the free energy")
     if first is not None:
         first.legend(loc="lower left", fontsize="small")
     return figure
@@ -144,35 +146,36 @@ def likelihood_figure(
 def pulls_figure(
     panels: Sequence[tuple[str, LatentModel, float]], data: Dataset, *, chosen: int
 ) -> Figure:
-    """Which way the observations pull the manifold: the posterior's average of the arrows.
+    """How the observations pull the manifold: arrows averaged with the posterior weights.
 
-    For one observation the arrows from the decoded latents are drawn, coloured by the posterior p,
-    which weights them. For every one there is the arrow from the posterior's mean of the decoded
-    points, heavy for the chosen one: the average of the others, and half of dF/dy.
+    For the chosen observation, an arrow to it from each decoded latent is drawn, with the posterior
+    weight p(z) as its colour. For every observation, the average of its arrows is drawn: it starts
+    at the posterior mean of the decoded points, and equals half of dF/dy. The chosen observation's
+    average is heavy.
 
     Args:
-        panels: title, unconditional model and inverse temperature of each panel, two a row.
+        panels: title, unconditional model and inverse temperature of each panel, two per row.
         data: the observations.
-        chosen: number of the observation whose every latent is drawn.
+        chosen: index of the observation whose arrows from all latents are drawn.
 
     Raises:
         ValueError: a model is conditional.
     """
     rows = -(-len(panels) // 2)
     figure = new_figure(11.0, 3.7 * rows + 0.6)
-    figure.set_layout_engine("constrained", h_pad=0.1)  # a row's titles, apart from the one above
+    figure.set_layout_engine("constrained", h_pad=0.1)  # room between the rows for titles
     first: Any = None
     shown: Any = None
-    every = []
+    all_axes = []
     for i, (title, model, beta) in enumerate(panels):
         axes = figure.add_subplot(rows, 2, i + 1, sharex=first, sharey=first)
         first = first or axes
-        every.append(axes)
+        all_axes.append(axes)
         shown = _draw_pulls(axes, model, beta, data, chosen)
         plane_axes(axes, f"{title}, {beta_name(beta)}")
         axes.label_outer()
-    label = f"posterior $p(z)$ of $Y[{chosen}]$, in shares of its greatest"
-    figure.colorbar(shown, ax=every, shrink=0.6, label=label)
+    label = f"posterior $p(z)$ of $Y[{chosen}]$, relative to its largest"
+    figure.colorbar(shown, ax=all_axes, shrink=0.6, label=label)
     figure.suptitle("Observations pull the manifold")
     legend_below(figure, first)
     return figure
@@ -186,7 +189,7 @@ def _draw_pulls(axes: Any, model: LatentModel, beta: float, data: Dataset, chose
         mean = (p @ decoded).cpu()
     decoded, p, y = decoded.cpu(), p[chosen].cpu(), y.cpu()
     style = {"angles": "xy", "scale_units": "xy", "scale": 1.0}
-    # Faint arrows first, so that the heavy ones lie on top.
+    # Faint arrows first, so that the dark ones lie on top.
     order = p.argsort()[p.sort().values > 1e-3 * p.max()]
     start = decoded[order]
     shown = axes.quiver(
@@ -211,12 +214,12 @@ def _draw_pulls(axes: Any, model: LatentModel, beta: float, data: Dataset, chose
 
 
 def latent_map_figure(model: LatentModel, data: Dataset, label: Tensor) -> Figure:
-    """Where observations lie in a latent plane: each one's label at its posterior's mode.
+    """Observations in a latent plane: each one's label at the mode of its posterior.
 
     Args:
-        model: unconditional, with a latent grid of two dimensions and a learned beta.
+        model: unconditional, with a latent grid of two dimensions; cold without a learned beta.
         data: the observations, ``[num, D]``.
-        label: a digit for each, ``[num]``, which gives the colour and the mark.
+        label: a digit for each observation, ``[num]``, which sets the colour and the mark.
 
     Raises:
         ValueError: the latent grid is not of two dimensions.
@@ -229,7 +232,7 @@ def latent_map_figure(model: LatentModel, data: Dataset, label: Tensor) -> Figur
     with torch.no_grad():
         index = model.posterior(data.to(model.z).y, beta=beta).index
     z = model.z[index].cpu()
-    # Marks of one latent would cover each other: they are spread over half its cell.
+    # Marks at one latent would cover each other: spread them over its cell.
     side = (z.amax(0) - z.amin(0)) / math.sqrt(len(model.z))
     z = z + side * (torch.rand(z.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
     for digit in label.unique().tolist():
@@ -243,12 +246,12 @@ def latent_map_figure(model: LatentModel, data: Dataset, label: Tensor) -> Figur
 def restored_images_figure(
     model: DecoderModel, y: Tensor, *, noise: float, generator: torch.Generator | None = None
 ) -> Figure:
-    """Square images with noise, and with their lower half hidden, restored by the posterior mean.
+    """Noisy images, and images with a hidden lower half, restored by the posterior mean.
 
     Args:
         model: a topographic mapping of images, with a learned beta.
-        y: images, ``[num, D]`` with D a square, a column of the figure each.
-        noise: standard deviation of what is added, in units of ``y``.
+        y: square images, ``[num, D]``, one column of the figure each.
+        noise: standard deviation of the added noise, in units of ``y``.
         generator: source of the noise; the global generator if absent.
 
     Raises:

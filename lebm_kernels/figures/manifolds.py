@@ -37,25 +37,25 @@ def manifold_figure(
 ) -> Figure:
     """The manifold before and after training, side by side, with the data.
 
-    An unconditional model is drawn in the plane, with its latent points; a conditional one as
-    sections over the range of the data's x, in space.
+    An unconditional model is drawn in the plane, with its decoded grid. A conditional model is
+    drawn in space, as sections over the range of the data's x.
 
     Args:
-        untrained: a model as it was before training.
-        trained: the same model trained.
+        untrained: the model before training.
+        trained: the model after training.
         data: the observations.
-        titles: of the two panels; the mean of F follows.
+        titles: of the two panels; the mean of F is appended.
 
     Raises:
-        ValueError: the models aren't both conditional or both not, or the data's x doesn't suit.
+        ValueError: only one of the models is conditional, or the data lack x or have an unwanted x.
     """
     if untrained.conditional != trained.conditional:
         raise ValueError(
-            f"untrained and trained must be alike, got {type(untrained).__name__} and "
-            f"{type(trained).__name__}"
+            f"untrained and trained must both be conditional or both not, "
+            f"got {type(untrained).__name__} and {type(trained).__name__}"
         )
     if trained.conditional != (data.x is not None):
-        expected = "conditions x" if trained.conditional else "no x"
+        expected = "conditions x" if trained.conditional else "no conditions x"
         raise ValueError(f"data must have {expected} for {type(trained).__name__}")
     figure = new_figure(11.0, 4.8)
     panels = zip(titles, (untrained, trained), strict=True)
@@ -76,7 +76,7 @@ def manifold_figure(
 
 
 def horn_data_figure(data: Dataset) -> Figure:
-    """The observations of the horn in space, with the true ellipses they were drawn about.
+    """The observations of the horn in space, with the true ellipses at five conditions.
 
     Args:
         data: observations in the plane, with their conditions.
@@ -85,13 +85,13 @@ def horn_data_figure(data: Dataset) -> Figure:
         ValueError: the data have no conditions x.
     """
     if data.x is None:
-        raise ValueError("data must have conditions x for the horn")
+        raise ValueError("data must have conditions x for the horn, got None")
     figure = new_figure(7.4, 5.4)
     axes = figure.add_subplot(projection="3d")
     _scatter_horn(axes, data)
-    ends = torch.linspace(0.0, 1.0, 5)
+    conditions = torch.linspace(0.0, 1.0, 5)
     angle = torch.linspace(0.0, 2.0 * math.pi, CURVE_POINTS)
-    for x, radii in zip(ends.tolist(), horn_radii(ends), strict=True):
+    for x, radii in zip(conditions.tolist(), horn_radii(conditions), strict=True):
         y = (radii * circle(angle)).unbind(1)
         label = "without noise" if x == 0.0 else None
         axes.plot(torch.full_like(angle, x), *y, color="black", lw=1.0, label=label)
@@ -107,10 +107,10 @@ def horn_points_figure(
     """The decoded grid at equally spaced conditions of [0, 1], before and after training.
 
     Args:
-        untrained: a conditional model, as it was before training.
-        trained: the same model trained.
-        data: the observations, for the scale and the mean of F.
-        sections: how many conditions, at least 2.
+        untrained: a conditional model before training.
+        trained: the model after training.
+        data: the observations, which set the scale of the axes and the mean of F in the titles.
+        sections: number of conditions, at least 2.
 
     Raises:
         ValueError: a model isn't conditional.
@@ -124,7 +124,7 @@ def horn_points_figure(
         with torch.no_grad():
             y = model.manifold(x.to(model.z)).cpu().flatten(0, 1)
         z = model.z.cpu().repeat(sections)
-        # Points of one section have one x; as images, thousands of them stay small in an SVG.
+        # Rasterized, because thousands of points would make an SVG large.
         shown = axes.scatter(
             x.repeat_interleave(len(model.z)),
             y[:, 0],
@@ -182,7 +182,7 @@ def _horn_axes(axes: Any, zoom: float = 1.05) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set(xlabel="$x$", ylabel="$y_1$", zlabel="$y_2$")
-    axes.patch.set_visible(False)  # it would hide the label of the panel beside it
+    axes.patch.set_visible(False)  # it would hide the label of the next panel
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_major_locator(MaxNLocator(4))
     axes.set_box_aspect((1.5, 1.0, 1.0), zoom=zoom)

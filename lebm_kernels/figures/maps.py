@@ -37,21 +37,20 @@ def free_energy_figure(
     betas: Sequence[float] = (math.inf, 1.0),
     x: float | None = None,
     data: Dataset | None = None,
-    title: str | None = None,
 ) -> Figure:
-    """Maps of the free energy over the plane, one panel an inverse temperature.
+    """Maps of the free energy over the plane, one panel per inverse temperature.
 
     Args:
-        model: gives the free energy.
+        model: the model, of observations in the plane.
         betas: inverse temperatures in [0, inf], at least one.
-        x: the section to draw; conditional models only.
-        data: observations to draw over the maps, those with ``|x' - x| < 0.025`` if they have x.
-        title: of the whole; says the model and x if absent.
+        x: condition of the section to draw; conditional models only.
+        data: observations to draw over the maps; of conditional data those with conditions within
+            0.025 of ``x``.
 
     Raises:
-        ValueError: ``betas`` is empty, or ``x`` is missing or not wanted.
+        ValueError: ``betas`` is empty, or ``x`` is missing or unwanted.
     """
-    return _maps([(beta_name(beta), model, beta) for beta in betas], x, data, title)
+    return _maps([(beta_name(beta), model, beta) for beta in betas], x, data)
 
 
 def cold_and_warm_figure(
@@ -61,34 +60,32 @@ def cold_and_warm_figure(
     beta: float,
     x: float | None = None,
     data: Dataset | None = None,
-    title: str | None = None,
 ) -> Figure:
-    """The map of each of two trained models at the temperature it was trained at.
+    """Maps of two trained models, each at the temperature of its training.
 
     Args:
-        cold: a model trained at zero temperature, drawn at it.
-        warm: a model trained at ``beta``, drawn at it.
+        cold: a model trained at zero temperature.
+        warm: a model trained at ``beta``.
         beta: inverse temperature of the warm model.
         x: as in :func:`free_energy_figure`.
         data: as in :func:`free_energy_figure`.
-        title: as in :func:`free_energy_figure`.
 
     Raises:
-        ValueError: ``x`` is missing or not wanted.
+        ValueError: ``x`` is missing or unwanted.
     """
     panels = [
         (f"Cold: {beta_name(math.inf)}", cold, math.inf),
         (f"Warm: {beta_name(beta)}", warm, beta),
     ]
-    return _maps(panels, x, data, title)
+    return _maps(panels, x, data)
 
 
 def gradient_figure(model: LatentModel, y: Tensor) -> Figure:
-    """The map of F at zero temperature, with its gradient 2 (y - y_check) at some points.
+    """A map of F at zero temperature, with its gradient 2 (y - y_check) as arrows.
 
     Args:
         model: unconditional, of observations in the plane.
-        y: where the arrows start, ``[M, 2]``; the map covers them.
+        y: the starts of the arrows, ``[M, 2]``, which the map covers.
 
     Raises:
         ValueError: the model is conditional.
@@ -99,8 +96,8 @@ def gradient_figure(model: LatentModel, y: Tensor) -> Figure:
     filled = _fill(axes, model, sides, math.inf)
     query = y.to(model.z, copy=True).requires_grad_()
     (grad,) = torch.autograd.grad(model.free_energy(query).sum(), query)
-    # An arrow is two elevenths as long as the way to the manifold, which it leads away from. The
-    # outline shows it on the yellow too.
+    # An arrow points away from the manifold. Its length is 2/11 of the distance to the manifold.
+    # The outline makes it visible on yellow too.
     arrows = axes.quiver(
         *y.cpu().unbind(1),
         *grad.cpu().unbind(1),
@@ -126,7 +123,6 @@ def _maps(
     panels: Sequence[tuple[str, LatentModel, float]],
     x: float | None,
     data: Dataset | None,
-    title: str | None,
 ) -> Figure:
     if not panels:
         raise ValueError("betas must hold at least one inverse temperature, got none")
@@ -147,7 +143,7 @@ def _maps(
         plane_axes(axes, name)
         axes.legend(loc="upper right", fontsize="small")
     section = "" if x is None else f" at x = {x:g}"
-    figure.suptitle(title or f"{type(panels[0][1]).__name__}{section}: free energy")
+    figure.suptitle(f"{type(panels[0][1]).__name__}{section}: free energy")
     return figure
 
 
@@ -161,7 +157,7 @@ def _fill(
     with torch.no_grad():
         query = plane.flatten(0, 1).to(model.z)
         value = model.free_energy(query, as_condition(model, x), beta=beta)
-    # F grows as a squared distance: levels evenly spaced in its root show the valley.
+    # F grows as a squared distance, so levels are evenly spaced in its square root.
     low, high = float(value.min()), float(value.max())
     levels = low + (high - low) * (torch.linspace(0.0, 1.0, _LEVELS).double() ** 2).numpy()
     norm = PowerNorm(0.5, vmin=low, vmax=high)
@@ -178,7 +174,7 @@ def _color_bar(figure: Figure, axes: Any, filled: Any, label: str) -> None:
 
 
 def _extent(y: Tensor) -> Tensor:
-    """The least and the greatest of each component, ``[2, 2]``."""
+    """The smallest and the largest value of each component, ``[2, 2]``."""
     return torch.stack(torch.aminmax(y, dim=0), dim=1)
 
 

@@ -1,4 +1,4 @@
-"""What the package does, in one picture: F from cold to hot, and the matrix that is never held."""
+"""The overview of the package: F from cold to hot, and the matrix that is never stored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lebm_kernels.extras import needs
 from lebm_kernels.figures.drawing import (
     COLOR_MAP,
     DATA,
@@ -29,30 +30,31 @@ if TYPE_CHECKING:
 _MAP_POINTS = 121
 _LEVELS = 13
 
-#: Queries and latents that are at work at one time, in the drawing.
+#: Queries and latents of the tile in the drawing.
 _TILE = (4, 12)
 
 
 def overview_figure(
     model: LatentModel, data: Dataset, betas: Sequence[float] = (math.inf, 1.0, 0.0)
 ) -> Figure:
-    """Maps of F at some temperatures, and beside them the energies that F is summed from.
+    """Maps of F at some temperatures, and the matrix of energies that F reduces.
 
     Args:
-        model: unconditional, of observations in the plane, with a latent angle.
-        data: the observations, whose energies are drawn; at least one.
+        model: unconditional, of observations in the plane, with an angle as its latent.
+        data: the observations, at least one.
         betas: inverse temperatures in [0, inf], cold, warm and hot.
 
     Raises:
         ValueError: the model is conditional.
     """
-    from matplotlib.colors import PowerNorm
+    with needs("figures"):
+        from matplotlib.colors import PowerNorm
 
     figure = new_figure(2.6 * len(betas) + 3.8, 3.6)
     parts = figure.subfigures(1, 2, squeeze=False, width_ratios=[2.6 * len(betas), 3.8])
     maps, matrix = parts[0]
     half = 1.4 * float(manifold_curve(model).abs().max())
-    # One scale for all: F of one point rises from panel to panel.
+    # All panels share one scale, because F of a point rises from panel to panel.
     side = torch.linspace(-half, half, _MAP_POINTS)
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
     values = [free_energy_at(model, plane.flatten(0, 1), beta) for beta in betas]
@@ -78,7 +80,7 @@ def overview_figure(
 
 
 def _draw_matrix(figure: Any, model: LatentModel, data: Dataset) -> None:
-    """The energies of all pairs, and F beside them."""
+    """The energies of all pairs, and F as one more column."""
     from matplotlib.colors import PowerNorm
     from matplotlib.patches import Rectangle
 
@@ -88,22 +90,22 @@ def _draw_matrix(figure: Any, model: LatentModel, data: Dataset) -> None:
         energy = (y[:, None] - model.manifold()).square().sum(-1).cpu().numpy()
     value = free_energy_at(model, y, math.inf).numpy()
     (M, N), turn = energy.shape, 2.0 * math.pi
-    wide, narrow = figure.subplots(1, 2, sharey=True, width_ratios=[12.0, 1.0])
+    matrix, column = figure.subplots(1, 2, sharey=True, width_ratios=[12.0, 1.0])
     style = {"aspect": "auto", "cmap": COLOR_MAP, "norm": PowerNorm(0.5, 0.0, float(energy.max()))}
-    wide.imshow(energy, extent=(0.0, turn, M, 0.0), **style)
-    narrow.imshow(value[:, None], extent=(0.0, 1.0, M, 0.0), **style)
+    matrix.imshow(energy, extent=(0.0, turn, M, 0.0), **style)
+    column.imshow(value[:, None], extent=(0.0, 1.0, M, 0.0), **style)
     rows, columns = _TILE
     corner = (turn * (N - columns) / (2 * N), float((M - rows) // 2))
     size = (turn * columns / N, float(rows))
-    wide.add_patch(Rectangle(corner, *size, fill=False, ec=MANIFOLD, lw=2.5))
+    matrix.add_patch(Rectangle(corner, *size, fill=False, ec=MANIFOLD, lw=2.5))
     white = {"boxstyle": "round", "fc": "white", "ec": "none", "alpha": 0.85}
     text = {"ha": "center", "va": "center", "bbox": white}
     middle = corner[0] + size[0] / 2
-    wide.text(middle, corner[1] - 0.1 * M, "one block at a time", color=MANIFOLD, **text)
-    wide.text(middle, 0.88 * M, rf"{M} $\times$ {N} energies: never held", **text)
-    wide.set(title="energies $E(y, z)$", xlabel="latent $z$ (rad)", ylabel="observation $y$")
+    matrix.text(middle, corner[1] - 0.1 * M, "one tile at a time", color=MANIFOLD, **text)
+    matrix.text(middle, 0.88 * M, rf"{M} $\times$ {N} energies: never stored", **text)
+    matrix.set(title="energies $E(y, z)$", xlabel="latent $z$ (rad)", ylabel="observation $y$")
     places, names = angle_ticks()
-    wide.set_xticks(places, labels=names)
-    narrow.set_title(r"$F_\infty$")
-    narrow.set_xticks([])
-    narrow.tick_params(left=False)
+    matrix.set_xticks(places, labels=names)
+    column.set_title(r"$F_\infty$")
+    column.set_xticks([])
+    column.tick_params(left=False)

@@ -1,4 +1,4 @@
-"""The free energy as a height: along a line through the plane, and over the plane in space."""
+"""The free energy as a height: along a line through the plane, and over the whole plane."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lebm_kernels.extras import needs
 from lebm_kernels.figures.drawing import (
     DATA,
     MANIFOLD,
@@ -27,17 +28,17 @@ _LINE_POINTS = 401
 _SURFACE_POINTS = 121
 _CONTOURS = 30
 
-#: F at zero temperature as the practicum names it: cold, warm, and hot from here on.
+#: Values of F at zero temperature that the practicum calls warm and hot.
 _WARM, _HOT = 0.5, 1.0
 
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 
 def section_figure(model: LatentModel) -> Figure:
-    """F at zero temperature along y1 = 0, to 1 beyond the manifold.
+    """F at zero temperature along the line y1 = 0, up to 1 beyond the manifold.
 
     Args:
-        model: unconditional, of observations in the plane; a curve about the origin.
+        model: unconditional, of observations in the plane; its manifold encloses the origin.
 
     Raises:
         ValueError: the model is conditional.
@@ -60,7 +61,7 @@ def section_figure(model: LatentModel) -> Figure:
         ha="center",
         arrowprops={"arrowstyle": "->"},
     )
-    axes.set_ylim(top=1.25 * float(value.max()))  # room for what is said of the peak
+    axes.set_ylim(top=1.25 * float(value.max()))  # room for the annotation of the peak
     _label(axes, r"free energy $F_\infty$", r"Section $y_1 = 0$ at zero temperature")
     legend_below(figure, axes)
     return figure
@@ -69,21 +70,22 @@ def section_figure(model: LatentModel) -> Figure:
 def sections_figure(
     panels: Sequence[tuple[str, LatentModel]], betas: Sequence[float], *, half: float = 2.0
 ) -> Figure:
-    """F along y1 = 0 at several temperatures, a panel a model.
+    """F along the line y1 = 0 at several temperatures, one panel per model.
 
     Args:
         panels: title and unconditional model of each panel.
         betas: inverse temperatures in [0, inf], at most six.
-        half: how far the sections go, positive.
+        half: the sections cover y2 in [-half, half]; positive.
 
     Raises:
         ValueError: a model is conditional, or there are more than six betas.
     """
     if len(betas) > len(_DASHES):
         raise ValueError(f"betas must be at most {len(_DASHES)}, got {len(betas)}")
-    from matplotlib import colormaps
+    with needs("figures"):
+        from matplotlib import colormaps
 
-    # Light yellow could not be seen on white.
+    # Without the last fifth of the colours: light yellow is invisible on white.
     colors = colormaps["cividis"](torch.linspace(0.0, 0.8, len(betas)).numpy())
     figure = new_figure(5.6 * len(panels), 4.8)
     line = torch.linspace(-half, half, _LINE_POINTS)
@@ -101,7 +103,7 @@ def sections_figure(
 
 
 def surface_figure(model: LatentModel) -> Figure:
-    """Contours of F at zero temperature over the plane, each at its height.
+    """Contours of F at zero temperature over the plane, each drawn at its height.
 
     Args:
         model: unconditional, of observations in the plane.
@@ -111,7 +113,7 @@ def surface_figure(model: LatentModel) -> Figure:
     """
     figure = new_figure(7.6, 5.6)
     axes = figure.add_subplot(projection="3d")
-    # Contours above the hot ones would only hide them.
+    # Contours above this height would hide those below.
     top = 1.2 * _HOT
     curve = manifold_curve(model)
     half = float(curve.abs().max()) + 1.1 * math.sqrt(top)
@@ -147,16 +149,16 @@ def surface_figure(model: LatentModel) -> Figure:
 
 
 def _along(model: LatentModel, line: Tensor, beta: float) -> Tensor:
-    """F of the points (0, y2), y2 of the line ``[M]``."""
+    """F ``[M]`` of the points (0, y2), for y2 of ``line[M]``."""
     return free_energy_at(model, torch.stack((torch.zeros_like(line), line), dim=1), beta)
 
 
 def _crossings(model: LatentModel) -> Tensor:
-    """The y2 where the manifold meets y1 = 0, interpolated along it."""
-    first, last = (manifold_curve(model).roll(-i, 0)[:-1] for i in range(2))
-    share = first[:, 0] / (first[:, 0] - last[:, 0])
-    crossed = (share >= 0.0) & (share < 1.0)
-    return (first + share.unsqueeze(1) * (last - first))[crossed, 1]
+    """The y2 at which the manifold crosses y1 = 0, interpolated between points of its curve."""
+    start, end = (manifold_curve(model).roll(-i, 0)[:-1] for i in range(2))
+    fraction = start[:, 0] / (start[:, 0] - end[:, 0])
+    crossed = (fraction >= 0.0) & (fraction < 1.0)
+    return (start + fraction.unsqueeze(1) * (end - start))[crossed, 1]
 
 
 def _label(axes: Any, ylabel: str, title: str) -> None:

@@ -1,9 +1,9 @@
-"""Decoders: from the latent z, and a condition x, to the space of the observations.
+"""Decoders: functions of the latent z, and of a condition x, to the space of the observations.
 
-The ellipse and the horn decode to ``radii * [cos z, sin z]``. The circle is fixed and the radii
-are learned, so the free energy takes the circle as ``decoded`` and the radii as ``scale``: no
-gradient is needed for the grid, and one pass over the pairs gives the value and every gradient.
-The other decoders learn the shape itself, and their output on the grid needs its gradient.
+The ellipse and the horn decode to ``radii * [cos z, sin z]``, where only the radii are learned. The
+free energy takes the circle as ``decoded`` and the radii as ``scale``. The grid then needs no
+gradient, and one row pass yields the value and all gradients. The other decoders learn the shape
+itself, and their output on the grid needs a gradient.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lebm_kernels.checks import check_count, check_floating, check_interval, che
 
 
 def circle(z: Tensor) -> Tensor:
-    """The unit circle ``[cos z, sin z]``: angles ``z[...]`` in radians to points ``[..., 2]``.
+    """Points ``[cos z, sin z]`` of the unit circle, ``[..., 2]``, at angles ``z[...]`` in radians.
 
     Example:
         >>> circle(torch.tensor([0.0]))
@@ -33,10 +33,10 @@ def circle(z: Tensor) -> Tensor:
 class EllipseDecoder(nn.Module):
     """An axis-aligned ellipse, ``z -> radii * [cos z, sin z]``, with two learned radii.
 
-    The sign of a radius is a symmetry of the ellipse: only ``radii.abs()`` has a meaning.
+    The ellipse does not depend on the signs of the radii: only ``radii.abs()`` has a meaning.
 
     Args:
-        radii: the first values, ``[2]``; drawn from N(0, 1) if absent.
+        radii: the first values, ``[2]``, floating point; drawn from N(0, 1) if absent.
         generator: source of the draw; the global generator if absent.
 
     Raises:
@@ -65,21 +65,24 @@ class EllipseDecoder(nn.Module):
 
 
 class HornPredictor(nn.Module):
-    """A network x -> 8 -> 8 -> outputs with ReLU; by default the radii of the horn's section at x.
+    """A network x -> 8 -> 8 -> outputs with ReLU.
 
-    With two outputs it has 106 parameters; with more it is the f(x) of a decoder g(f(x), z).
+    With two outputs, the radii of the horn's section at x, it has 106 parameters. With any number
+    of outputs it serves as f(x) of a decoder g(f(x), z).
 
-    Eight rectified units can die, and a radius that passes through zero between two x of the data
-    is a local minimum, since either sign fits as well. The initialisation avoids both: each first
-    unit bends inside the domain of x, and every output starts near 1 for every x.
+    Two things can go wrong in training. Rectified units can die. And a radius that changes sign
+    between two x of the data is a local minimum, because both signs fit equally well. The
+    initialisation avoids both: each unit of the first layer has its kink inside the domain of x,
+    and every output starts near 1 at every x.
 
     Args:
-        domain: interval of x that the first units' bends are spread over.
+        domain: interval of x that the kinks of the first layer are spread over.
         outputs: number of outputs, dim(f), at least 1.
         generator: source of the draws; the global generator if absent.
 
     Raises:
-        ValueError: ``domain`` isn't an increasing pair of finite numbers, or ``outputs`` is none.
+        ValueError: ``domain`` isn't two finite numbers in increasing order, or ``outputs`` is
+            below 1.
     """
 
     def __init__(
@@ -94,22 +97,23 @@ class HornPredictor(nn.Module):
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
         check_count("outputs", outputs, 1)
         sizes = ((1, 8), (8, 8), (8, outputs))
-        bend, hidden, last = (nn.utils.skip_init(nn.Linear, *size) for size in sizes)
-        self.layers: nn.Sequential = nn.Sequential(bend, nn.ReLU(), hidden, nn.ReLU(), last)
+        first, hidden, last = (nn.utils.skip_init(nn.Linear, *size) for size in sizes)
+        self.layers: nn.Sequential = nn.Sequential(first, nn.ReLU(), hidden, nn.ReLU(), last)
         self._initialise(*domain, generator)
 
     @torch.no_grad()
     def _initialise(self, low: float, high: float, generator: torch.Generator | None) -> None:
-        bend, hidden, last = (layer for layer in self.layers if isinstance(layer, nn.Linear))
-        # relu(w (x - bend)): slopes of either sign and of size 1 to 2 over the domain's length.
-        sign = torch.randint(0, 2, bend.weight.shape, generator=generator) * 2 - 1
-        slope = sign * (1.0 + torch.rand(bend.weight.shape, generator=generator)) / (high - low)
-        # One bend in each eighth of the domain, at a random place there.
-        eighth = torch.arange(bend.out_features) / bend.out_features
-        place = eighth + torch.rand(bend.bias.shape, generator=generator) / bend.out_features
-        where = low + (high - low) * place
-        bend.weight.copy_(slope)
-        bend.bias.copy_(-slope.squeeze(1) * where)
+        first, hidden, last = (layer for layer in self.layers if isinstance(layer, nn.Linear))
+        # Units relu(slope (x - kink)). The slopes have random signs; each changes its unit by 1 to
+        # 2 over the domain.
+        sign = torch.randint(0, 2, first.weight.shape, generator=generator) * 2 - 1
+        slope = sign * (1.0 + torch.rand(first.weight.shape, generator=generator)) / (high - low)
+        # One kink in each eighth of the domain, at a random place there.
+        eighth = torch.arange(first.out_features) / first.out_features
+        place = eighth + torch.rand(first.bias.shape, generator=generator) / first.out_features
+        kink = low + (high - low) * place
+        first.weight.copy_(slope)
+        first.bias.copy_(-slope.squeeze(1) * kink)
         nn.init.kaiming_uniform_(hidden.weight, nonlinearity="relu", generator=generator)
         # A small positive offset keeps most of the second layer alive.
         hidden.bias.fill_(0.1)
@@ -118,7 +122,7 @@ class HornPredictor(nn.Module):
         last.bias.fill_(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Radii, or other outputs, ``[..., outputs]`` at ``x[...]``.
+        """Outputs ``[..., outputs]``, such as radii, at conditions ``x[...]``.
 
         Raises:
             TypeError: ``x`` isn't a tensor of the network's dtype.
@@ -133,17 +137,18 @@ class HornPredictor(nn.Module):
 
 
 class NeuralDecoder(nn.Module):
-    """g(f, z): a network of the latent and a code, K + dim(f) -> hidden -> ... -> D, with tanh.
+    """A network g(f, z) of the latent and a code: K + dim(f) -> hidden -> ... -> D, with tanh.
 
-    It is told nothing of circles: a closed curve must be learned, its closing too. The first layer
-    acts on z and f apart and adds, so that a grid of N latents and M codes costs N + M products.
+    Nothing in it is periodic: a closed curve has to be learned, and so has its closing point. The
+    first layer multiplies z and f separately and adds the results, so N latents and M codes cost
+    N + M products.
 
     Args:
         latent_dim: K, the number of latent dimensions.
         outputs: D, the number of dimensions of the observations.
         code_dim: dim(f), the size of the code; 0 for an unconditional decoder.
-        hidden: the numbers of hidden units, at least one layer.
-        domain: interval that each dimension of z runs over; it is mapped to [-1, 1].
+        hidden: numbers of units of the hidden layers; at least one layer.
+        domain: interval of each dimension of z; it is mapped to [-1, 1].
         generator: source of the first weights; the global generator if absent.
 
     Raises:
@@ -184,7 +189,7 @@ class NeuralDecoder(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
-        # Steep enough to bend inside [-1, 1], with the bends spread over it.
+        # The units are steep enough to bend inside [-1, 1], and their centres are spread over it.
         fan_in = self.of_latent.in_features
         nn.init.normal_(self.of_latent.weight, std=2.0 / math.sqrt(fan_in), generator=generator)
         nn.init.uniform_(self.of_latent.bias, -2.0, 2.0, generator=generator)
@@ -198,11 +203,13 @@ class NeuralDecoder(nn.Module):
         """Decode points ``z[..., N, K]`` at codes ``[..., dim(f)]`` to ``[..., N, D]``.
 
         Raises:
-            ValueError: ``code`` is missing from a decoder that takes one, or given to another.
+            ValueError: ``code`` is absent though code_dim > 0, or given though code_dim is 0.
         """
         if (code is None) != (self.of_code is None):
             raise ValueError(
-                "code is missing" if code is None else "code was given, and code_dim is 0"
+                "code is missing: code_dim is above 0"
+                if code is None
+                else f"code must be absent as code_dim is 0, got shape {list(code.shape)}"
             )
         low, high = self.domain
         hidden = self.of_latent((z - low) * (2.0 / (high - low)) - 1.0)
@@ -212,13 +219,13 @@ class NeuralDecoder(nn.Module):
 
 
 class RBFDecoder(nn.Module):
-    """g(z) = phi(z) W, linear in Gaussian bumps phi and a constant: that of a topographic mapping.
+    """A topographic mapping's decoder g(z) = phi(z) W: Gaussian bumps phi and a constant.
 
     ``phi_k(z) = exp(-|z - centre_k|^2 / (2 width^2))``, and the last phi is 1. W starts at zero.
 
     Args:
-        centres: the bumps' centres, ``[B, K]``.
-        width: their standard deviation, positive and finite.
+        centres: the bumps' centres, ``[B, K]``, floating point.
+        width: the bumps' standard deviation, in units of z, positive and finite.
         outputs: D, the number of dimensions of the observations.
 
     Raises:
@@ -227,7 +234,7 @@ class RBFDecoder(nn.Module):
     """
 
     centres: Tensor
-    """The bumps' centres, ``[B, K]``: they are given and not learned."""
+    """The bumps' centres, ``[B, K]``, which are not learned."""
 
     def __init__(self, centres: Tensor, width: float, outputs: int) -> None:
         super().__init__()
@@ -239,10 +246,10 @@ class RBFDecoder(nn.Module):
         self.width = width
         self.register_buffer("centres", centres.detach().clone(), persistent=False)
         self.weight: nn.Parameter = nn.Parameter(centres.new_zeros(len(centres) + 1, outputs))
-        """W, ``[B + 1, D]``; the last row is the constant's."""
+        """W, ``[B + 1, D]``; the last row multiplies the constant."""
 
     def features(self, z: Tensor) -> Tensor:
-        """The bumps and the constant at points ``z[N, K]``: ``[N, B + 1]``."""
+        """phi, the bumps and the constant, ``[N, B + 1]``, at points ``z[N, K]``."""
         square = (z.unsqueeze(-2) - self.centres).square().sum(-1)
         bumps = torch.exp(square / (-2.0 * self.width**2))
         return torch.cat([bumps, torch.ones_like(bumps[..., :1])], dim=-1)

@@ -1,8 +1,8 @@
-"""Descent of a function of many rows, each row a problem of its own.
+"""Minimisation by descent of many independent problems, one per row.
 
-``function(point[m, ...], rows[m]) -> value[m]`` gives the values of some of the rows; each value
-depends on its own row of ``point`` alone, and ``rows`` tells which they are. What a row ends at
-does not depend on the rows beside it.
+``function(point[m, ...], rows[m]) -> value[m]`` evaluates some of the rows: ``rows`` holds their
+indices. Each value depends only on its own row of ``point``, so the result of a row does not depend
+on the other rows.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.checks import check_count, check_floating, check_not_negative
+from lebm_kernels.extras import needs
 
 Function = Callable[[Tensor, Tensor], Tensor]
 Projection = Callable[[Tensor, Tensor], Tensor]
 
 _ARMIJO = 1e-4
-"""The share of the promised decrease that a step must bring."""
+"""Armijo's rule: a step must bring this fraction of the decrease that the gradient predicts."""
 
 _GROWTH = 10.0
-"""A step is at most so many times the one before: far leaps end in another basin."""
+"""A step is at most this many times the previous one, as a long one may end in another basin."""
 
 
 class Descent(NamedTuple):
-    """Where a descent ended.
+    """The ends of the descents, detached from autograd.
 
     Attributes:
-        point: ``[M, ...]``, constants for autograd.
-        value: the function there, ``[M]``.
-        slope: the largest component of its gradient, ``[M]``; of the projected gradient where
-            there is a projection.
-        converged: whether the slope is within the tolerance, ``[M]``, boolean.
+        point: the end of each row, ``[M, ...]``.
+        value: the function at ``point``, ``[M]``.
+        slope: the largest absolute component of the gradient at ``point``, ``[M]``; of the
+            projected gradient if there is a projection.
+        converged: whether ``slope`` is within the tolerance, ``[M]``, boolean.
     """
 
     point: Tensor
@@ -52,27 +53,27 @@ def descend(
     tol: float | None = None,
     project: Projection | None = None,
 ) -> Descent:
-    """Descend from ``start`` to a minimum of its basin, row by row.
+    """Descend from ``start`` to the minimum of its basin, for each row.
 
     Args:
-        function: see the module; differentiable by ``point``. Gradients of anything else it
-            depends on are left as they are.
-        start: ``[M, ...]``, floating point.
-        method: ``"gradient"``: gradient descent on all rows at once, with the step lengths of
-            Barzilai and Borwein (in one dimension the secant method), shortened until the value
-            falls. ``"cg"``: nonlinear conjugate gradients, SciPy's. ``"lbfgs"``: PyTorch's L-BFGS
-            with a strong Wolfe search. The last two take one row after another.
-        max_steps: evaluations (``"gradient"``) or iterations (the others) a row, at least 0.
-        tol: a row has converged where no component of its gradient exceeds ``tol`` times
-            max(1, abs(value)). 16 times the square root of the dtype's eps if absent: about what
-            differences of values can tell.
-        project: ``project(point[m, ...], rows[m])`` brings points to where they are allowed;
+        function: see the module; differentiable in ``point``. Other tensors that it depends on
+            accumulate no gradients.
+        start: first points, ``[M, ...]``, floating point.
+        method: ``"gradient"`` is gradient descent on all rows at once, with the step lengths of
+            Barzilai and Borwein (1988; in one dimension the secant method), shortened until the
+            value falls. ``"cg"`` is SciPy's nonlinear conjugate gradients. ``"lbfgs"`` is PyTorch's
+            L-BFGS with a strong Wolfe line search. The last two process one row after another.
+        max_steps: evaluations (``"gradient"``) or iterations (the others) per row, at least 0.
+        tol: a row has converged if no component of its gradient exceeds ``tol`` times
+            max(1, abs(value)). The default is 16 times the square root of the dtype's eps: below
+            that, rounding hides the differences of values.
+        project: ``project(point[m, ...], rows[m])`` returns the nearest allowed points;
             ``"gradient"`` only.
 
     Raises:
         TypeError: ``start`` is not a floating-point tensor.
-        ValueError: ``method``, ``max_steps`` or ``tol`` is out of range, ``start`` has no rows'
-            dimension, or ``project`` is given to another method than ``"gradient"``.
+        ValueError: ``method``, ``max_steps`` or ``tol`` is out of range, ``start`` has no
+            dimension, or ``project`` is given with another method than ``"gradient"``.
     """
     check_floating("start", start)
     if start.dim() == 0:
@@ -106,7 +107,7 @@ def _bound(tol: float, value: Tensor) -> Tensor:
 
 
 def _evaluate(function: Function, point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The values ``[m]`` and their gradient by the point ``[m, ...]``; no others are touched."""
+    """The values ``[m]`` and their gradients in the points, ``[m, ...]``."""
     with torch.enable_grad():
         leaf = point.detach().requires_grad_()
         value = function(leaf, rows)
@@ -115,12 +116,12 @@ def _evaluate(function: Function, point: Tensor, rows: Tensor) -> tuple[Tensor, 
 
 
 def _largest(gradient: Tensor) -> Tensor:
-    """The largest component of each row, ``[m]``; NaN where there is a NaN."""
+    """The largest absolute component of each row, ``[m]``; NaN if the row has a NaN."""
     return gradient.flatten(1).abs().amax(1) if gradient.dim() > 1 else gradient.abs()
 
 
-def _along(factor: Tensor, point: Tensor) -> Tensor:
-    """A factor ``[m]`` a row, to multiply a point ``[m, ...]`` with."""
+def _per_row(factor: Tensor, point: Tensor) -> Tensor:
+    """Factors ``[m]`` in the shape that multiplies points ``[m, ...]``."""
     return factor.reshape(-1, *(1 for _ in point.shape[1:]))
 
 
@@ -137,43 +138,44 @@ def _by_gradient(
     max_steps: int,
     project: Projection | None,
 ) -> Descent:
-    # PyTorch's own gradient descent has one rate for all rows, and none suits every curvature.
+    # PyTorch's own gradient descent has one rate for all rows; no rate suits every curvature.
     info = torch.finfo(point.dtype)
     slope = _largest(gradient)
     step = 0.01 * _largest(point).clamp(min=1.0) / slope.clamp(min=info.tiny)
     rows = (value.isfinite() & slope.isfinite()).nonzero().squeeze(1)
-    for turn in range(max_steps + 1):
-        length, down = step[rows], gradient[rows]
-        there = point[rows] - _along(length, down) * down
+    for evaluations in range(max_steps + 1):
+        length, old_gradient = step[rows], gradient[rows]
+        candidate = point[rows] - _per_row(length, old_gradient) * old_gradient
         if project is not None:
-            there = project(there, rows)
-        move = there - point[rows]
-        slope[rows] = _largest(down) if project is None else _largest(move) / length
-        # A step too short to move its point ends the row too.
-        going = (slope[rows] > _bound(tol, value[rows])) & (_largest(move) > 0)
-        rows, length, down = rows[going], length[going], down[going]
-        there, move = there[going], move[going]
-        if len(rows) == 0 or turn == max_steps:
+            candidate = project(candidate, rows)
+        move = candidate - point[rows]
+        slope[rows] = _largest(old_gradient) if project is None else _largest(move) / length
+        # A row also ends if its step is too short to move the point.
+        active = (slope[rows] > _bound(tol, value[rows])) & (_largest(move) > 0)
+        rows, length, old_gradient = rows[active], length[active], old_gradient[active]
+        candidate, move = candidate[active], move[active]
+        if len(rows) == 0 or evaluations == max_steps:
             break
-        found, up = _evaluate(function, there, rows)
-        was = value[rows]
-        lower = found <= was - _ARMIJO * _dot(move, move) / length
-        # Where rounding hides which value is the lower, the gradient is trusted.
-        level = (found - was).abs() <= 64.0 * info.eps * was.abs()
-        accepted = lower | level
-        # The shorter of Barzilai and Borwein's steps: a value that must fall suits it better.
-        turned = up - down
-        bend = _dot(move, turned)
-        secant = torch.where(bend > 0, bend / _dot(turned, turned), math.inf)
+        new_value, new_gradient = _evaluate(function, candidate, rows)
+        old_value = value[rows]
+        lower = new_value <= old_value - _ARMIJO * _dot(move, move) / length
+        # If rounding hides which value is lower, the step is accepted: the gradient is trusted.
+        equal = (new_value - old_value).abs() <= 64.0 * info.eps * old_value.abs()
+        accepted = lower | equal
+        # The shorter of Barzilai and Borwein's two steps, because each step must lower the value.
+        change = new_gradient - old_gradient
+        curvature = _dot(move, change)
+        secant = torch.where(curvature > 0, curvature / _dot(change, change), math.inf)
         step[rows] = torch.where(accepted, secant.minimum(_GROWTH * length), 0.25 * length)
         better = rows[accepted]
-        point[better], value[better] = there[accepted], found[accepted]
-        gradient[better] = up[accepted]
+        point[better], value[better] = candidate[accepted], new_value[accepted]
+        gradient[better] = new_gradient[accepted]
     return Descent(point, value, slope, slope <= _bound(tol, value))
 
 
 def _by_cg(function: Function, start: Tensor, row: Tensor, tol: float, max_steps: int) -> Tensor:
-    from scipy.optimize import minimize
+    with needs("models"):
+        from scipy.optimize import minimize
 
     def evaluate(flat: object) -> tuple[float, object]:
         value, gradient = _evaluate(function, torch.as_tensor(flat).to(start).view_as(start), row)
@@ -213,4 +215,4 @@ _BY_ROW: dict[str, Callable[[Function, Tensor, Tensor, float, int], Tensor]] = {
 }
 
 METHODS = ("gradient", *_BY_ROW)
-"""What ``method`` takes."""
+"""The values of ``method``."""

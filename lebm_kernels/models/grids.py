@@ -1,11 +1,11 @@
-"""Latent grids: the points a latent variable may take, and the measure they stand for.
+"""Latent grids: the values that a latent variable may take, with quadrature weights.
 
-F is an average over the latent domain. On a grid the average is a quadrature, whose weights enter
-the free energy as ``log_weight``; they are normalised there, so only their ratios count.
+F is an average over the latent domain. On a grid the average is a quadrature. Its weights enter the
+free energy as ``log_weight``, which normalises them: only their ratios matter.
 
-One-dimensional grids are made by rule (:func:`periodic_grid`, :func:`interval_grid`,
-:func:`gauss_legendre_grid`); grids of more dimensions are products of them, whose number of points
-is the product too, or Sobol points (:func:`sobol_grid`), whose number is free.
+:func:`periodic_grid`, :func:`interval_grid` and :func:`gauss_legendre_grid` make one-dimensional
+grids. For more dimensions :func:`product_grid` combines grids, which multiplies their numbers of
+points, and :func:`sobol_grid` makes any number of points.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class LatentGrid:
 
     Attributes:
         z: the points, ``[N]`` on a line or ``[N, K]`` in K dimensions, floating point, N >= 1.
-        log_weight: logarithms of the quadrature weights, ``[N]``, up to one common constant;
-            ``None`` where all weights are equal.
+        log_weight: logarithms of the quadrature weights, ``[N]``, floating point, up to a common
+            constant; ``None`` means equal weights.
 
     Raises:
         TypeError: ``z`` or ``log_weight`` is not a floating-point tensor.
-        ValueError: ``z`` has another shape or is empty, or ``log_weight`` isn't one a point.
+        ValueError: ``z`` has another shape or is empty, or ``log_weight`` isn't ``[N]``.
     """
 
     z: Tensor
     log_weight: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check the two fields against each other."""
+        """Check both fields."""
         for name, value in (("z", self.z), ("log_weight", self.log_weight)):
             if value is None and name == "log_weight":
                 continue
@@ -68,7 +68,7 @@ class LatentGrid:
 
     @property
     def points(self) -> Tensor:
-        """The points as ``[N, K]``, whatever K."""
+        """The points as ``[N, K]``, also if K = 1."""
         return self.z.reshape(len(self), self.dim)
 
     @property
@@ -86,16 +86,16 @@ def periodic_grid(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
-    """Equally spaced points of [0, period), the end excluded, equally weighted.
+    """Equally spaced points of [0, period), with equal weights.
 
-    On a periodic domain equal weights are the trapezoid rule, which converges faster than any
-    power of the step for a smooth integrand. The default is the practicum's grid.
+    On a periodic domain this is the trapezoid rule. For a smooth integrand it converges faster than
+    any power of the step. The default is the practicum's grid.
 
     Args:
         num: number of points, at least 1.
         period: length of the domain, positive and finite.
         dtype: floating-point type of the points.
-        device: where the points live.
+        device: of the points.
 
     Raises:
         ValueError: ``num`` or ``period`` is out of range.
@@ -106,7 +106,7 @@ def periodic_grid(
     """
     check_count("num", num, 1)
     check_positive("period", period)
-    # Computed in double and rounded once, so that float32 points are the nearest there are.
+    # Computed in float64 and rounded once: float32 points are the nearest to the exact ones.
     z = torch.arange(num, dtype=torch.float64) * (period / num)
     return LatentGrid(z.to(device=device, dtype=dtype))
 
@@ -119,16 +119,16 @@ def interval_grid(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
-    """Equally spaced points of [low, high], both ends included, weighted by the trapezoid rule.
+    """Equally spaced points of [low, high], both ends included: the trapezoid rule.
 
-    The two ends stand for half a step each, so their weights are half of the others'.
+    Each end represents half a step, so it has half the weight of the other points.
 
     Args:
         low: first point.
         high: last point, above ``low``.
         num: number of points, at least 2.
         dtype: floating-point type of the points.
-        device: where the points live.
+        device: of the points.
 
     Raises:
         ValueError: ``num`` is below 2, or ``low < high`` doesn't hold with both finite.
@@ -155,15 +155,16 @@ def gauss_legendre_grid(
 ) -> LatentGrid:
     """The Gauss-Legendre rule of [low, high]: exact for polynomials of degree below 2 num.
 
-    For a smooth decoder few points do what many equally spaced ones do. The ends are not among
-    them, so at zero temperature, where only the points count, :func:`interval_grid` serves better.
+    For a smooth decoder, a few of these points are as accurate as many equally spaced ones. They
+    exclude the ends. At zero temperature weights do not matter, and :func:`interval_grid` covers
+    the interval better.
 
     Args:
         low: start of the domain.
         high: its end, above ``low``.
         num: number of points, at least 1.
         dtype: floating-point type of the points.
-        device: where the points live.
+        device: of the points.
 
     Raises:
         ValueError: ``num`` is below 1, or ``low < high`` doesn't hold with both finite.
@@ -182,16 +183,19 @@ def gauss_legendre_grid(
 
 
 def product_grid(*grids: LatentGrid) -> LatentGrid:
-    """All combinations of the points of the grids, the last grid's running fastest.
+    """All combinations of the points of the grids; the last grid's points vary fastest.
 
-    The weights are the products of the grids' weights, so that each dimension keeps its rule.
+    The weight of a combination is the product of its points' weights.
 
     Args:
-        grids: at least one, of one dtype and device. Their dimensions add up, their numbers of
-            points multiply.
+        grids: at least one, all of one dtype and device.
+
+    Returns:
+        A grid ``[N, K]``: N is the product of the grids' numbers of points, K the sum of their
+        numbers of dimensions.
 
     Raises:
-        TypeError: one isn't a :class:`LatentGrid`.
+        TypeError: one of them isn't a :class:`LatentGrid`.
         ValueError: no grid is given, or their dtypes or devices differ.
 
     Example:
@@ -207,13 +211,13 @@ def product_grid(*grids: LatentGrid) -> LatentGrid:
         kinds = {str(getattr(grid.z, name)) for grid in grids}
         if len(kinds) > 1:
             raise ValueError(f"grids must be of one {name}, got {', '.join(sorted(kinds))}")
-    pick = torch.cartesian_prod(*(torch.arange(len(g), device=g.z.device) for g in grids))
-    pick = pick.reshape(-1, len(grids))
-    z = torch.cat([g.points[i] for g, i in zip(grids, pick.unbind(1), strict=True)], dim=1)
+    index = torch.cartesian_prod(*(torch.arange(len(g), device=g.z.device) for g in grids))
+    index = index.reshape(-1, len(grids))  # cartesian_prod of one argument is one-dimensional
+    z = torch.cat([g.points[i] for g, i in zip(grids, index.unbind(1), strict=True)], dim=1)
     log_weight = None
     if any(grid.log_weight is not None for grid in grids):
-        each = [g.log_measure[i] for g, i in zip(grids, pick.unbind(1), strict=True)]
-        log_weight = torch.stack(each).sum(0)
+        log_weights = [g.log_measure[i] for g, i in zip(grids, index.unbind(1), strict=True)]
+        log_weight = torch.stack(log_weights).sum(0)
     return LatentGrid(z, log_weight)
 
 
@@ -227,19 +231,19 @@ def sobol_grid(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
-    """The first points of Sobol's sequence in the cube [low, high]^dim, equally weighted.
+    """The first points of the Sobol sequence in the cube [low, high]^dim, with equal weights.
 
-    Where a product grid would have too many points. Averages over them converge nearly as 1/num,
-    best where ``num`` is a power of two.
+    Use it where a product grid would have too many points. Averages converge almost as 1/num; a
+    power of two is the best ``num``.
 
     Args:
         num: number of points, at least 1.
-        dim: number of dimensions, from 1 to the 21201 that PyTorch has numbers for.
-        low: the cube's lower end, the first point of the unscrambled sequence.
-        high: the cube's upper end, above ``low``.
-        seed: scrambles the sequence; ``None`` leaves it as it is.
+        dim: number of dimensions, from 1 to 21201, PyTorch's limit.
+        low: lower end of each side; the unscrambled sequence starts there.
+        high: upper end of each side, above ``low``.
+        seed: of the scrambling; ``None`` does not scramble.
         dtype: floating-point type of the points.
-        device: where the points live.
+        device: of the points.
 
     Raises:
         ValueError: ``num`` or ``dim`` is out of range, or ``low < high`` doesn't hold.

@@ -1,20 +1,20 @@
 """The Generative Topographic Mapping: a latent-variable EBM of real data, on a 2-D latent grid.
 
-The decoder is linear in Gaussian bumps, g(z) = phi(z) W, and the density of an observation is that
-of equal Gaussians about the decoded latents, of variance sigma^2 = 1/(2 beta)::
+The decoder is linear in Gaussian bumps, g(z) = phi(z) W. The density of the observations is a
+mixture of equal Gaussians about the decoded latents, with variance sigma^2 = 1/(2 beta)::
 
     log p(y) = -beta F_beta(y) + D/2 log(beta/pi)
 
-Bishop, Svensen and Williams (1998) fit it by expectation-maximisation, which holds a matrix of
-responsibilities, observations x latents. Here every sum over it is a gradient of the free energy,
-with r a latent energy of zero::
+Bishop, Svensen and Williams (GTM: The Generative Topographic Mapping, 1998) fit it by
+expectation-maximisation with a matrix of responsibilities, observations x latents. Here every sum
+over that matrix is a gradient of the free energy; r is a latent energy of zero::
 
     G[n] = sum_b p[b,n] = dF/dr[n]        sum_b p[b,n] (y[b] - g[n]) = -1/2 dF/dg[n]
     sum_bn p[b,n] E[b,n] = F + beta dF/dbeta                      (F summed over the observations)
 
-so that a step is one forward and backward of the fused operation and a small linear system.
-The model is an ordinary :class:`~lebm_kernels.models.latent_model.DecoderModel` with a learned
-beta: descent on :func:`lebm_kernels.training.likelihood.density_loss` trains it as well.
+A step is one forward and backward of the fused operation and one small linear system. The model
+is an ordinary :class:`~lebm_kernels.models.latent_model.DecoderModel` with a learned beta, which
+:func:`lebm_kernels.training.likelihood.density_loss` can train as well.
 """
 
 from __future__ import annotations
@@ -41,21 +41,23 @@ from lebm_kernels.models.latent_model import DecoderModel
 def topographic_mapping(
     y: Tensor, *, latents: int = 20, bumps: int = 6, width: float = 1.0
 ) -> DecoderModel:
-    """A mapping that starts as the plane of the data's first two principal components.
+    """Make a mapping that starts as the plane of the data's first two principal components.
 
     Args:
         y: observations, ``[M, D]``, float32 or float64, M and D at least 2.
-        latents: latents a side; the grid over [-1, 1]^2 has ``latents**2``, equally weighted.
-        bumps: bumps a side; the decoder has ``bumps**2`` and a constant.
-        width: standard deviation of a bump, in distances of neighbouring bumps.
+        latents: latents per side; the grid over [-1, 1]^2 has ``latents**2`` of equal weight.
+        bumps: bumps per side; the decoder has ``bumps**2`` and a constant.
+        width: standard deviation of a bump, as a multiple of the distance of neighbouring bumps.
 
     Returns:
-        A model with a learned beta. It starts at the variance of the third component or at half
-        the distance of neighbouring latents, the warmer of both.
+        A model with a learned beta, 1/(2 sigma^2). sigma starts as the larger of two lengths: the
+        standard deviation of the third principal component, and half the distance of neighbouring
+        decoded latents.
 
     Raises:
         TypeError: ``y`` isn't a floating-point tensor.
-        ValueError: an argument is out of range, or ``y`` has one observation or dimension alone.
+        ValueError: an argument is out of range; or ``y`` isn't finite, has M or D below 2, or does
+            not vary in two dimensions.
 
     Example:
         >>> model = topographic_mapping(torch.randn(20, 3), latents=4)
@@ -74,24 +76,24 @@ def topographic_mapping(
     distance = 2.0 / (bumps - 1)
     decoder = RBFDecoder(centres, width * distance, y.shape[1])
 
-    wide = y.detach().double()
-    mean = wide.mean(0)
-    _, size, direction = torch.linalg.svd(wide - mean, full_matrices=False)
+    y64 = y.detach().double()
+    mean = y64.mean(0)
+    _, size, direction = torch.linalg.svd(y64 - mean, full_matrices=False)
     variance = size.square() / len(y)
     points = grid.z.double()
-    # Of unit variance over the grid, so that the plane covers what the data do.
+    # Latents scaled to unit variance: the plane then covers the same region as the data.
     unit = (points - points.mean(0)) / points.std(0, correction=0)
     plane = mean + unit @ (variance[:2].sqrt().unsqueeze(1) * direction[:2])
     features = decoder.features(points)
-    # The least of the solutions: neighbouring bumps are nearly dependent.
+    # The solution of least norm, because neighbouring bumps are almost linearly dependent.
     weight = torch.linalg.pinv(features) @ plane
     with torch.no_grad():
         decoder.weight.copy_(weight)
-    step = (plane[1] - plane[0]).norm().square()
-    rest = variance[2] if len(variance) > 2 else variance.new_zeros(())
-    noise = max(float(rest), float(step) / 4.0)
+    square_distance = (plane[1] - plane[0]).norm().square()
+    third = variance[2] if len(variance) > 2 else variance.new_zeros(())
+    noise = max(float(third), float(square_distance) / 4.0)
     if not noise > 0.0:
-        raise ValueError("y must vary in at least two dimensions, and all observations are alike")
+        raise ValueError("y must vary in at least two dimensions, got observations on one line")
     return DecoderModel(decoder, grid=grid).to(y).learn_beta(0.5 / noise)
 
 
@@ -106,24 +108,25 @@ def fit(
 ) -> list[float]:
     """Fit a mapping by expectation-maximisation, in place.
 
-    Each iteration raises ``sum_b log p(y[b]) - decay/2 |W|^2``, the constant's row of W left out.
+    Each iteration raises ``sum_b log p(y[b]) - decay/2 |W|^2``, where |W|^2 excludes the row of
+    the constant.
 
     Args:
-        model: as :func:`topographic_mapping` makes it.
+        model: a mapping, as :func:`topographic_mapping` makes it.
         y: observations, ``[M, D]``, moved to the model's device and dtype.
-        iterations: how many, at least 0.
+        iterations: number of iterations, at least 0.
         decay: the precision of W's Gaussian prior, at least 0.
         backend: as in :func:`lebm_kernels.free_energy`.
         on_iteration: called after each iteration with the number of iterations done and the mean
             log-density of ``y`` before it.
 
     Returns:
-        The mean log-density of ``y`` before each iteration.
+        The mean log-density of ``y`` before each iteration, in nats.
 
     Raises:
         TypeError: ``y`` is not a floating-point tensor.
-        ValueError: an argument is out of range, or the model is no mapping.
-        FloatingPointError: the log-density is no longer finite.
+        ValueError: an argument is out of range, ``y`` isn't finite, or ``model`` isn't a mapping.
+        FloatingPointError: the log-density is not finite.
     """
     check_count("iterations", iterations, 0)
     check_not_negative("decay", decay)
@@ -157,14 +160,19 @@ def _check_finite(y: Tensor) -> None:
 
 @torch.no_grad()
 def mean_log_density(model: DecoderModel, y: Tensor, *, backend: str | None = None) -> float:
-    """The mean of log p(y) in nats, at the beta that the model has learned.
+    """The mean of log p(y) in nats, at the model's learned beta.
+
+    Args:
+        model: with a learned beta.
+        y: observations, ``[M, D]``, moved to the model's device and dtype.
+        backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
         TypeError: ``y`` is not a floating-point tensor.
-        ValueError: the model has learned none.
+        ValueError: ``model`` has no learned beta.
     """
     if model.beta is None:
-        raise ValueError("model must have a learned beta to give densities by itself")
+        raise ValueError("model must have a learned beta to have a density, got beta None")
     check_floating("y", y, "[M, D]")
     value = model.log_density(y.to(model.z), beta=model.beta, backend=backend)
     return float(value.double().mean())
@@ -174,16 +182,16 @@ def mean_log_density(model: DecoderModel, y: Tensor, *, backend: str | None = No
 def restore(
     model: DecoderModel, y: Tensor, seen: Tensor | None = None, *, backend: str | None = None
 ) -> Tensor:
-    """The posterior mean of whole observations, given what is seen of them.
+    """The posterior mean of complete observations, given their seen elements.
 
-    A dimension that is not seen has no part in the energy, E = sum_d seen[d] (y[d] - g[d])^2: it
-    has the scale zero. The mean is taken of all of g.
+    Unseen elements do not enter the energy, E = sum_d seen[d] (y[d] - g[d])^2: their scale is zero.
+    The mean is over the whole decoded points g.
 
     Args:
         model: with a learned beta.
-        y: observations, noisy or in part unseen, ``[M, D]``.
-        seen: which of their numbers are known, broadcastable to ``y``, boolean; all if absent.
-            What stands in the other places does not matter.
+        y: observations, ``[M, D]``, noisy or incomplete.
+        seen: which elements of ``y`` are known, boolean, broadcastable to ``y``; all if absent. The
+            values of the other elements do not matter.
         backend: as in :func:`lebm_kernels.free_energy`.
 
     Returns:
@@ -191,10 +199,11 @@ def restore(
 
     Raises:
         TypeError: ``y`` is not a floating-point tensor, or ``seen`` is not boolean.
-        ValueError: the model has learned no beta, or ``seen`` does not broadcast.
+        ValueError: ``model`` has no learned beta, ``y`` isn't ``[M, D]``, or ``seen`` does not
+            broadcast.
     """
     if model.beta is None:
-        raise ValueError("model must have a learned beta to restore at")
+        raise ValueError("model must have a learned beta to restore with, got beta None")
     check_floating("y", y, "[M, D]")
     decoded = model.manifold()
     D = decoded.shape[-1]
@@ -226,7 +235,7 @@ def restore(
 def _step(
     model: DecoderModel, y: Tensor, features: Tensor, decay: float, backend: str | None
 ) -> float:
-    """One iteration; the mean log-density before it."""
+    """Do one iteration; return the mean log-density before it."""
     assert isinstance(model.decoder, RBFDecoder)
     assert model.log_beta is not None  # checked by the caller
     M, D = y.shape
@@ -234,8 +243,8 @@ def _step(
     with torch.no_grad():
         decoded = model.decoder(model.grid.points)
         beta = model.log_beta.exp()
-        cost = torch.zeros_like(decoded[:, 0])
-    inputs = [t.detach().requires_grad_() for t in (decoded, beta, cost)]
+        latent_energy = torch.zeros_like(decoded[:, 0])
+    inputs = [t.detach().requires_grad_() for t in (decoded, beta, latent_energy)]
     value = free_energy(
         y,
         inputs[0],
@@ -246,22 +255,25 @@ def _step(
     )
     total = value.double().sum()
     gradients = torch.autograd.grad(total, inputs)
-    # The rest is small, and in double: the system is nearly singular where bumps overlap.
-    grad_decoded, grad_beta, share = (g.double() for g in gradients)
+    # The rest is small, and in float64: the system is almost singular if bumps overlap.
+    # responsibility is G of the module's docstring.
+    grad_decoded, grad_beta, responsibility = (g.double() for g in gradients)
     b = float(beta)
     density = 0.5 * D * math.log(b / math.pi) - b * float(total.detach()) / M
     if not math.isfinite(density):
-        return density  # the caller refuses it, and the model stays as it was
+        return density  # the caller raises; the model is unchanged
     energy = float(total.detach()) + b * float(grad_beta)
 
     penalty = torch.full_like(features[0], decay / (2.0 * b))
     penalty[-1] = 0.0
-    system = features.T @ (share.unsqueeze(1) * features) + penalty.diag()
-    # The step from W, and not W anew: no large numbers cancel.
+    system = features.T @ (responsibility.unsqueeze(1) * features) + penalty.diag()
+    # Solve for the change of W, not for the new W: no large numbers cancel.
     right = -0.5 * features.T @ grad_decoded - penalty.unsqueeze(1) * weight.detach().double()
     step = _solve(system, right)
     moved = features @ step
-    energy += float((moved * grad_decoded).sum() + (share.unsqueeze(1) * moved.square()).sum())
+    energy += float(
+        (moved * grad_decoded).sum() + (responsibility.unsqueeze(1) * moved.square()).sum()
+    )
     with torch.no_grad():
         weight.add_(step)
         model.log_beta.fill_(math.log(0.5 * M * D / energy))
@@ -269,7 +281,7 @@ def _step(
 
 
 def _solve(system: Tensor, right: Tensor) -> Tensor:
-    """The least solution of a symmetric system that may be singular to rounding."""
+    """The solution of least norm of a symmetric system that rounding may make singular."""
     value, vector = torch.linalg.eigh(system)
     floor = value[-1] * len(value) * torch.finfo(value.dtype).eps
     inverse = torch.where(value > floor, 1.0 / value.clamp_min(floor), 0.0)
@@ -277,5 +289,6 @@ def _solve(system: Tensor, right: Tensor) -> Tensor:
 
 
 def _square(side: int, like: Tensor) -> Tensor:
+    """``side**2`` equally spaced points of [-1, 1]^2, ``[side**2, 2]``."""
     line = interval_grid(-1.0, 1.0, side, dtype=like.dtype, device=like.device)
     return product_grid(line, line).z

@@ -1,13 +1,13 @@
-"""Inference: the latent z of an observation, its restored y, and draws from the posterior.
+"""Inference: the latent of an observation, the restored observation, draws, and denoising.
 
 ::
 
     z_check = argmin_z E(y, z),      y_check = decoder(z_check),      E = |y - decoder(z)|^2 + R(z)
 
-On the grid the search is exhaustive (:func:`infer_on_grid`). Between its points z is continuous and
-E is descended from any start (:func:`infer`), which may end in a basin that is not the lowest: the
-grid, which has looked everywhere, tells. Descending the free energy instead, in y, denoises
-(:func:`denoise`).
+:func:`infer_on_grid` searches all points of the grid. :func:`infer` descends E over continuous z
+from a start. It may end in a basin that is not the lowest, and reports this if the grid has a lower
+point. :func:`sample` draws latents from the posterior. :func:`denoise` descends the free energy
+over y instead of E over z.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from lebm_kernels.models.latent_model import LatentModel
 
 
 class Inference(NamedTuple):
-    """What was inferred for each observation, constants for autograd.
+    """The inferred latents and restored observations, detached from autograd.
 
     Attributes:
-        z: z_check, ``[M]``, or ``[M, ...]`` where the grid's points have more dimensions.
+        z: z_check, ``[M]``, or ``[M, K]`` for a grid of points ``[N, K]``.
         y: y_check = decoder(z_check), the restored observations, ``[M, D]``.
-        energy: E(y, z_check), ``[M]``.
-        converged: whether the search came to its end, ``[M]``, boolean: E is stationary, or the
-            grid was searched.
-        local: whether the grid has a point of a lower basin, ``[M]``, boolean: z_check is a local
-            minimum. Two basins are not told apart where their minima differ by less than the
-            lower one and its nearest grid point.
+        energy: E(y, z_check), ``[M]``, in the units of ``y`` squared.
+        converged: whether the search ended, ``[M]``, boolean: E is stationary at z_check, or the
+            grid was searched. False for an observation with NaN.
+        local: whether the grid has a point in a lower basin, ``[M]``, boolean; z_check is then a
+            local minimum only. A lower basin goes unnoticed if its best grid point is no lower than
+            z_check.
     """
 
     z: Tensor
@@ -44,12 +44,12 @@ class Inference(NamedTuple):
 
 
 class Denoised(NamedTuple):
-    """Where observations descended to, constants for autograd.
+    """The denoised observations, detached from autograd.
 
     Attributes:
-        y: ``[M, D]``.
-        free_energy: F there, ``[M]``.
-        converged: whether F is stationary there, ``[M]``, boolean.
+        y: the ends of the descents, ``[M, D]``.
+        free_energy: F of ``y``, ``[M]``.
+        converged: whether F is stationary at ``y``, ``[M]``, boolean.
     """
 
     y: Tensor
@@ -58,10 +58,10 @@ class Denoised(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Draws from the posterior, constants for autograd.
+    """Draws from the posterior, detached from autograd.
 
     Attributes:
-        z: latents, ``[M, num_samples]``, or ``[M, num_samples, ...]``.
+        z: latents, ``[M, num_samples]``, or ``[M, num_samples, K]`` for a grid ``[N, K]``.
         y: decoder(z), ``[M, num_samples, D]``.
     """
 
@@ -73,16 +73,17 @@ class Sample(NamedTuple):
 def infer_on_grid(
     model: LatentModel, y: Tensor, x: Tensor | None = None, *, backend: str | None = None
 ) -> Inference:
-    """Take the grid's point of least energy for each observation, the first of equals.
+    """Find the grid point with the least energy for each observation; the first of equal ones.
 
     Args:
-        model: decodes and has the grid.
-        y: observations, ``[M, D]``.
+        model: the model, with its decoder and its latent grid.
+        y: observations, ``[M, D]``, in the model's dtype.
         x: conditions, broadcastable to ``[M]``; conditional models only.
         backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
-        ValueError: ``y`` isn't ``[M, D]``, or ``x`` doesn't suit the model.
+        TypeError: ``x`` isn't a tensor, or ``x`` or ``y`` isn't of the model's dtype.
+        ValueError: ``y`` isn't ``[M, D]``, or ``x`` is missing, unwanted or of another shape.
 
     Example:
         >>> from lebm_kernels.models.latent_model import Ellipse
@@ -91,12 +92,12 @@ def infer_on_grid(
         >>> found.y.detach(), found.energy.detach()
         (tensor([[2., 0.]]), tensor([1.]))
     """
-    x = _each(y, x)
+    x = _condition_each(y, x)
     z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
     energy = _energy(model, y, z, x)
-    never = torch.zeros_like(energy, dtype=torch.bool)
-    # An observation of NaN has no nearest point.
-    return Inference(z, model.decode_each(z, x), energy, ~energy.isnan(), never)
+    local = torch.zeros_like(energy, dtype=torch.bool)
+    # An observation with NaN has no nearest point.
+    return Inference(z, model.decode_each(z, x), energy, ~energy.isnan(), local)
 
 
 def infer(
@@ -110,27 +111,27 @@ def infer(
     tol: float | None = None,
     backend: str | None = None,
 ) -> Inference:
-    """Descend E(y, z) over continuous z from a start, each observation by itself.
+    """Descend E(y, z) over continuous z from a start, independently for each observation.
 
-    Nothing keeps z in the domain of the grid. Latents that mean the same, as angles a full turn
-    apart, are not reduced to one.
+    z may leave the domain of the grid. Equivalent latents, such as angles a full turn apart, are
+    not reduced to one.
 
     Args:
-        model: decodes and has the grid.
-        y: observations, ``[M, D]``.
+        model: the model, with its decoder and its latent grid.
+        y: observations, ``[M, D]``, in the model's dtype.
         x: conditions, broadcastable to ``[M]``; conditional models only.
-        start: first latents, broadcastable to ``[M]`` (``[M, ...]`` where the grid's points have
-            more dimensions); the grid's best if absent.
+        start: first latents, broadcastable to ``[M]``, or to ``[M, K]`` for a grid of points
+            ``[N, K]``; the best grid points if absent.
         method: ``"gradient"``, ``"cg"`` or ``"lbfgs"``: see
             :func:`lebm_kernels.models.descent.descend`.
-        max_steps: see there.
-        tol: see there.
+        max_steps: as in :func:`lebm_kernels.models.descent.descend`.
+        tol: as in :func:`lebm_kernels.models.descent.descend`.
         backend: of the search on the grid, as in :func:`lebm_kernels.free_energy`.
 
     Raises:
-        TypeError: ``start`` is neither a tensor nor a number.
-        ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, ``start`` doesn't
-            broadcast, or a value is out of range.
+        TypeError: as in :func:`infer_on_grid`, or ``start`` is neither a tensor nor a number.
+        ValueError: as in :func:`infer_on_grid`; or ``start`` isn't finite or doesn't broadcast; or
+            ``method``, ``max_steps`` or ``tol`` is out of range.
 
     Example:
         >>> from lebm_kernels.models.latent_model import Ellipse
@@ -140,7 +141,7 @@ def infer(
         (1.0, True, False)
     """
     best = infer_on_grid(model, y, x, backend=backend)
-    y, x = y.detach(), _each(y, x)
+    y, x = y.detach(), _condition_each(y, x)
     if not (start is None or is_real(start) or isinstance(start, Tensor)):
         raise TypeError(f"start must be a tensor or a number, got {type(start).__name__}")
     first = best.z if start is None else torch.as_tensor(start).to(best.z)
@@ -159,11 +160,11 @@ def infer(
     found = descend(function, first, method=method, max_steps=max_steps, tol=tol)
     with torch.no_grad():
         restored = model.decode_each(found.point, x)
-    # Within a convex basin no point is lower by more than slope times distance; two energies
-    # differ by their rounding too.
-    apart = (found.point - best.z).abs().reshape(len(y), model.grid.dim).sum(1)
+    # In a convex basin no point is lower than z_check by more than slope times distance. Rounding
+    # adds to the difference of two energies.
+    distance = (found.point - best.z).abs().reshape(len(y), model.grid.dim).sum(1)
     size = (y - restored).norm(dim=-1) * restored.norm(dim=-1) + found.value.abs()
-    slack = found.slope * apart + 8.0 * torch.finfo(size.dtype).eps * size
+    slack = found.slope * distance + 8.0 * torch.finfo(size.dtype).eps * size
     local = found.value > best.energy + slack
     return Inference(found.point, restored, found.value, found.converged, local)
 
@@ -179,33 +180,33 @@ def denoise(
     tol: float | None = None,
     backend: str | None = None,
 ) -> Denoised:
-    """Descend the free energy F(y) in y from the observations, each by itself.
+    """Descend the free energy F(y) over y from each observation, independently of the others.
 
-    Cold, an observation ends on its nearest decoded grid point; warm, at a minimum of the
-    smoothed energy. Few ``max_steps`` take out a part of the noise.
+    Cold, an observation ends on its nearest decoded grid point. Warm, it ends at a minimum of the
+    smoothed energy. A small ``max_steps`` removes only a part of the noise.
 
     Args:
-        model: gives the free energies.
-        y: observations, ``[M, D]``.
+        model: the model whose free energy is descended.
+        y: observations, ``[M, D]``, in the model's dtype.
         x: conditions, broadcastable to ``[M]``; conditional models only.
         beta: inverse temperature; infinity is zero temperature.
         method: ``"gradient"``, ``"cg"`` or ``"lbfgs"``: see
             :func:`lebm_kernels.models.descent.descend`.
-        max_steps: see there.
-        tol: see there.
+        max_steps: as in :func:`lebm_kernels.models.descent.descend`.
+        tol: as in :func:`lebm_kernels.models.descent.descend`.
         backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
-        TypeError: ``y`` is not a floating-point tensor.
-        ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, or a value is out of
-            range.
+        TypeError: as in :func:`infer_on_grid`.
+        ValueError: as in :func:`infer_on_grid`; or ``beta``, ``method``, ``max_steps`` or ``tol``
+            is out of range.
     """
-    x = _each(y, x)
+    x = _condition_each(y, x)
     check_floating("y", y, "[M, D]")
 
     def function(point: Tensor, rows: Tensor) -> Tensor:
-        at = None if x is None else x[rows]
-        return model.free_energy(point, at, beta=beta, backend=backend)
+        condition = None if x is None else x[rows]
+        return model.free_energy(point, condition, beta=beta, backend=backend)
 
     found = descend(function, y, method=method, max_steps=max_steps, tol=tol)
     return Denoised(found.point, found.value, found.converged)
@@ -224,27 +225,27 @@ def sample(
     """Draw latents of the grid from the posterior of each observation, and decode them.
 
     Args:
-        model: decodes and has the grid.
-        y: observations, ``[M, D]``.
+        model: the model, with its decoder and its latent grid.
+        y: observations, ``[M, D]``, in the model's dtype.
         x: conditions, broadcastable to ``[M]``; conditional models only.
-        num_samples: how many draws an observation, at least 0.
-        beta: inverse temperature; at infinity the draws are among the exact minima.
+        num_samples: draws per observation, at least 0.
+        beta: inverse temperature; at infinity only exact minima are drawn.
         generator: source of the draws, on y's device; the global generator if absent.
 
     Raises:
-        ValueError: ``y`` isn't ``[M, D]``, ``x`` doesn't suit the model, or a value is out of
-            range.
+        TypeError: as in :func:`infer_on_grid`.
+        ValueError: as in :func:`infer_on_grid`; or ``num_samples`` or ``beta`` is out of range.
     """
-    x = _each(y, x)
+    x = _condition_each(y, x)
     index = model.sample_latent(y, x, num_samples=num_samples, beta=beta, generator=generator)
     z = model.z[index]
-    each = None if x is None else x.repeat_interleave(num_samples)
-    restored = model.decode_each(z.flatten(0, 1), each)
+    condition = None if x is None else x.repeat_interleave(num_samples)
+    restored = model.decode_each(z.flatten(0, 1), condition)
     return Sample(z, restored.view(len(y), num_samples, y.shape[1]))
 
 
-def _each(y: Tensor, x: Tensor | None) -> Tensor | None:
-    """The condition of each observation, ``[M]``."""
+def _condition_each(y: Tensor, x: Tensor | None) -> Tensor | None:
+    """Check y; the condition of each observation, ``[M]``."""
     if not isinstance(y, Tensor) or y.dim() != 2:
         shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y must have shape [M, D], got {shape}")
@@ -259,13 +260,14 @@ def _each(y: Tensor, x: Tensor | None) -> Tensor | None:
 
 
 def _energy(model: LatentModel, y: Tensor, z: Tensor, x: Tensor | None) -> Tensor:
-    """E ``[m]`` of observations ``y[m, D]`` with a latent ``z[m, ...]`` each."""
+    """E ``[m]`` of observations ``y[m, D]``, each with one latent ``z[m]`` or ``z[m, K]``."""
     energy = (y - model.decode_each(z, x)).square().sum(-1)
     if model.regulariser is None:
         return energy
-    # A learned prior is normalised over the grid: the latents stand beside it without weight.
+    # A learned prior is normalised over the grid. Appended to it with weight 0, the latents do not
+    # change the normaliser.
     grid = model.grid
     points = torch.cat((z.reshape(len(z), grid.dim), grid.points))
     log_measure = torch.cat((z.new_full((len(z),), -torch.inf), grid.log_measure))
-    cost: Tensor = model.regulariser(points, log_measure)[: len(z)]
-    return energy + cost
+    latent_energy: Tensor = model.regulariser(points, log_measure)[: len(z)]
+    return energy + latent_energy

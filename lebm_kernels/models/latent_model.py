@@ -1,10 +1,12 @@
 """Latent-variable energy-based models over a fixed latent grid.
 
-A model says, for the condition of a query, the decoded grid and what scales it; its free energy is
-:func:`lebm_kernels.free_energy` of them, of the grid's weights and of what the latents cost by
-themselves. :class:`CircleModel` has a fixed circle and learns radii, :class:`DecoderModel` learns
-any decoder. A new model gives ``decode``, and overrides ``_arguments`` where the operation can take
-a shorter way than the decoded points.
+A model decodes the latent grid, at a condition x if it is conditional. Its free energy is
+:func:`lebm_kernels.free_energy` of the decoded points, the grid's weights and the regulariser's
+latent energies. :class:`CircleModel` scales a fixed circle by learned radii;
+:class:`DecoderModel` learns any decoder.
+
+A new model implements ``decode`` and ``decode_each``. It also overrides ``_arguments`` if the
+operation can take cheaper arguments than the decoded points, such as a circle and its radii.
 """
 
 from __future__ import annotations
@@ -34,12 +36,13 @@ if TYPE_CHECKING:
 
 
 class LatentModel(nn.Module):
-    """What all models have: a latent grid, its measure, what latents cost, and a temperature.
+    """The base of all models: a latent grid, an optional regulariser, an optional learned beta.
 
-    Where no beta is given, a model is cold, as the practicum's are: F is the least energy, and
-    what is restored the nearest point. Only draws are at beta = 1, as cold there is nothing left to
-    draw; a density has no default, as there beta is the data's noise, 1 / (2 sigma^2).
-    (:func:`lebm_kernels.free_energy`, an operation that knows of no model, is at 1.)
+    The default beta of a model is infinity (cold), as in the practicum: F is the least energy, and
+    a restored observation is the nearest decoded point. Two methods differ. :meth:`sample_latent`
+    has the default 1, because a cold draw is always the nearest latent. :meth:`log_density` has no
+    default, because its beta is a property of the data: 1 / (2 sigma^2) for noise of standard
+    deviation sigma. The function :func:`lebm_kernels.free_energy` has the default 1.
 
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
@@ -73,7 +76,7 @@ class LatentModel(nn.Module):
         self._set_grid(periodic_grid() if grid is None else grid)
 
     def _set_grid(self, grid: LatentGrid) -> None:
-        # Buffers follow .to(), and stay out of the state: it holds what was learned, no more.
+        # Buffers follow .to(). Not persistent: the state dict holds only what was learned.
         self.register_buffer("z", grid.z, persistent=False)
         self.register_buffer("log_weight", grid.log_weight, persistent=False)
 
@@ -83,11 +86,15 @@ class LatentModel(nn.Module):
         return LatentGrid(self.z, self.log_weight)
 
     def on_grid(self, grid: LatentGrid) -> Self:
-        """A copy of this model, sharing nothing with it, over another latent grid.
+        """A deep copy of this model over another latent grid.
+
+        Args:
+            grid: the new grid, with as many dimensions as the old one; it is moved to the model's
+                device and dtype.
 
         Raises:
-            TypeError: it is no :class:`~lebm_kernels.models.grids.LatentGrid`.
-            ValueError: the grid has another number of dimensions.
+            TypeError: ``grid`` isn't a :class:`~lebm_kernels.models.grids.LatentGrid`.
+            ValueError: ``grid`` has another number of dimensions.
         """
         if not isinstance(grid, LatentGrid):
             raise TypeError(f"grid must be a LatentGrid, got {type(grid).__name__}")
@@ -103,11 +110,14 @@ class LatentModel(nn.Module):
         return model
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        """Decode latents, on the grid or not: ``[N, D]``, or ``[..., N, D]`` for conditions.
+        """Decode latents, which need not lie on the grid.
 
         Args:
             z: latents, ``[N]`` or ``[N, K]``.
             x: conditions, ``[...]``; conditional models only.
+
+        Returns:
+            ``[N, D]``, or ``[..., N, D]`` for conditions ``[...]``.
 
         Raises:
             ValueError: ``x`` is missing from a conditional model or given to another.
@@ -115,11 +125,14 @@ class LatentModel(nn.Module):
         raise NotImplementedError
 
     def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        """Decode one latent an observation, each at its own condition: ``[M, D]``.
+        """Decode one latent per observation, each at its own condition.
 
         Args:
-            z: latents, ``[M]`` or ``[M, K]``, of as many dimensions as the grid's.
+            z: latents, ``[M]`` or ``[M, K]``, with as many dimensions as the grid has.
             x: conditions, ``[M]``; conditional models only.
+
+        Returns:
+            ``[M, D]``.
 
         Raises:
             ValueError: ``x`` is missing from a conditional model or given to another.
@@ -136,7 +149,7 @@ class LatentModel(nn.Module):
 
     @property
     def latent_energy(self) -> Tensor | None:
-        """R on the grid, ``[N]``; ``None`` without a regulariser."""
+        """The regulariser's R(z) on the grid, ``[N]``; ``None`` without a regulariser."""
         if self.regulariser is None:
             return None
         grid = self.grid
@@ -144,10 +157,10 @@ class LatentModel(nn.Module):
         return value
 
     def learn_beta(self, beta: float = 1.0) -> Self:
-        """Give the model an inverse temperature of its own to learn, and return the model.
+        """Make the inverse temperature a parameter of the model, and return the model.
 
         Args:
-            beta: where it starts, positive and finite.
+            beta: its first value, positive and finite.
 
         Raises:
             ValueError: ``beta`` is out of range.
@@ -159,7 +172,7 @@ class LatentModel(nn.Module):
 
     @property
     def beta(self) -> Tensor | None:
-        """The learned inverse temperature, a scalar; ``None`` where none is learned."""
+        """The learned inverse temperature, a scalar; ``None`` if beta is not learned."""
         return None if self.log_beta is None else self.log_beta.exp()
 
     def free_energy(
@@ -170,23 +183,25 @@ class LatentModel(nn.Module):
         beta: float | Tensor = torch.inf,
         backend: str | None = None,
     ) -> Tensor:
-        """F of each observation, ``[..., M]``.
+        """The free energy F of each observation.
 
         Args:
             y: observations, ``[..., M, D]``.
             x: the condition of each, broadcastable to ``[..., M]``; conditional models only.
-            beta: inverse temperature, a number or a tensor that broadcasts to F; the default is
-                the zero-temperature limit.
+            beta: inverse temperature, a number or a tensor that broadcasts to F; infinity is the
+                zero-temperature limit.
             backend: as in :func:`lebm_kernels.free_energy`.
 
+        Returns:
+            ``[..., M]``, in the units of ``y`` squared.
+
         Raises:
-            TypeError: ``y`` or ``x`` is no tensor, or not of the model's dtype.
+            TypeError: ``y`` or ``x`` isn't a tensor of the model's dtype.
             ValueError: ``x`` is missing from a conditional model or given to another, or has more
-                than one condition an observation; or ``y`` has not the dimensions that the model
-                decodes to.
+                than one condition per observation; or the model decodes to another D than y's.
         """
-        value = free_energy(**self._question(y, x, beta), backend=backend)
-        return value.squeeze(-1) if self._each_its_own(x) else value
+        value = free_energy(**self._operation_arguments(y, x, beta), backend=backend)
+        return value.squeeze(-1) if self._has_grid_per_query(x) else value
 
     def posterior(
         self,
@@ -196,16 +211,20 @@ class LatentModel(nn.Module):
         beta: float | Tensor = torch.inf,
         backend: str | None = None,
     ) -> Posterior:
-        """What is known about the latent of each observation: arguments as in `free_energy`.
+        """The posterior of each observation's latent: arguments as in :meth:`free_energy`.
 
-        The restored observations are ``model.manifold(x)`` at ``index`` (cold), or ``mean`` (warm;
-        times ``scale(x)`` where the model is a circle's).
+        A restored observation is ``model.manifold(x)`` at ``index`` when cold, and ``mean`` when
+        warm. A :class:`CircleModel`'s ``mean`` is of the unit circle: multiply it by ``scale(x)``.
+
+        Returns:
+            See :class:`lebm_kernels.Posterior`; ``[..., M]``, and ``[..., M, D]`` for ``mean``.
 
         Raises:
-            ValueError: ``x`` is missing from a conditional model or given to another.
+            TypeError: as in :meth:`free_energy`.
+            ValueError: as in :meth:`free_energy`.
         """
-        found = posterior(**self._question(y, x, beta), backend=backend)
-        if not self._each_its_own(x):
+        found = posterior(**self._operation_arguments(y, x, beta), backend=backend)
+        if not self._has_grid_per_query(x):
             return found
         value, mean, energy, relative_entropy, index = found
         return Posterior(
@@ -225,25 +244,29 @@ class LatentModel(nn.Module):
         beta: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw latents of the grid from each posterior: indices ``[..., M, num_samples]``.
+        """Draw latents of the grid from each observation's posterior.
 
         Args:
             y: observations, ``[..., M, D]``.
             x: the condition of each, as in :meth:`free_energy`.
-            num_samples: how many draws an observation, at least 0.
-            beta: inverse temperature, as in :meth:`free_energy`, but 1 if absent: at infinity all
-                draws are of the nearest latents.
+            num_samples: draws per observation, at least 0.
+            beta: inverse temperature, as in :meth:`free_energy`; at infinity only the nearest
+                latents are drawn.
             generator: source of the draws, on y's device; the global generator if absent.
 
+        Returns:
+            Indices of latents, ``[..., M, num_samples]``, int64.
+
         Raises:
-            ValueError: ``x`` is missing from a conditional model or given to another.
+            TypeError: as in :meth:`free_energy`.
+            ValueError: as in :meth:`free_energy`, or ``num_samples`` is negative.
         """
         found = sample_latent(
-            **self._question(y, x, beta),
+            **self._operation_arguments(y, x, beta),
             num_samples=num_samples,
             generator=generator,
         )
-        return found.squeeze(-2) if self._each_its_own(x) else found
+        return found.squeeze(-2) if self._has_grid_per_query(x) else found
 
     def log_density(
         self,
@@ -253,23 +276,27 @@ class LatentModel(nn.Module):
         beta: float | Tensor,
         backend: str | None = None,
     ) -> Tensor:
-        """The logarithm of the normalised density of each observation given x, ``[..., M]``.
+        """The logarithm of each observation's normalised density, given x.
 
-        As E is a squared distance, exp(-beta E) is a Gaussian of variance 1/(2 beta) about each
-        decoded latent, and its normaliser is known::
+        E is a squared distance, so exp(-beta E) is a Gaussian of variance 1/(2 beta) about each
+        decoded latent, with a known normaliser::
 
             log p(y) = -beta F(y) + D/2 log(beta/pi) - log sum_n w[n] exp(-beta R(z[n]))
 
         Args:
             y: observations, ``[..., M, D]``.
             x: the condition of each, as in :meth:`free_energy`.
-            beta: inverse temperature, positive and finite; a tensor may be learned, and is a
-                scalar where latents cost something.
+            beta: inverse temperature, positive and finite. A tensor gets its gradient; it must be
+                a scalar if the model has a regulariser.
             backend: as in :func:`lebm_kernels.free_energy`.
 
+        Returns:
+            ``[..., M]``, in nats.
+
         Raises:
-            ValueError: ``beta`` is a number out of range, or a tensor with a number below 0 or a
-                NaN (in eager mode, where it can be looked at); or ``x`` doesn't suit the model.
+            TypeError: as in :meth:`free_energy`.
+            ValueError: as in :meth:`free_energy`; or ``beta`` is a number out of range, or a tensor
+                with a negative number or a NaN (checked in eager mode only).
         """
         if not isinstance(beta, Tensor):
             if not (0.0 < number(beta) < math.inf):
@@ -279,26 +306,25 @@ class LatentModel(nn.Module):
             raise ValueError(f"beta must be positive and finite for a density, got {beta}")
         value = self.free_energy(y, x, beta=beta, backend=backend)
         normaliser = 0.5 * y.shape[-1] * (beta / math.pi).log()
-        cost = self.latent_energy
-        if cost is not None:
-            normaliser = normaliser - torch.logsumexp(self.grid.log_measure - beta * cost, 0)
+        energy = self.latent_energy
+        if energy is not None:
+            normaliser = normaliser - torch.logsumexp(self.grid.log_measure - beta * energy, 0)
         return normaliser - beta * value
 
     def _arguments(self, x: Tensor | None) -> dict[str, Any]:
-        """What the operation takes beside y and beta."""
+        """The arguments of the operation other than y and beta."""
         return {
             "decoded": self.manifold(x),
             "log_weight": self.log_weight,
             "latent_energy": self.latent_energy,
         }
 
-    def _question(self, y: Tensor, x: Tensor | None, beta: float | Tensor) -> dict[str, Any]:
-        """What the operation takes; each query is a batch where each has its own decoded grid.
+    def _operation_arguments(
+        self, y: Tensor, x: Tensor | None, beta: float | Tensor
+    ) -> dict[str, Any]:
+        """The arguments of the operation, checked: see :meth:`free_energy` for the errors.
 
-        Raises:
-            TypeError: ``x`` or ``y`` is no tensor, or not of the model's dtype.
-            ValueError: ``x`` is missing or unwanted, or would give a query more than one condition;
-                or ``y`` has not as many dimensions as the model decodes to.
+        If each query has its own decoded grid, each query becomes a batch of one.
         """
         self._check_condition(x)
         arguments = self._arguments(x)
@@ -310,18 +336,18 @@ class LatentModel(nn.Module):
             pairs = zip(leading[::-1], queries[::-1], strict=False)
             if len(leading) > len(queries) or any(a not in (1, b) for a, b in pairs):
                 column = x.shape[-1:] == (1,) and x.shape[:-1] == queries
-                hint = "; x.squeeze(-1) has one each" if column else ""
+                hint = "; x.squeeze(-1) has that shape" if column else ""
                 raise ValueError(
-                    f"x must have one condition an observation, {list(queries)} of them as y "
+                    f"x must have one condition per observation, {list(queries)} of them as y "
                     f"{list(y.shape)} has, got shape {list(x.shape)}{hint}"
                 )
-        if self._each_its_own(x):
+        if self._has_grid_per_query(x):
             y = y.unsqueeze(-2)
             beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
         return {"y": y, "beta": beta, **arguments}
 
-    def _each_its_own(self, x: Tensor | None) -> bool:
-        """Whether each query has its own decoded grid, so that it is a batch of its own."""
+    def _has_grid_per_query(self, x: Tensor | None) -> bool:
+        """Whether each query has its own decoded grid."""
         return x is not None and x.dim() > 0
 
     def _check_condition(self, x: Tensor | None) -> None:
@@ -336,19 +362,22 @@ class LatentModel(nn.Module):
                 f"got {type(x).__name__}"
             )
         if not self.conditional:
-            raise ValueError(f"x was given, of shape {list(x.shape)}: {name} is unconditional")
+            raise ValueError(
+                f"x must be absent as {name} is unconditional, got shape {list(x.shape)}"
+            )
 
     def _check_observations(self, y: Tensor, decoded: Tensor) -> None:
-        """Refuse observations unlike what the model decodes to, which the caller never named.
+        """Compare y with the decoded points, and name the model if they do not fit.
 
-        What is wrong with them in themselves is for the operation to say.
+        The operation would name ``decoded``, an argument that the caller did not pass. It still
+        reports whatever else is wrong with y.
         """
         if not isinstance(y, Tensor) or y.layout != torch.strided or y.is_nested or y.dim() < 2:
             return
         name, num_dims = type(self).__name__, decoded.shape[-1]
-        wanted = autocast_dtype(decoded.dtype, y.device.type)
-        if autocast_dtype(y.dtype, y.device.type) != wanted:
-            raise TypeError(f"y must be {wanted} as {name} decodes to, got {y.dtype}")
+        expected = autocast_dtype(decoded.dtype, y.device.type)
+        if autocast_dtype(y.dtype, y.device.type) != expected:
+            raise TypeError(f"y must be {expected} as {name} decodes to, got {y.dtype}")
         if y.device != decoded.device:
             raise ValueError(f"y must be on {decoded.device} as {name} is, got {y.device}")
         if y.shape[-1] != num_dims:
@@ -358,7 +387,7 @@ class LatentModel(nn.Module):
 
 
 class CircleModel(LatentModel):
-    """The circle decoded on a latent grid, scaled by radii: the common part of two models.
+    """A unit circle on a grid of angles, scaled by radii: the base of two models.
 
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
@@ -375,7 +404,7 @@ class CircleModel(LatentModel):
         self.register_buffer("decoded", circle(grid.points.squeeze(1)), persistent=False)
 
     def scale(self, x: Tensor | None = None) -> Tensor:
-        """The radii that scale the circle: ``[2]``, or ``[..., 2]`` for conditions ``x[...]``."""
+        """The radii: ``[2]``, or ``[..., 2]`` for conditions ``x[...]``."""
         raise NotImplementedError
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
@@ -383,11 +412,11 @@ class CircleModel(LatentModel):
         return self._checked_scale(x).unsqueeze(-2) * circle(z.reshape(-1))
 
     def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        """A point of each one's scaled circle: as in :meth:`LatentModel.decode_each`."""
+        """One point of the scaled circle per angle: as in :meth:`LatentModel.decode_each`."""
         return self._checked_scale(x) * circle(z.reshape(-1))
 
     def _arguments(self, x: Tensor | None) -> dict[str, Any]:
-        # The circle needs no gradient and is one for all queries: the radii are a scale.
+        # With the radii as the scale, all queries share one grid, which needs no gradient.
         return {
             "decoded": self.decoded,
             "scale": self._checked_scale(x),
@@ -395,7 +424,7 @@ class CircleModel(LatentModel):
             "latent_energy": self.latent_energy,
         }
 
-    def _each_its_own(self, x: Tensor | None) -> bool:
+    def _has_grid_per_query(self, x: Tensor | None) -> bool:
         return False
 
     def _checked_scale(self, x: Tensor | None) -> Tensor:
@@ -404,13 +433,17 @@ class CircleModel(LatentModel):
 
 
 class Ellipse(CircleModel):
-    """An unconditional model: every observation lies about one ellipse of two learned radii.
+    """An unconditional model: all observations lie near one ellipse with two learned radii.
 
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
-        radii: the first radii, ``[2]``; drawn from N(0, 1) if absent.
+        radii: the first radii, ``[2]``, floating point; drawn from N(0, 1) if absent.
         regulariser: as in :class:`LatentModel`.
         generator: source of the draw; the global generator if absent.
+
+    Raises:
+        TypeError: ``grid`` or ``radii`` has the wrong type.
+        ValueError: ``grid`` has more than one dimension, or ``radii`` another shape.
 
     Example:
         >>> model = Ellipse(radii=torch.tensor([2.0, 1.5]))
@@ -437,7 +470,7 @@ class Ellipse(CircleModel):
 
 
 class Horn(CircleModel):
-    """A conditional model: observations at x lie about an ellipse whose radii x predicts.
+    """A conditional model: observations at x lie near an ellipse with radii predicted from x.
 
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
@@ -460,21 +493,22 @@ class Horn(CircleModel):
     def scale(self, x: Tensor | None = None) -> Tensor:
         """The predicted radii ``[..., 2]`` at ``x[...]``."""
         if x is None:
-            raise ValueError("x is missing: the radii of a horn are those of a section")
+            raise ValueError("x is missing: Horn predicts the radii from x")
         return self.predictor(x)
 
 
 class DecoderModel(LatentModel):
-    """A model of any decoder: g(z), or g(f(x), z) where there is a predictor f.
+    """A model with any decoder: g(z), or g(f(x), z) with a predictor f.
 
-    Without a predictor all queries share one decoded grid. With one each query has its own, so
-    that a batch of M conditions holds M N D numbers; one condition for all queries shares again.
+    Without a predictor all queries share one decoded grid. With a predictor each query has its own
+    decoded grid, so a batch of M conditions holds M N D numbers. A single condition ``x[]`` for all
+    queries needs one decoded grid only.
 
     Args:
-        decoder: a module from points ``z[N, K]`` to ``[N, D]``; with a predictor it is called with
-            codes ``[..., dim(f)]`` too, and gives ``[..., N, D]``. For :meth:`decode_each` it takes
-            points ``[M, 1, K]`` with codes ``[M, dim(f)]`` as well.
-        predictor: f, a module from conditions ``x[...]`` to codes ``[..., dim(f)]``; the model is
+        decoder: a module from points ``z[N, K]`` to ``[N, D]``. With a predictor its second
+            argument is codes ``[..., dim(f)]``, and it returns ``[..., N, D]``;
+            :meth:`decode_each` calls it with points ``[M, 1, K]`` and codes ``[M, dim(f)]``.
+        predictor: f, a module from conditions ``x[...]`` to codes ``[..., dim(f)]``. The model is
             conditional if it is given.
         grid: the latent grid; the practicum's 48 angles if absent.
         regulariser: as in :class:`LatentModel`.
@@ -494,15 +528,15 @@ class DecoderModel(LatentModel):
         self.predictor = predictor
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        """The decoder's points at latents ``z``: as in :meth:`LatentModel.decode`."""
+        """Apply the decoder to latents ``z``: as in :meth:`LatentModel.decode`."""
         return self._decode(z.unsqueeze(-1) if z.dim() == 1 else z, x)
 
     def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        """The decoder's point of each: as in :meth:`LatentModel.decode_each`."""
+        """Apply the decoder to one latent each: as in :meth:`LatentModel.decode_each`."""
         points = z.unsqueeze(-1) if z.dim() == 1 else z
         if self.predictor is None:
             return self._decode(points, x)
-        # A grid of one point at each condition.
+        # Each condition has a grid of one point.
         return self._decode(points.unsqueeze(-2), x).squeeze(-2)
 
     def _decode(self, points: Tensor, x: Tensor | None) -> Tensor:
@@ -522,12 +556,12 @@ def neural_horn(
     hidden: tuple[int, ...] = (32, 32),
     generator: torch.Generator | None = None,
 ) -> DecoderModel:
-    """The horn whose decoder g(f(x), z) is a network too and has to learn the circle itself.
+    """A horn whose decoder g(f(x), z) is a network, which has to learn the closed curve itself.
 
     Args:
         grid: the latent grid over [0, 2 pi]; the practicum's 48 angles if absent.
         code_dim: dim(f), the number of outputs of the predictor.
-        hidden: the decoder's numbers of hidden units.
+        hidden: numbers of units of the decoder's hidden layers.
         generator: source of the first weights; the global generator if absent.
 
     Raises:

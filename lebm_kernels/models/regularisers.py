@@ -1,8 +1,9 @@
-"""Regularisers: what a latent costs by itself, the R(z) of E(y, z) = C(y, z) + R(z).
+"""Regularisers: the energy R(z) of a latent in E(y, z) = |y - decoder(z)|^2 + R(z).
 
-A latent with as many dimensions as the data can decode to every point, and then the free energy is
-low everywhere and tells nothing. R makes latents dear, so that few of them are worth using. It is
-a module of the grid's points and their measure, and enters the free energy as ``latent_energy``.
+A latent with as many dimensions as the data can decode to every point. The free energy is then low
+everywhere, and does not distinguish data from other points. R gives most latents a high energy, so
+that only a few explain the data. A regulariser is a module of the grid's points and log-weights.
+Its result enters the free energy as ``latent_energy``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lebm_kernels.checks import check_count, check_not_negative
 
 
 class _Penalty(nn.Module):
-    """``strength`` times a measure of the latents' size."""
+    """A regulariser with a factor ``strength``, at least 0."""
 
     def __init__(self, strength: float = 1.0) -> None:
         super().__init__()
@@ -43,12 +44,12 @@ class L2(_Penalty):
     """
 
     def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
-        """R ``[N]`` of the points ``z[N, K]``."""
+        """R ``[N]`` of points ``z[N, K]``; ``log_measure`` is ignored."""
         return self.strength * z.square().sum(-1)
 
 
 class L1(_Penalty):
-    """``R(z) = strength sum |z_k|``: a Laplace prior; latents at zero in most dimensions are cheap.
+    """``R(z) = strength sum_k |z_k|``: a Laplace prior, which favours latents with many zeros.
 
     Args:
         strength: at least 0, in units of ``y`` squared.
@@ -62,19 +63,21 @@ class L1(_Penalty):
     """
 
     def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
-        """R ``[N]`` of the points ``z[N, K]``."""
+        """R ``[N]`` of points ``z[N, K]``; ``log_measure`` is ignored."""
         return self.strength * z.abs().sum(-1)
 
 
 class LearnedPrior(_Penalty):
-    """R(z) = -strength log p(z), with p a learned density: a network K -> hidden -> 1, normalised.
+    """``R(z) = -strength log p(z)``, where p is a learned density.
 
-    p is relative to the grid's measure w: sum_n w[n] p(z[n]) = 1. So R cannot fall everywhere, and
-    what the data do not use becomes dear. It starts uniform, with R = 0.
+    log p is a network K -> hidden -> 1, normalised over the grid's weights w:
+    sum_n w[n] p(z[n]) = 1. Therefore R cannot fall everywhere: it rises on latents that the data do
+    not use. p starts uniform, with R = 0.
 
     Args:
         dim: K, the number of latent dimensions.
-        strength: at least 0, in units of ``y`` squared; 1/beta makes p the prior at beta.
+        strength: at least 0, in units of ``y`` squared. With strength 1/beta, p is the prior of
+            the latents at beta.
         hidden: number of hidden units.
         generator: source of the first weights; the global generator if absent.
 
@@ -102,6 +105,6 @@ class LearnedPrior(_Penalty):
         self.layers: nn.Sequential = nn.Sequential(first, nn.Tanh(), last)
 
     def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
-        """R ``[N]`` of the points ``z[N, K]`` with log-weights ``log_measure[N]`` of sum one."""
+        """R ``[N]`` of points ``z[N, K]`` with normalised log-weights ``log_measure[N]``."""
         logit = self.layers(z).squeeze(-1)
         return -self.strength * (logit - torch.logsumexp(log_measure + logit, 0))

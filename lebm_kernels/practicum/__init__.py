@@ -1,7 +1,7 @@
-"""The figures of the practicum on latent-variable energy-based models, each from models at hand.
+"""The figures of the practicum on latent-variable energy-based models.
 
-:class:`Practicum` draws the data and trains what a figure asks for, once; ``FIGURES`` has the
-figures by name. ``docs/practicum.md`` walks through them.
+:class:`Practicum` draws the data and trains each model when a figure first needs it. ``FIGURES``
+maps names to figures. ``docs/practicum.md`` explains them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lebm_kernels import figures
+from lebm_kernels.figures import latents, manifolds, maps, overview, sections
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.practicum.recipes import RECIPES
 from lebm_kernels.training.datasets import Dataset
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WARM_BETA = 1.0
-"""The practicum's temperature of warm training."""
+"""The inverse temperature of the practicum's warm training."""
 
 BETAS = (math.inf, 10.0, 3.0, 1.0, 0.3, 0.0)
-"""Inverse temperatures of the family of sections, from cold to hot."""
+"""The inverse temperatures of the figure ``sections``, from cold to hot."""
 
 SAMPLES = (23, 10)
-"""The observations that the practicum looks at one by one."""
+"""Indices of the observations that the practicum examines one by one."""
 
 
 def lattice() -> Tensor:
-    """The practicum's 25 x 17 points of the plane, a quarter apart, ``[425, 2]``."""
+    """The practicum's 25 x 17 points of the plane with spacing 1/4, ``[425, 2]``, float32."""
     return torch.cartesian_prod(torch.linspace(-3.0, 3.0, 25), torch.linspace(-2.0, 2.0, 17))
 
 
@@ -45,12 +45,12 @@ class Trained:
 
     Args:
         recipe: a name of :data:`lebm_kernels.practicum.recipes.RECIPES`.
-        seed: of the data and of the model's start.
+        seed: of the data, the model's first parameters and the shuffling.
         changes: fields of the recipe's configuration to replace.
 
     Attributes:
         untrained: the model before training.
-        data: what it is trained on.
+        data: the training data.
 
     Raises:
         ValueError: the seed or a changed field is out of range.
@@ -64,7 +64,7 @@ class Trained:
 
     @cached_property
     def model(self) -> LatentModel:
-        """The trained model."""
+        """The trained model; the first access trains it."""
         model = copy.deepcopy(self.untrained)
         train(model, self.data, self._config, progress=False)
         return model
@@ -72,11 +72,11 @@ class Trained:
 
 @dataclass
 class Practicum:
-    """The practicum's models, trained when first asked for.
+    """The practicum's models, each trained at its first use.
 
     Attributes:
-        seed: of the data, the starts and the shuffling.
-        epochs: passes over the data; the recipes' own if ``None``.
+        seed: of the data, the models' first parameters and the shuffling.
+        epochs: passes over the data; ``None`` takes the recipe's number.
     """
 
     seed: int = 0
@@ -104,37 +104,37 @@ class Practicum:
 
 
 def _overview(run: Practicum) -> Figure:
-    return figures.overview_figure(run.cold.model, run.cold.data)
+    return overview.overview_figure(run.cold.model, run.cold.data)
 
 
 def _energies(run: Practicum) -> Figure:
-    return figures.energy_curves_figure(run.cold.untrained, run.cold.data)
+    return latents.energy_curves_figure(run.cold.untrained, run.cold.data)
 
 
 def _restored(run: Practicum) -> Figure:
-    return figures.restored_figure(run.cold.untrained, lattice())
+    return latents.restored_figure(run.cold.untrained, lattice())
 
 
 def _gradient(run: Practicum) -> Figure:
-    return figures.gradient_figure(run.cold.untrained, lattice())
+    return maps.gradient_figure(run.cold.untrained, lattice())
 
 
 def _surface(run: Practicum) -> Figure:
-    return figures.surface_figure(run.cold.untrained)
+    return sections.surface_figure(run.cold.untrained)
 
 
 def _section(run: Practicum) -> Figure:
-    return figures.section_figure(run.cold.untrained)
+    return sections.section_figure(run.cold.untrained)
 
 
 def _likelihood(run: Practicum) -> Figure:
     chosen = [(f"$Y[{i}]$", run.cold.data.y[i]) for i in SAMPLES]
-    return figures.likelihood_figure(run.cold.untrained, [*chosen, ("$(0, 0)$", torch.zeros(2))])
+    return latents.likelihood_figure(run.cold.untrained, [*chosen, ("$(0, 0)$", torch.zeros(2))])
 
 
 def _sections(run: Practicum) -> Figure:
     panels = [("Untrained", run.cold.untrained), ("Trained cold", run.cold.model)]
-    return figures.sections_figure(panels, BETAS)
+    return sections.sections_figure(panels, BETAS)
 
 
 def _pulls(run: Practicum) -> Figure:
@@ -144,15 +144,15 @@ def _pulls(run: Practicum) -> Figure:
         ("Untrained, warm", run.warm.untrained, WARM_BETA),
         ("Trained warm", run.warm.model, WARM_BETA),
     ]
-    return figures.pulls_figure(panels, run.cold.data, chosen=SAMPLES[0])
+    return latents.pulls_figure(panels, run.cold.data, chosen=SAMPLES[0])
 
 
 def _horn_data(run: Practicum) -> Figure:
-    return figures.horn_data_figure(run.horn.data)
+    return manifolds.horn_data_figure(run.horn.data)
 
 
 def _horn(run: Practicum) -> Figure:
-    return figures.horn_points_figure(run.horn.untrained, run.horn.model, run.horn.data)
+    return manifolds.horn_points_figure(run.horn.untrained, run.horn.model, run.horn.data)
 
 
 FIGURES: dict[str, Callable[[Practicum], Figure]] = {
@@ -168,4 +168,4 @@ FIGURES: dict[str, Callable[[Practicum], Figure]] = {
     "horn": _horn,
     "overview": _overview,
 }
-"""The figures by name, in the practicum's order, and last the one that sums up the package."""
+"""The figures by name, in the practicum's order; the last is the README's overview."""

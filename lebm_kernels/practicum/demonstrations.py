@@ -1,6 +1,6 @@
-"""Two things that go wrong with latent-variable models, shown by training: memorising, collapsing.
+"""Two failures of latent-variable models, shown by training: memorising and collapsing.
 
-Each function trains small models and returns what was seen, a row a model.
+Each function trains small models and returns one row per model.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from lebm_kernels.models.regularisers import L1, L2, LearnedPrior
 from lebm_kernels.training.datasets import Dataset, ellipse_data, horn_radii
 from lebm_kernels.training.loop import TrainConfig, mean_free_energy, train
 
-#: Dimensions of the latent that can memorise: more than the two of the plane.
+#: Dimensions of the latent that memorises: more than the two of the data.
 MEMORISING_DIM = 4
 
 
 class Memorising(NamedTuple):
-    """A model of the ellipse's points whose latent could decode to the whole plane.
+    """A trained model of the ellipse whose latent could decode to the whole plane.
 
     Attributes:
-        regulariser: its name, ``none`` for the first.
-        on: mean F at zero temperature of held-out observations.
-        off: mean F of points of the plane far from the ellipse.
+        regulariser: the regulariser's name; ``none`` for the model without one.
+        on: mean F of held-out observations at zero temperature.
+        off: mean F of points far from the ellipse at zero temperature.
     """
 
     regulariser: str
@@ -38,22 +38,23 @@ class Memorising(NamedTuple):
 
     @property
     def contrast(self) -> float:
-        """How much higher F is off the data: what a regulariser adds everywhere cancels."""
+        """``off - on``, in which a constant that a regulariser adds everywhere cancels."""
         return self.off - self.on
 
 
 def memorising(*, epochs: int = 200, seed: int = 0) -> list[Memorising]:
-    """Train four-dimensional latents on the ellipse, without a regulariser and with three.
+    """Train models with four-dimensional latents on the ellipse, with and without a regulariser.
 
-    Without one the latents cover the plane, and F is near zero everywhere: it tells nothing.
+    Without a regulariser the decoded latents cover the plane. F is then near zero everywhere, and
+    does not distinguish data from other points.
 
     Args:
         epochs: steps of training, each on all observations.
-        seed: of the data, the decoder's start and the latents.
+        seed: of the data, the decoder's first weights and the latents.
     """
     generator = torch.Generator().manual_seed(seed)
     data, held_out = (ellipse_data(200, generator=generator) for _ in range(2))
-    away = Dataset(_away())
+    away = Dataset(_points_off_the_ellipse())
     regularisers: dict[str, nn.Module | None] = {
         "none": None,
         "L2": L2(3.0),
@@ -67,7 +68,7 @@ def memorising(*, epochs: int = 200, seed: int = 0) -> list[Memorising]:
         last = decoder.layers[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
-            last.weight.mul_(4.0)  # wide enough to cover the data and what is between them
+            last.weight.mul_(4.0)  # the decoded latents cover the data and the region between them
         grid = sobol_grid(1024, MEMORISING_DIM, low=-1.0, high=1.0, seed=seed)
         model = DecoderModel(decoder, grid=grid, regulariser=regulariser)
         train(model, data, TrainConfig(epochs=epochs, learning_rate=0.02), progress=False)
@@ -80,10 +81,10 @@ class Collapsing(NamedTuple):
     """An ellipse trained warm.
 
     Attributes:
-        ratio: beta in units of the least that keeps the first radius from zero.
+        ratio: beta divided by 1 / (2 <y_1^2>), below which the first radius collapses.
         beta: inverse temperature.
-        radii: what training found, without sign.
-        predicted: whether each radius is to be zero, beta being below 1 / (2 <y_i^2>).
+        radii: the trained radii, without sign.
+        predicted: whether each radius should be zero, because beta is below 1 / (2 <y_i^2>).
     """
 
     ratio: float
@@ -100,33 +101,33 @@ def collapsing(
 ) -> list[Collapsing]:
     """Train the ellipse on the same data at several temperatures.
 
-    About zero radii, F = |y|^2 + sum_i r_i^2 / 2 (1 - 2 beta y_i^2) + O(r^4): where beta is below
-    1 / (2 <y_i^2>) the mean of F rises with r_i, and training shrinks it to nothing. Above, the
-    radius is still less than the data's, the more the warmer.
+    Near zero radii, F = |y|^2 + sum_i r_i^2 / 2 (1 - 2 beta y_i^2) + O(r^4). If beta is below
+    1 / (2 <y_i^2>), the mean of F rises with r_i, and training shrinks r_i to zero. Above that, the
+    trained radius is still smaller than the data's; the warmer, the smaller.
 
     Args:
-        ratios: of beta to 1 / (2 <y_1^2>), each positive.
+        ratios: beta divided by 1 / (2 <y_1^2>), each positive.
         epochs: steps of training, each on all observations.
-        seed: of the data and the start.
+        seed: of the data.
     """
     generator = torch.Generator().manual_seed(seed)
     data = ellipse_data(200, generator=generator)
-    least = 0.5 / data.y.square().mean(0)
+    threshold = 0.5 / data.y.square().mean(0)
     rows = []
     for ratio in ratios:
-        beta = ratio * float(least[0])
+        beta = ratio * float(threshold[0])
         model = Ellipse(radii=torch.tensor([1.0, 0.8]))
         train(
             model, data, TrainConfig(beta=beta, epochs=epochs, learning_rate=0.05), progress=False
         )
         first, second = model.scale().detach().abs().tolist()
-        below = beta < least
+        below = beta < threshold
         rows.append(Collapsing(ratio, beta, (first, second), (bool(below[0]), bool(below[1]))))
     return rows
 
 
-def _away() -> Tensor:
-    """Points of a box about the ellipse that are farther than 0.5 from it, ``[num, 2]``."""
+def _points_off_the_ellipse() -> Tensor:
+    """Points of a box around the ellipse that are farther than 0.5 from it, ``[num, 2]``."""
     plane = torch.cartesian_prod(torch.linspace(-2.5, 2.5, 41), torch.linspace(-2.0, 2.0, 33))
     curve = horn_radii(torch.zeros(())) * circle(torch.linspace(0.0, 2.0 * math.pi, 721))
     return plane[torch.cdist(plane, curve).amin(1) > 0.5]

@@ -1,4 +1,4 @@
-"""Recipes: each model with the data it is for and a configuration that trains it well."""
+"""Recipes: models with suitable data and configurations that train them well."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Recipe:
     """A model, its data and its configuration.
 
     Attributes:
-        model: called with ``generator=``, makes an untrained model.
-        data: called with ``generator=``, draws observations.
-        config: the configuration for zero temperature; it serves for warm training too.
+        model: makes an untrained model; takes ``generator=``.
+        data: draws observations; takes ``generator=``.
+        config: the configuration for zero temperature, which also suits warm training.
 
     Example:
         >>> model, data, config = RECIPES["ellipse"].start(seed=0)
@@ -34,34 +34,37 @@ class Recipe:
     config: TrainConfig
 
     def start(self, seed: int = 0, **changes: Any) -> tuple[LatentModel, Dataset, TrainConfig]:
-        """Make the first arguments of :func:`lebm_kernels.training.loop.train`, all from one seed.
+        """Make the model, data and config for :func:`lebm_kernels.training.loop.train`.
 
-        An annealing ends at beta, where beta is warmer than the recipe's end of it.
+        If ``beta`` is warmer than the end of the recipe's annealing, then the annealing ends at
+        ``beta``.
 
         Args:
-            seed: of the data, of the model's first parameters and of the shuffling.
+            seed: of the data, the model's first parameters and the shuffling.
             changes: fields of :class:`lebm_kernels.training.loop.TrainConfig` to replace.
 
         Raises:
             ValueError: a changed field is out of range.
         """
         config = replace(self.config, seed=seed, **changes)
-        warmth = config.annealing
-        if warmth is not None and 0.0 < config.beta < warmth.end:
-            warmth = replace(warmth, start=min(warmth.start, config.beta), end=config.beta)
-            config = replace(config, annealing=warmth)
+        annealing = config.annealing
+        if annealing is not None and 0.0 < config.beta < annealing.end:
+            start = min(annealing.start, config.beta)
+            annealing = replace(annealing, start=start, end=config.beta)
+            config = replace(config, annealing=annealing)
         generator = torch.Generator().manual_seed(seed)
         data = self.data(generator=generator)
         return self.model(generator=generator), data, config
 
     def held_out(self, seed: int = 0, num: int = 2000) -> Dataset:
-        """Observations that no run with a seed of at least 0 has seen.
+        """Draw held-out observations, which :meth:`start` does not draw from any seed.
 
         Args:
-            seed: of the draw; the same seed gives every recipe of one kind of data the same.
-            num: how many, at least 1.
+            seed: of the draw, at least 0. Recipes with the same ``data`` get the same observations
+                from the same seed.
+            num: number of observations, at least 1.
         """
-        # Training's seeds are not negative, so that the complement of one is none of them.
+        # Seeds of training are at least 0, and the complement of such a seed is negative.
         return self.data(num, generator=torch.Generator().manual_seed(~seed))
 
 
@@ -71,10 +74,10 @@ RECIPES: dict[str, Recipe] = {
     "neural-horn": Recipe(
         neural_horn,
         horn_data,
-        # Warm at first: cold, a curve that starts folded stays so.
+        # Warm at first, because cold training cannot unfold a curve that starts folded.
         TrainConfig(
             annealing=Annealing(0.03, 300.0, 0.7), epochs=100, batch_size=100, learning_rate=0.01
         ),
     ),
 }
-"""The recipes by the model's name."""
+"""The recipes by name of the model."""

@@ -1,4 +1,4 @@
-"""Training of latent models: the loop, losses, contrastive samples, schedules, data."""
+"""Training of latent models: the loop, losses, contrastive samples, schedules and data."""
 
 from lebm_kernels.training.datasets import Dataset, digits, ellipse_data, horn_data, horn_radii
 from lebm_kernels.training.likelihood import density_loss

@@ -1,6 +1,7 @@
-"""Checkpoints: a run's state in a file that an interruption leaves whole, and whose run it is.
+"""Checkpoints: a file with the state of a training run, and with what identifies the run.
 
-Only numbers, strings and tensors are written, so that a file from elsewhere can't run code.
+An interruption while writing leaves the previous file intact. A checkpoint holds only numbers,
+strings and tensors, so reading an untrusted file cannot run code.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FORMAT = 4
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write the state to a file beside ``path``, then put it in its place in one step."""
+    """Write the state to a temporary file, then rename it to ``path``, which is atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
@@ -33,18 +34,18 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint of this format.
+    """Read the state from a checkpoint.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is something else.
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: the file is damaged, or not a checkpoint of this format.
     """
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist: nothing to resume from")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"checkpoint {path} cannot be read: it is damaged or none") from error
+        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"checkpoint {path} is not one of format {FORMAT}")
     return state
@@ -53,7 +54,7 @@ def read(path: Path) -> dict[str, Any]:
 def identity(
     config: dict[str, Any], data: Dataset, validation: Dataset | None, loss: object
 ) -> dict[str, Any]:
-    """What a run is known by."""
+    """What must be equal for a run to resume from a checkpoint."""
     return {
         "config": config,
         "data": _fingerprint(data),
@@ -65,29 +66,28 @@ def identity(
 def check_identity(
     path: Path, state: dict[str, Any], mine: dict[str, Any], free: Collection[str]
 ) -> None:
-    """Refuse a checkpoint of another run than ``mine``, but for ``free`` fields of the config.
+    """Compare a checkpoint's identity with ``mine``, except the ``free`` fields of the config.
 
     Raises:
-        ValueError: it is of another; the message names the argument.
+        ValueError: they differ; the message names the argument.
     """
     for name, value in mine["config"].items():
         if name not in free and state["config"][name] != value:
             raise ValueError(
-                f"{name} must be that of checkpoint {path}, "
-                f"{state['config'][name]!r}, to resume, got {value!r}"
+                f"{name} must be that of checkpoint {path} to resume, "
+                f"{state['config'][name]!r}, got {value!r}"
             )
     for name in ("data", "validation"):
         if state[name] != mine[name]:
             raise ValueError(f"{name} must be that of checkpoint {path} to resume, got other data")
     if state["loss"] != mine["loss"]:
         raise ValueError(
-            f"loss must be that of checkpoint {path}, {state['loss']}, to resume, "
-            f"got {mine['loss']}"
+            f"loss must be that of checkpoint {path} to resume, {state['loss']}, got {mine['loss']}"
         )
 
 
 def generators(loss: object) -> list[torch.Generator]:
-    """The generators that a loss draws from by its fields, each once, in their order."""
+    """The generators in the fields of a loss, nested ones too: each once, in order."""
     if isinstance(loss, torch.Generator):
         return [loss]
     if not is_dataclass(loss) or isinstance(loss, type):
@@ -97,7 +97,7 @@ def generators(loss: object) -> list[torch.Generator]:
 
 
 def _description(loss: object) -> str:
-    """What tells one loss from another: its name and the fields it was made with."""
+    """What identifies a loss: its name and the values of its fields."""
     if isinstance(loss, torch.Generator):
         return "Generator"
     if is_dataclass(loss) and not isinstance(loss, type):
@@ -105,16 +105,17 @@ def _description(loss: object) -> str:
         return f"{type(loss).__qualname__}({', '.join(parts)})"
     if callable(loss):
         return str(getattr(loss, "__qualname__", type(loss).__qualname__))
-    # NumPy's numbers as Python's: which of them a loss was made with decides nothing.
+    # A NumPy number and the equal Python number describe the same loss.
     return repr(plain(loss))
 
 
 def _fingerprint(data: Dataset) -> str:
+    """A hash of dtypes, shapes and values."""
     digest = hashlib.sha256()
     for tensor in (data.y, data.x):
         if tensor is not None:
             digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-            # As bytes, for NumPy knows no bfloat16.
+            # Viewed as bytes, because NumPy has no bfloat16.
             values = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

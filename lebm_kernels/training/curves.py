@@ -1,7 +1,8 @@
-"""Learning curves: what a run records of each epoch, and the files that it is written to."""
+"""Learning curves: the record of each epoch, and the files that records are written to."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any, NamedTuple
 
 
 class Epoch(NamedTuple):
-    """What is recorded of an epoch.
+    """The record of one epoch.
 
     Attributes:
-        number: of the epoch, from 1.
-        loss: the mean loss over it, while it ran.
-        validation: the loss of the validation data after it; NaN where there are none.
-        beta: the inverse temperature of its last step.
-        learning_rate: of its last step.
+        number: the epoch's number, from 1.
+        loss: the mean loss of the epoch's steps.
+        validation: the loss of the validation data after the epoch; NaN without validation data.
+        beta: the inverse temperature of the last step.
+        learning_rate: the learning rate of the last step.
     """
 
     number: int
@@ -27,11 +28,11 @@ class Epoch(NamedTuple):
 
 
 class CsvCurves:
-    """A CSV file of one line an epoch, with all digits; every line is there once it is done.
+    """A CSV file with one line per epoch and all digits; each line is written at once.
 
     Args:
-        path: the file; its folder is made. What it held before is replaced.
-        records: the epochs that were done before, of a resumed run.
+        path: the file, which is overwritten; its folder is made.
+        records: the earlier epochs of a resumed run.
     """
 
     def __init__(self, path: str | os.PathLike[str], records: Sequence[Epoch] = ()) -> None:
@@ -46,15 +47,15 @@ class CsvCurves:
             file.write(_line(record) + "\n")
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Do nothing: the file is not kept open."""
 
 
 class TensorBoardCurves:
-    """Scalars for TensorBoard, where it is installed.
+    """Scalars for TensorBoard, which must be installed.
 
     Args:
-        folder: where the event files go.
-        records: the epochs that were done before; what the folder holds of later ones is purged.
+        folder: the folder of the event files.
+        records: the earlier epochs of a resumed run; later epochs in the folder are purged.
 
     Raises:
         ValueError: TensorBoard is not installed.
@@ -65,19 +66,19 @@ class TensorBoardCurves:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError(
-                f"tensorboard must be None, as TensorBoard is not installed ({error})"
+                f"tensorboard must be None, got a folder: TensorBoard is not installed ({error})"
             ) from error
         writer: Any = SummaryWriter
         self._writer = writer(os.fspath(folder), purge_step=len(records) + 1)
 
     def add(self, record: Epoch) -> None:
-        """Add an epoch's scalars; a NaN is left out."""
+        """Add an epoch's scalars, except NaN."""
         for name, value in zip(Epoch._fields[1:], record[1:], strict=True):
-            if value == value:
+            if not math.isnan(value):
                 self._writer.add_scalar(name, value, record.number)
 
     def close(self) -> None:
-        """Write what is still held."""
+        """Write what is still buffered."""
         self._writer.close()
 
 

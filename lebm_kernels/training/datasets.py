@@ -1,12 +1,12 @@
-"""Observations as the practicum draws them: noisy points of an ellipse that x grows into a horn.
+"""Data: the practicum's ellipse and horn, and handwritten digits.
 
-::
+An observation of the horn at x is a noisy point of an ellipse, with radii rho(x) that grow with x::
 
     y      = rho(x) * [cos t, sin t] + noise,     t ~ U[0, 2 pi),    noise ~ N(0, 0.05^2) on each
     rho(x) = [a x + b (1 - x), b x + a (1 - x)] * exp(2 x),          a = 1.5, b = 2
 
-At x = 0 the radii are (2, 1.5), at x = 1 they are e^2 (1.5, 2) = (11.08, 14.78). Real data are
-scikit-learn's handwritten digits, where that is installed.
+The radii are (2, 1.5) at x = 0 and e^2 (1.5, 2) = (11.08, 14.78) at x = 1. The ellipse is the
+section at x = 0. The digits are scikit-learn's, which must be installed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Dataset:
     """Observations and, for a conditional model, the condition of each.
 
     Attributes:
-        y: observations, ``[num, D]``, floating point, num >= 1; D is 2 for those drawn here.
-        x: conditions, ``[num]``, or ``None`` for unconditional data.
+        y: observations, ``[num, D]``, floating point, num >= 1 and D >= 1.
+        x: conditions, ``[num]``; ``None`` for unconditional data.
 
     Raises:
-        TypeError: one of them is no tensor.
-        ValueError: the shapes are not those above.
+        TypeError: ``y`` isn't a tensor, or ``x`` is neither a tensor nor ``None``.
+        ValueError: ``y`` or ``x`` has another shape.
     """
 
     y: Tensor
@@ -59,16 +59,16 @@ class Dataset:
         return self.y.shape[0]
 
     def __getitem__(self, index: Tensor) -> Dataset:
-        """The observations that ``index`` picks."""
+        """The observations at ``index``, a tensor of integers or booleans."""
         return Dataset(self.y[index], None if self.x is None else self.x[index])
 
     def to(self, like: Tensor) -> Dataset:
-        """The same observations, of the dtype and on the device of ``like``."""
+        """The same observations with the dtype and device of ``like``."""
         return Dataset(self.y.to(like), None if self.x is None else self.x.to(like))
 
 
 def horn_radii(x: Tensor) -> Tensor:
-    """rho(x): the true radii ``[..., 2]`` of the horn's sections at ``x[...]``.
+    """The true radii rho(x) of the horn's sections, ``[..., 2]``, at conditions ``x[...]``.
 
     Example:
         >>> horn_radii(torch.tensor(0.0))
@@ -82,7 +82,7 @@ def horn_radii(x: Tensor) -> Tensor:
 def ellipse_data(
     num: int = 24, *, noise: float = NOISE, generator: torch.Generator | None = None
 ) -> Dataset:
-    """Unconditional observations: the horn's section at x = 0, radii (2, 1.5).
+    """Draw unconditional observations: the horn's section at x = 0, with radii (2, 1.5).
 
     Args:
         num: number of observations, at least 1.
@@ -103,7 +103,7 @@ def ellipse_data(
 def horn_data(
     num: int = 2000, *, noise: float = NOISE, generator: torch.Generator | None = None
 ) -> Dataset:
-    """Conditional observations: x uniform in [0, 1], y a noisy point of the section at x.
+    """Draw conditional observations: x uniform in [0, 1], y a noisy point of the section at x.
 
     Args:
         num: number of observations, at least 1.
@@ -119,13 +119,13 @@ def horn_data(
 
 
 class Digits(NamedTuple):
-    """Handwritten digits of 8 x 8 pixels, in two parts.
+    """Handwritten digits of 8 x 8 pixels, in a training and a held-out part.
 
     Attributes:
-        train: pixels in [0, 1], ``[num, 64]``, float32.
-        train_label: the digit of each, ``[num]``, int64.
-        test: the held-out part.
-        test_label: the digit of each of it.
+        train: images for training; pixels in [0, 1], ``[num, 64]``, float32.
+        train_label: the digit of each image, ``[num]``, int64.
+        test: held-out images, like ``train``.
+        test_label: the digit of each held-out image, like ``train_label``.
     """
 
     train: Dataset
@@ -135,11 +135,11 @@ class Digits(NamedTuple):
 
 
 def digits(held_out: float = 0.2, *, seed: int = 0) -> Digits:
-    """Scikit-learn's 1797 digits, split at random.
+    """Load scikit-learn's 1797 digits, split at random.
 
     Args:
-        held_out: the share of the second part, in (0, 1).
-        seed: of the split.
+        held_out: the held-out fraction, in (0, 1).
+        seed: of the split, an integer of at least 0.
 
     Raises:
         ValueError: ``held_out`` or ``seed`` is out of range.

@@ -1,4 +1,4 @@
-"""The negative log-likelihood: the loss that can learn an inverse temperature too."""
+"""The negative log-likelihood: a loss that can learn the inverse temperature too."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ def density_loss(
     beta: float | Tensor = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """The mean of -log p(y), in nats: beta F and the normaliser that beta changes.
+    """The mean of -log p(y), in nats: beta F and the normaliser, which depends on beta.
 
-    The mean free energy alone falls with beta without end; the normaliser holds against it, and
-    the best beta is 1 / (2 sigma^2), with sigma^2 the variance that the latents leave unexplained.
+    The mean free energy alone decreases with beta and has no best beta. With the normaliser the
+    best beta is 1 / (2 sigma^2), where sigma^2 is the variance that the latents leave unexplained.
+    See :meth:`lebm_kernels.models.latent_model.LatentModel.log_density` for the formula.
 
     Args:
-        model: gives the densities.
-        y: observations, ``[M, D]``.
+        model: the model whose density is evaluated.
+        y: observations, ``[M, D]``, in the model's dtype.
         x: conditions, ``[M]``; conditional models only.
         beta: inverse temperature, positive and finite.
         backend: as in :func:`lebm_kernels.free_energy`.

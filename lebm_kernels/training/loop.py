@@ -1,9 +1,9 @@
-"""Training: minibatch descent on a loss, cold (beta = inf) or warm, that can stop and go on.
+"""Training: minibatch descent on a loss, cold (beta = inf) or warm, which can be resumed.
 
-A run is a function of the model it is given, the data and the :class:`TrainConfig`: the shuffling
-has its own generator, and the learning rate and the temperature follow from the step's number. A
-checkpoint holds all that changes, so that a resumed run ends where an uninterrupted one does, bit
-for bit.
+The result depends only on the model, the data, the loss and the :class:`TrainConfig`: the shuffling
+has its own generator, and the learning rate and the temperature depend only on the number of the
+step. A checkpoint holds everything that changes during a run, so a resumed run ends bit for bit
+like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels.checks import check_count, count_not_finite, is_count, number, plain
+from lebm_kernels.extras import MissingExtraError, needs
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.training import checkpoints
 from lebm_kernels.training.curves import CsvCurves, Epoch, TensorBoardCurves
@@ -28,38 +29,39 @@ from lebm_kernels.training.datasets import Dataset
 from lebm_kernels.training.losses import Loss, energy_loss
 from lebm_kernels.training.schedules import SCHEDULES, Annealing
 
-# Keeps the order of the batches apart from data that were drawn from the same seed.
-_SHUFFLING = 0x5F3759DF
+# Makes the shuffling independent of data that were drawn from the same seed.
+_SHUFFLING_SEED = 0x5F3759DF
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a run, beside the model, the data and the loss.
+    """The options of a run.
+
+    NumPy's numbers, and arrays and tensors without dimensions, become Python's numbers.
 
     Attributes:
         beta: inverse temperature, in [0, inf]; infinity is zero-temperature training.
-        annealing: how beta gets there along the steps; ``None`` starts at it.
-        learn_beta: beta is where it starts, and the model learns it. The loss must hold against
-            its growth, as :func:`lebm_kernels.training.likelihood.density_loss` does.
-        epochs: passes over the data, if no early stop ends them.
-        batch_size: observations a step; ``None`` takes them all.
-        slice_size: observations whose loss and gradient are computed at once. A batch is taken in
-            slices and their gradients add up to its own, where the loss is a mean over the
-            observations; ``None`` takes it whole. It bounds the memory and decides nothing else.
-        patience: epochs without a better validation loss that end the run, counted after the
-            annealing; ``None`` never stops early.
-        learning_rate: the optimizer's rate at the first step.
-        schedule: ``"cosine"`` falls to zero at the last step, ``"constant"`` stays.
+        annealing: how beta changes over the steps until it reaches ``beta``; ``None`` keeps it
+            constant.
+        learn_beta: whether the model learns beta, starting at ``beta``. Use a loss with a best
+            beta, such as :func:`lebm_kernels.training.likelihood.density_loss`.
+        epochs: passes over the data, at least 0; ``patience`` may end the run earlier.
+        batch_size: observations per step, at least 1; ``None`` takes all.
+        slice_size: observations whose loss and gradient are computed at once, at least 1; ``None``
+            takes the whole batch. Smaller slices need less memory. The gradients of the slices add
+            up to that of the batch if the loss is a mean over the observations.
+        patience: epochs without a better validation loss after which the run ends, at least 1,
+            counted after the annealing; ``None`` never stops early.
+        learning_rate: the optimizer's rate at the first step, positive and finite.
+        schedule: ``"cosine"`` lowers the rate to zero at the last step; ``"constant"`` keeps it.
         optimizer: name of a class of ``torch.optim``.
-        optimizer_options: its further keyword arguments: numbers, strings, booleans and None, or
-            tuples, lists and dicts of them.
-        seed: of the shuffling.
+        optimizer_options: further keyword arguments of the optimizer: numbers, strings, booleans
+            and None, or tuples, lists and dicts of them.
+        seed: of the shuffling, in [0, 2^63).
         backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
         ValueError: a field is out of range; the message names it.
-
-    NumPy's numbers, arrays and tensors of no dimensions too, become Python's.
     """
 
     beta: float = math.inf
@@ -101,7 +103,7 @@ class TrainConfig:
             not self.learn_beta or 0.0 < self.beta < math.inf,
             "beta",
             self.beta,
-            "positive and finite to be learned",
+            "positive and finite where it is learned",
         )
         _require(
             0.0 < number(self.learning_rate) < math.inf,
@@ -121,11 +123,11 @@ class TrainConfig:
             self.optimizer,
             "the name of a class of torch.optim",
         )
-        known = is_count(self.seed, 0) and self.seed < 2**63
-        _require(known, "seed", self.seed, "an integer of at least 0 and below 2^63")
+        in_range = is_count(self.seed, 0) and self.seed < 2**63
+        _require(in_range, "seed", self.seed, "an integer of at least 0 and below 2^63")
 
     def _make_plain(self) -> None:
-        """Make Python's numbers of NumPy's: a checkpoint holds nothing else."""
+        """Replace NumPy's numbers by Python's, because a checkpoint holds no others."""
         for f in fields(self):
             value = plain(getattr(self, f.name))
             _require(not getattr(value, "ndim", 0), f.name, value, "a single value")
@@ -137,17 +139,17 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did; the trained model is the one that was given.
+    """The records and results of a run; the run trains its model in place.
 
     Attributes:
         config: the configuration of the run.
-        records: what each epoch left.
-        initial: mean free energy of the data before the first step, at ``config.beta`` or, where
-            beta is learned, at the model's.
-        final: the same of the model as it was left.
-        best_epoch: number of the epoch of least validation loss, whose parameters the model was
-            left with; ``None`` without validation data.
-        seconds: wall time of this call, without the part before a resumed checkpoint.
+        records: the record of each epoch.
+        initial: mean free energy of the data before the first step, in the units of ``y`` squared,
+            at ``config.beta`` or at the model's learned beta.
+        final: the same after training.
+        best_epoch: number of the epoch with the least validation loss, whose parameters the model
+            has now; ``None`` without validation data.
+        seconds: wall time of this call; the time before a resumed checkpoint does not count.
     """
 
     config: TrainConfig
@@ -159,7 +161,7 @@ class TrainResult:
 
     @property
     def history(self) -> list[float]:
-        """Mean loss over each epoch, while it ran."""
+        """The mean loss of each epoch's steps."""
         return [record.loss for record in self.records]
 
 
@@ -175,16 +177,16 @@ def free_energies(
     """The free energy of each observation, ``[num]``, without gradients.
 
     Args:
-        model: gives the free energies.
+        model: the model whose free energy is evaluated.
         data: observations, moved to the model's device and dtype.
         beta: inverse temperature.
         backend: as in :func:`lebm_kernels.free_energy`.
-        slice_size: observations that are taken at once, for data that a conditional decoder
-            can't decode all together; ``None`` takes all.
+        slice_size: observations evaluated at once, at least 1; ``None`` takes all. A conditional
+            decoder decodes the grid for each observation, so slices save memory.
 
     Raises:
-        TypeError: ``data`` is no :class:`~lebm_kernels.training.datasets.Dataset`.
-        ValueError: ``slice_size`` is below 1, or what the model refuses.
+        TypeError: ``data`` isn't a :class:`~lebm_kernels.training.datasets.Dataset`.
+        ValueError: ``slice_size`` is out of range, or the model does not accept the data.
     """
     _check_kind("data", data, Dataset, "a Dataset")
     if slice_size is not None:
@@ -228,35 +230,36 @@ def train(
     """Train a model in place.
 
     Args:
-        model: changed in place; its device and dtype are the run's.
+        model: the model, which is changed; it determines the device and dtype of the run.
         data: observations, moved to the model's device and dtype.
         config: see :class:`TrainConfig`.
-        loss: what is minimised; see :mod:`lebm_kernels.training.losses`.
-        validation: observations whose loss is taken after each epoch, at the last temperature. The
-            model ends with the parameters of the epoch where it was least.
-        make_optimizer: makes the optimizer from the parameters, instead of the config's by name;
-            the learning rate is still the config's, by its schedule.
-        curves: CSV file that a line is added to after each epoch; see
-            :class:`lebm_kernels.training.curves.Epoch`.
-        tensorboard: folder for the same in TensorBoard's format, where it is installed.
-        checkpoint: file to keep the run's state in. Its folder is made; the file is replaced in
-            one step, so that an interruption leaves the previous state whole.
+        loss: the function to minimise; see :mod:`lebm_kernels.training.losses`.
+        validation: observations whose loss is computed after each epoch, at the final temperature.
+            The model ends with the parameters of the epoch with the least validation loss.
+        make_optimizer: makes the optimizer from the parameters, instead of ``config.optimizer``.
+            The learning rate still follows the config.
+        curves: CSV file to write, one line after each epoch; see
+            :class:`lebm_kernels.training.curves.Epoch` for its columns.
+        tensorboard: folder for the same curves in TensorBoard's format; needs TensorBoard.
+        checkpoint: file for the run's state. Its folder is made. The file is replaced atomically,
+            so an interruption leaves the previous state intact.
         checkpoint_every: epochs between two writes; the last epoch is always written.
-        resume: go on from ``checkpoint``, which must be of the same config, data and loss. With the
-            constant schedule ``epochs`` may differ, to train on.
-        progress: show a progress bar; ``None`` shows it where standard error is a terminal.
-        on_epoch: called after each epoch, and its checkpoint if one was due, with the number of
-            epochs done and the epoch's mean loss.
+        resume: continue from ``checkpoint``, which must have the same config, data and loss. Under
+            a constant schedule without annealing ``epochs`` may differ.
+        progress: whether to show a progress bar, which needs the extra ``cli``; ``None`` shows it
+            if standard error is a terminal and the extra is installed.
+        on_epoch: called with the number of epochs done and the epoch's mean loss, after each epoch
+            and after its checkpoint, if any.
 
     Returns:
-        What the run did.
+        The records and results of the run.
 
     Raises:
-        TypeError: ``model``, ``data``, ``validation``, ``config`` or ``loss`` is something else.
-        ValueError: an argument is out of range, the data aren't finite, or the checkpoint is of
-            another run.
-        FileNotFoundError: ``resume`` is asked for and there is no checkpoint.
-        FloatingPointError: the loss is no longer finite.
+        TypeError: ``model``, ``data``, ``validation``, ``config`` or ``loss`` has the wrong type.
+        ValueError: an argument is out of range, the data aren't finite, or the checkpoint belongs
+            to another run.
+        FileNotFoundError: ``resume`` is set and there is no checkpoint.
+        FloatingPointError: the loss is not finite.
 
     Example:
         >>> from lebm_kernels.training.datasets import ellipse_data
@@ -272,7 +275,7 @@ def train(
         if name == "data" or observations is not None:
             _check_data(name, observations)
     _check_kind("config", config, TrainConfig, "a TrainConfig")
-    _check_kind("loss", loss, Callable, "a function as those of lebm_kernels.training.losses")  # type: ignore[arg-type]
+    _check_kind("loss", loss, Callable, "a function like those of lebm_kernels.training.losses")  # type: ignore[arg-type]
     _require(
         is_count(checkpoint_every, 1),
         "checkpoint_every",
@@ -319,7 +322,7 @@ def train(
 
 
 class _Run:
-    """The state of a run, its step and its checkpoint."""
+    """The state of a run, with its epochs and its checkpoints."""
 
     def __init__(
         self,
@@ -341,26 +344,26 @@ class _Run:
             if make_optimizer is None
             else make_optimizer(parameters)
         )
-        self.generator = torch.Generator().manual_seed(config.seed ^ _SHUFFLING)
+        self.generator = torch.Generator().manual_seed(config.seed ^ _SHUFFLING_SEED)
         self.initial = self.mean_free_energy()
         self.records: list[Epoch] = []
         self.best: tuple[int, dict[str, Tensor]] | None = None
-        """Number and parameters of the epoch of least validation loss."""
+        """Number and parameters of the epoch with the least validation loss."""
 
     def epoch(self) -> Epoch:
-        """Pass once over the data in a new order; record it."""
+        """Pass once over the data in a new order, and record the epoch."""
         order = torch.randperm(len(self.data), generator=self.generator)
         batches = order.split(self.config.batch_size or len(self.data))
         done = len(self.records)
         total = torch.zeros((), dtype=torch.float64)
         rate, beta = self.config.learning_rate, self.last_beta()
         for i, index in enumerate(batches):
-            share = (done + i / len(batches)) / self.config.epochs
-            rate = self.config.learning_rate * SCHEDULES[self.config.schedule](share)
+            progress = (done + i / len(batches)) / self.config.epochs
+            rate = self.config.learning_rate * SCHEDULES[self.config.schedule](progress)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             if self.config.annealing is not None:
-                beta = self.config.annealing.beta(share, self.config.beta)
+                beta = self.config.annealing.beta(progress, self.config.beta)
             total += self._step(self.data[index.to(self.data.y.device)], beta) * len(index)
         value = float(total) / len(self.data)
         if not math.isfinite(value):
@@ -373,12 +376,12 @@ class _Run:
         return self.records[-1]
 
     def last_beta(self) -> float | Tensor:
-        """The temperature that the run is for: learned as it is, or the config's."""
+        """The model's learned beta, or the config's."""
         learned = self.model.beta if self.config.learn_beta else None
         return self.config.beta if learned is None else learned.detach()
 
     def mean_free_energy(self) -> float:
-        """Of the data, at the temperature that the run is for."""
+        """The mean free energy of the data at the last beta."""
         return mean_free_energy(
             self.model,
             self.data,
@@ -388,24 +391,24 @@ class _Run:
         )
 
     def is_over(self) -> bool:
-        """Whether all epochs are done, or the validation loss has not improved for too long."""
+        """Whether all epochs are done, or ``patience`` ends the run."""
         config, done = self.config, len(self.records)
         if done >= config.epochs:
             return True
         if config.patience is None or self.best is None:
             return False
-        warm = 0 if config.annealing is None else math.ceil(config.annealing.share * config.epochs)
-        return done - max(self.best[0], warm) >= config.patience
+        annealed = config.annealing.share * config.epochs if config.annealing is not None else 0
+        return done - max(self.best[0], math.ceil(annealed)) >= config.patience
 
     def restore_best(self) -> None:
-        """Leave the model with the parameters of the best epoch, where one is known."""
+        """Give the model the parameters of the best epoch, if there is one."""
         if self.best is not None:
             self.model.load_state_dict(self.best[1])
 
     def _validate(self) -> float:
         if self.validation is None:
             return math.nan
-        # With gradients: a loss may need those of its observations.
+        # Not under no_grad: a loss may differentiate in its observations.
         total = 0.0
         for part in _slices(self.validation, self.config.slice_size):
             total += float(self._loss(part, self.last_beta()).detach()) * len(part)
@@ -420,20 +423,20 @@ class _Run:
         return value
 
     def _step(self, batch: Dataset, beta: float | Tensor) -> Tensor:
-        # PyTorch types a closure's value as a float; its optimizers take a tensor.
+        # Any: PyTorch declares that a closure returns a float, but its optimizers accept a tensor.
         def evaluate() -> Any:
             self.optimizer.zero_grad()
             total = torch.zeros((), dtype=torch.float64)
             for part in _slices(batch, self.config.slice_size):
-                now = self.model.beta if self.config.learn_beta else None
-                value = self._loss(part, beta if now is None else now)
+                learned = self.model.beta if self.config.learn_beta else None
+                value = self._loss(part, beta if learned is None else learned)
                 if len(part) < len(batch):
                     value = value * (len(part) / len(batch))
                 value.backward()
                 total += value.detach().cpu()
             return total
 
-        # A closure serves every optimizer, those that evaluate more than once a step too.
+        # All optimizers accept a closure; those that evaluate several times per step need one.
         return torch.as_tensor(self.optimizer.step(evaluate)).detach().cpu()
 
     def _loss(self, part: Dataset, beta: Any) -> Tensor:
@@ -449,7 +452,7 @@ class _Run:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self.generator.get_state(),
-                # The shuffling never draws from it, but a model or a loss may.
+                # A model or a loss may draw from the global generator; the shuffling does not.
                 "global_rng": torch.get_rng_state(),
                 "initial": self.initial,
                 "records": [tuple(record) for record in self.records],
@@ -458,16 +461,16 @@ class _Run:
         )
 
     def load(self, path: Path) -> None:
-        """Take up the state of a checkpoint of the same run."""
+        """Restore the state from a checkpoint of the same run."""
         state = checkpoints.read(path)
-        # Under a constant rate no step depends on how many there are, so that one can train on.
+        # With a constant rate and temperature no step depends on the number of epochs.
         steady = self.config.schedule == "constant" and self.config.annealing is None
         free = {"epochs"} if steady else set()
         checkpoints.check_identity(path, state, self._identity(), free)
         if len(state["records"]) > self.config.epochs:
             raise ValueError(
-                f"epochs must be at least the {len(state['records'])} that checkpoint {path} "
-                f"has done, got {self.config.epochs}"
+                f"epochs must be at least {len(state['records'])} to resume from checkpoint "
+                f"{path}, got {self.config.epochs}"
             )
         try:
             self.model.load_state_dict(state["model"])
@@ -476,9 +479,9 @@ class _Run:
                 f"model must be that of checkpoint {path} to resume, got one of other parameters: "
                 f"{' '.join(str(error).split())}"
             ) from error
-        drawn = state["loss_generators"]
-        for generator, its_state in zip(checkpoints.generators(self.loss), drawn, strict=True):
-            generator.set_state(its_state)
+        saved = state["loss_generators"]
+        for generator, saved_state in zip(checkpoints.generators(self.loss), saved, strict=True):
+            generator.set_state(saved_state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["global_rng"])
@@ -491,11 +494,18 @@ class _Run:
 
 
 def _progress_bar(run: _Run, progress: bool | None) -> Iterator[int]:
-    from tqdm import tqdm
-
+    try:
+        with needs("cli"):
+            from tqdm import tqdm
+    except MissingExtraError:
+        if progress:
+            raise
+        while not run.is_over():
+            yield len(run.records)
+        return
     done, epochs = len(run.records), run.config.epochs
     temperature = "cold" if run.config.beta == math.inf else f"beta {run.config.beta:g}"
-    # disable=None: tqdm itself stays silent where standard error is no terminal.
+    # disable=None: tqdm prints nothing if standard error is not a terminal.
     with tqdm(
         total=epochs,
         initial=done,
@@ -522,7 +532,7 @@ def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torc
 
 
 def _plain_options(value: Any) -> Any:
-    """Keyword arguments, or one of them, as Python's own: what a checkpoint can be read with."""
+    """Keyword arguments, or one of them, with Python's numbers, which a checkpoint can hold."""
     if isinstance(value, dict):
         return {name: _plain_options(x) for name, x in value.items()}
     if isinstance(value, (list, tuple)):
@@ -554,7 +564,7 @@ def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer] | None:
 
 
 def _check_data(name: str, data: Dataset | None) -> None:
-    """Refuse what a loss would only be told of by being no number, after the first epoch."""
+    """Check type and values here, because the loss would be NaN only after the first epoch."""
     _check_kind(name, data, Dataset, "a Dataset")
     assert data is not None
     for part, values in (("y", data.y), ("x", data.x)):
@@ -570,7 +580,7 @@ def _check_data(name: str, data: Dataset | None) -> None:
 def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
     if not isinstance(value, kind):
         given = type(value).__name__
-        hint = f", as Dataset({name}) makes of y" if isinstance(value, Tensor) else ""
+        hint = f", such as Dataset({name})" if isinstance(value, Tensor) else ""
         raise TypeError(f"{name} must be {expected}{hint}, got {given}")
 
 

@@ -1,10 +1,10 @@
-"""Losses: what training minimises, a number from a model and a batch of observations.
+"""Losses: differentiable numbers that training minimises.
 
-A loss is any callable of the signature :class:`Loss`. It is given the model and not its free
-energies, so that a contrastive loss can ask for the free energies of its own negatives too.
+A loss is any callable with the signature of :class:`Loss`. It takes the model, not free energies,
+so that a contrastive loss can evaluate the free energies of its contrastive samples too.
 
-With f = F(y), pulled down, and f_hat = F(y_hat), pushed up, at the same temperature, each the mean
-of the batch:
+Let f = F(y) of an observation and f_hat = F(y_hat) of a contrastive sample, at the same
+temperature. Training lowers f and raises f_hat. Each loss is a mean over the batch:
 
 - energy, f: :func:`energy_loss`;
 - hinge, max(0, m - (f_hat - f)): :class:`HingeLoss`, :func:`hinge`;
@@ -38,7 +38,7 @@ class Loss(Protocol):
         beta: float = torch.inf,
         backend: str | None = None,
     ) -> Tensor:
-        """A differentiable scalar from observations ``y[M, D]`` and conditions ``x[M]``."""
+        """Return a differentiable scalar for observations ``y[M, D]`` and conditions ``x[M]``."""
         ...
 
 
@@ -50,14 +50,14 @@ def energy_loss(
     beta: float = torch.inf,
     backend: str | None = None,
 ) -> Tensor:
-    """The mean free energy of a batch: the observations are pulled down, nothing is pushed up.
+    """The mean free energy of a batch: training lowers it and raises no other free energy.
 
-    It suffices where the model can't make its energy low everywhere, as here, where a decoder's
+    This suffices if the model cannot make its energy low everywhere, for example if the decoded
     points fill a curve and not the plane.
 
     Args:
-        model: gives the free energies.
-        y: observations, ``[M, D]``.
+        model: the model whose free energy is evaluated.
+        y: observations, ``[M, D]``, in the model's dtype.
         x: conditions, ``[M]``; conditional models only.
         beta: inverse temperature of the free energy; infinity is zero temperature.
         backend: as in :func:`lebm_kernels.free_energy`.
@@ -76,7 +76,7 @@ def energy_loss(
 
 @dataclass(frozen=True)
 class _Contrastive:
-    """Compares the free energies of observations with those of their contrastive samples."""
+    """A loss of the free energies of observations and of contrastive samples."""
 
     negatives: Negatives
 
@@ -89,19 +89,20 @@ class _Contrastive:
         beta: float = torch.inf,
         backend: str | None = None,
     ) -> Tensor:
-        """Draw the samples and score both sides: see :class:`Loss`."""
+        """Draw the samples and compute the loss: see :class:`Loss`."""
         y_hat = self.negatives(model, y, x, beta=beta, backend=backend).detach()
         f = model.free_energy(y, x, beta=beta, backend=backend)
-        return self._compared(f, model.free_energy(y_hat, x, beta=beta, backend=backend))
+        f_hat = model.free_energy(y_hat, x, beta=beta, backend=backend)
+        return self._loss(f, f_hat)
 
-    def _compared(self, f: Tensor, f_hat: Tensor) -> Tensor:
-        """The loss of F of the observations ``[M]`` and of their samples ``[..., M]``."""
+    def _loss(self, f: Tensor, f_hat: Tensor) -> Tensor:
+        """The loss from F of the observations ``[M]`` and F of the samples ``[..., M]``."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class HingeLoss(_Contrastive):
-    """The hinge of observations and contrastive samples: see :func:`hinge`.
+    """The hinge loss of observations and contrastive samples: see :func:`hinge`.
 
     Attributes:
         negatives: draws the contrastive samples.
@@ -118,7 +119,7 @@ class HingeLoss(_Contrastive):
         if not math.isfinite(number(self.margin)):
             raise ValueError(f"margin must be finite, got {self.margin!r}")
 
-    def _compared(self, f: Tensor, f_hat: Tensor) -> Tensor:
+    def _loss(self, f: Tensor, f_hat: Tensor) -> Tensor:
         return hinge(f, f_hat, self.margin)
 
 
@@ -130,19 +131,19 @@ class LogLoss(_Contrastive):
         negatives: draws the contrastive samples.
     """
 
-    def _compared(self, f: Tensor, f_hat: Tensor) -> Tensor:
+    def _loss(self, f: Tensor, f_hat: Tensor) -> Tensor:
         return log_ratio(f, f_hat)
 
 
 def hinge(f: Tensor, f_hat: Tensor, margin: float = 1.0) -> Tensor:
-    """The mean of max(0, margin + f - f_hat): f_hat is to be above f by a margin, and no more.
+    """The mean of max(0, margin + f - f_hat), which asks f_hat to exceed f by the margin.
 
-    Exactly zero, and so are its gradients, where f_hat - f >= margin.
+    If f_hat - f >= margin, the term and its gradients are exactly zero.
 
     Args:
         f: free energies of observations, ``[..., M]``.
         f_hat: free energies of contrastive samples, broadcastable with ``f``.
-        margin: finite.
+        margin: finite, in the units of ``f``.
 
     Returns:
         A scalar.
@@ -151,15 +152,15 @@ def hinge(f: Tensor, f_hat: Tensor, margin: float = 1.0) -> Tensor:
         >>> hinge(torch.tensor([1.0]), torch.tensor([1.5]))
         tensor(0.5000)
     """
-    # The difference first: margin + f may round to what f_hat exceeds, or no longer exceeds.
+    # Subtract f from f_hat first: margin + f would round, and could change which side is larger.
     return (margin - (f_hat - f)).relu().mean()
 
 
 def log_ratio(f: Tensor, f_hat: Tensor) -> Tensor:
-    """The mean of log(1 + exp(f - f_hat)): a hinge whose margin never ends, without overflow.
+    """The mean of log(1 + exp(f - f_hat)), without overflow: a smooth hinge that never reaches 0.
 
-    It is -log of the probability, exp(-f) / (exp(-f) + exp(-f_hat)), that the observation is the
-    one of the two that was observed.
+    A term is -log of exp(-f) / (exp(-f) + exp(-f_hat)): the probability that the observation, and
+    not the contrastive sample, was observed.
 
     Args:
         f: free energies of observations, ``[..., M]``.
@@ -172,5 +173,5 @@ def log_ratio(f: Tensor, f_hat: Tensor) -> Tensor:
         >>> log_ratio(torch.tensor([1.0]), torch.tensor([1.0]))  # log 2
         tensor(0.6931)
     """
-    # PyTorch's softplus is linear beyond a threshold, which float64 can tell; this is exact.
+    # Not softplus: PyTorch's is linear above a threshold, which is inexact in float64.
     return -logsigmoid(f_hat - f).mean()

@@ -1,7 +1,7 @@
-"""Contrastive samples: points y_hat whose free energy a contrastive loss pushes up.
+"""Contrastive samples: points y_hat whose free energy a contrastive loss raises.
 
-What draws them is a callable of the signature :class:`Negatives`. Each takes a generator of its
-own, or draws from PyTorch's global one; a training checkpoint holds the state of either.
+A callable with the signature of :class:`Negatives` draws them, from its own generator or from
+PyTorch's global one. A training checkpoint holds the state of both.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lebm_kernels.models.descent import Projection, descend
 from lebm_kernels.models.latent_model import LatentModel
 
 _PUSHES = 4
-"""How often a point is pushed off its nearest observation before it is sent beyond all of them."""
+"""Pushes away from the nearest observation, before a point is moved outside all of them."""
 
 
 class Negatives(Protocol):
-    """The signature of what draws contrastive samples."""
+    """The signature of a source of contrastive samples."""
 
     def __call__(
         self,
@@ -34,22 +34,22 @@ class Negatives(Protocol):
         beta: float = torch.inf,
         backend: str | None = None,
     ) -> Tensor:
-        """Samples ``y_hat[..., M, D]``, constants, for observations ``y[M, D]`` at ``x[M]``."""
+        """Return samples ``y_hat[..., M, D]`` without gradients, for ``y[M, D]`` and ``x[M]``."""
         ...
 
 
 @dataclass(frozen=True)
 class UniformBox:
-    """Points drawn uniformly from a box, one an observation, wherever the observations are.
+    """Points drawn uniformly from a box: one per observation, independent of the observations.
 
     Attributes:
-        low: the box's lower corner: a number for all components, or D of them.
-        high: its upper corner, above ``low``.
+        low: the box's lower corner: one number for all components, or D numbers.
+        high: the box's upper corner, above ``low``.
         generator: source of the draws, on y's device; the global generator if absent.
 
     Raises:
-        ValueError: a corner isn't finite; when called, a corner hasn't as many components as
-            ``y``, or ``low`` isn't below ``high``.
+        ValueError: a corner isn't finite. When called: a corner and ``y`` have different numbers of
+            components, or ``low`` isn't below ``high``.
 
     Example:
         >>> from lebm_kernels.models.latent_model import Ellipse
@@ -66,7 +66,7 @@ class UniformBox:
         for name, corner in (("low", self.low), ("high", self.high)):
             try:
                 finite = bool(torch.as_tensor(corner, dtype=torch.float64).isfinite().all())
-            except (TypeError, ValueError, RuntimeError):  # no numbers
+            except (TypeError, ValueError, RuntimeError):  # not numbers
                 finite = False
             if not finite:
                 raise ValueError(f"{name} must be finite, got {corner!r}")
@@ -74,7 +74,7 @@ class UniformBox:
     def __call__(
         self, model: LatentModel, y: Tensor, x: Tensor | None = None, **_: object
     ) -> Tensor:
-        """Draw as many points as ``y`` has, in its dtype: see :class:`Negatives`."""
+        """Draw points of the shape and dtype of ``y``: see :class:`Negatives`."""
         low, high = self._corner("low", y), self._corner("high", y)
         if not (low < high).all():
             raise ValueError(f"low must be below high, got low={self.low}, high={self.high}")
@@ -92,10 +92,10 @@ class UniformBox:
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """The observations, each with normal noise on every component.
+    """The observations with normal noise on every component.
 
     Attributes:
-        std: standard deviation of the noise, positive and finite.
+        std: standard deviation of the noise, in units of ``y``, positive and finite.
         generator: source of the draws, on y's device; the global generator if absent.
 
     Raises:
@@ -112,27 +112,28 @@ class GaussianNoise:
     def __call__(
         self, model: LatentModel, y: Tensor, x: Tensor | None = None, **_: object
     ) -> Tensor:
-        """Draw one point an observation, in its dtype: see :class:`Negatives`."""
+        """Draw one point per observation, in the dtype of ``y``: see :class:`Negatives`."""
         noise = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)
         return y.detach() + self.std * noise
 
 
 @dataclass(frozen=True)
 class MostOffending:
-    """The points of least free energy farther than ``radius`` from the data, by descent of F.
+    """Points of low free energy at least ``radius`` away from the data, found by descent of F.
 
-    Points are drawn, moved out of the balls of ``radius`` about the observations, and descend F
-    outside the balls, sliding along where F would lead them in: projected gradient descent. Each
-    ends in the basin it was drawn in; of ``num_starts`` the lowest is taken.
+    Each point is drawn, moved out of the balls of ``radius`` about the batch's observations, and
+    descends F outside the balls, along their surface if F falls inwards: projected gradient
+    descent. A descent ends in the basin of its start; the lowest of ``num_starts`` ends is the
+    sample.
 
-    The observations are those of the batch. Those of a conditional model lie at an x each, and
-    its samples are kept away from the one whose x they have.
+    For a conditional model only one observation has the x of a sample, and the sample keeps away
+    from that observation alone.
 
     Attributes:
-        radius: the least distance from an observation, positive and finite.
-        start: draws the points that descend.
-        num_starts: how many of them for each sample, at least 1.
-        max_steps: evaluations of F a descent, at least 0.
+        radius: the least distance from an observation, in units of ``y``, positive and finite.
+        start: draws the starts of the descents.
+        num_starts: starts per sample, at least 1.
+        max_steps: evaluations of F per descent, at least 0.
 
     Raises:
         ValueError: a number is out of range.
@@ -146,8 +147,8 @@ class MostOffending:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_positive("radius", self.radius)
-        for name, least in (("num_starts", 1), ("max_steps", 0)):
-            check_count(name, getattr(self, name), least)
+        for name, minimum in (("num_starts", 1), ("max_steps", 0)):
+            check_count(name, getattr(self, name), minimum)
 
     def __call__(
         self,
@@ -158,7 +159,7 @@ class MostOffending:
         beta: float = torch.inf,
         backend: str | None = None,
     ) -> Tensor:
-        """Descend to one point a drawn one: see :class:`Negatives`."""
+        """Return one point per observation: see :class:`Negatives`."""
         y = y.detach()
         drawn = torch.stack(
             [self.start(model, y, x, beta=beta, backend=backend) for _ in range(self.num_starts)]
@@ -168,53 +169,54 @@ class MostOffending:
         x = None if x is None else x.expand(len(y))
 
         def function(point: Tensor, rows: Tensor) -> Tensor:
-            at = None if x is None else x[own[rows]]
-            return model.free_energy(point, at, beta=beta, backend=backend)
+            condition = None if x is None else x[own[rows]]
+            return model.free_energy(point, condition, beta=beta, backend=backend)
 
-        away = outside_balls(y, self.radius, None if x is None else own)
-        found = descend(function, drawn.flatten(0, -2), max_steps=self.max_steps, project=away)
+        project = outside_balls(y, self.radius, None if x is None else own)
+        found = descend(function, drawn.flatten(0, -2), max_steps=self.max_steps, project=project)
         value, point = found.value.view(drawn.shape[:-1]), found.point.view(drawn.shape)
         lowest = value.argmin(0, keepdim=True).unsqueeze(-1).expand(1, *point.shape[1:])
         return point.gather(0, lowest).squeeze(0)
 
 
 def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> Projection:
-    """A projection that leaves no point in the balls of ``radius`` about the centres.
+    """Make a projection that moves points out of the balls of ``radius`` about the centres.
 
-    A point in one ball goes to the nearest place outside it. Where balls overlap it may be pushed
-    from one into the next; if that does not end, it goes away from the middle of the centres until
-    it is past them all.
+    A point inside a ball moves to the nearest point outside it. If balls overlap, it may land in
+    the next ball and is pushed again. After 4 pushes it moves straight away from the mean of the
+    centres, to a place outside all balls.
 
     Args:
-        centres: ``[M, D]``; about one that is not finite there is no ball.
-        radius: of the balls, positive.
-        own: for each row of the descent the one centre that counts for it; all if absent.
+        centres: the centres of the balls, ``[M, D]``; one that is not finite has no ball.
+        radius: of the balls, positive, in the units of ``centres``.
+        own: for each row of the descent the index of the only centre that applies to it; if absent,
+            all centres apply to all rows.
     """
-    there = centres[centres.isfinite().all(-1)]
-    if len(there) == 0:
+    finite = centres[centres.isfinite().all(-1)]
+    if len(finite) == 0:
         return lambda point, rows: point
-    middle = there.mean(0)
-    reach = float((there - middle).norm(dim=-1).amax()) + radius
-    # The result is outside by more than its rounding.
-    slack = 8.0 * torch.finfo(centres.dtype).eps * (radius + float(there.abs().amax()))
+    middle = finite.mean(0)
+    reach = float((finite - middle).norm(dim=-1).amax()) + radius
+    # Points move farther out by more than the rounding error, so none stays inside.
+    slack = 8.0 * torch.finfo(centres.dtype).eps * (radius + float(finite.abs().amax()))
 
     def nearest(point: Tensor, rows: Tensor) -> Tensor:
         if own is not None:
             return centres[own[rows]]
-        return there[posterior(point, there, math.inf).index]
+        return finite[posterior(point, finite, math.inf).index]
 
     def project(point: Tensor, rows: Tensor) -> Tensor:
-        point, left = point.clone(), torch.arange(len(point), device=point.device)
+        point, pending = point.clone(), torch.arange(len(point), device=point.device)
         for push in range(_PUSHES + 1):
-            here, centre = point[left], nearest(point[left], rows[left])
-            inside = _distance(here, centre).squeeze(-1) < radius
-            left, here, centre = left[inside], here[inside], centre[inside]
-            if len(left) == 0:
+            current, centre = point[pending], nearest(point[pending], rows[pending])
+            inside = _distance(current, centre).squeeze(-1) < radius
+            pending, current, centre = pending[inside], current[inside], centre[inside]
+            if len(pending) == 0:
                 break
             if push < _PUSHES:
-                point[left] = _at(radius + slack, here, centre)
+                point[pending] = _move_to_distance(radius + slack, current, centre)
             else:
-                point[left] = _at(reach + slack, here, middle)
+                point[pending] = _move_to_distance(reach + slack, current, middle)
         return point
 
     return project
@@ -224,10 +226,10 @@ def _distance(point: Tensor, centre: Tensor) -> Tensor:
     return (point - centre).norm(dim=-1, keepdim=True)
 
 
-def _at(distance: float, point: Tensor, centre: Tensor) -> Tensor:
-    """At that distance from the centres, in the direction of the points ``[m, D]``."""
+def _move_to_distance(distance: float, point: Tensor, centre: Tensor) -> Tensor:
+    """Move points ``[m, D]`` along the line from their centre to a given distance from it."""
     offset, length = point - centre, _distance(point, centre)
-    # A point on its centre has no direction: it gets one.
+    # A point on its centre has no direction: it moves along the first axis.
     first = torch.zeros_like(offset)
     first[..., 0] = 1.0
     return centre + distance * torch.where(length > 0, offset / length, first)

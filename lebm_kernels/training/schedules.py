@@ -1,4 +1,7 @@
-"""Schedules: what changes along a run as a function of the share of its steps that is done."""
+"""Schedules: the learning rate and the temperature as functions of the run's progress.
+
+The progress ``done`` is the fraction of the run's steps that are done, in [0, 1).
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,21 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
 }
-"""The learning rate's factor as a function of the share of the steps that is done, in [0, 1)."""
+"""The factor of the learning rate as a function of ``done``."""
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """An inverse temperature that rises by a constant factor a step, and then jumps to its last.
+    """An inverse temperature that rises by a constant factor per step, then jumps to a last value.
 
-    Warm, every latent feels every observation; cold, each observation pulls its nearest latent
-    alone. A decoder that learns a shape finds it warm, and its detail as it cools.
+    Warm, every observation pulls every latent. Cold, each observation pulls only its nearest
+    latent. A decoder that has to learn a shape finds the shape while warm and the details while
+    cooling.
 
     Attributes:
         start: beta at the first step, positive and finite.
-        end: beta where the rise ends, positive and finite; below ``start`` it falls.
-        share: the share of the steps that the rise takes, in (0, 1].
+        end: beta at the end of the rise, positive and finite; below ``start``, beta falls.
+        share: the fraction of the steps that the rise takes, in (0, 1].
 
     Raises:
         ValueError: a field is out of range; the message names it.
@@ -41,14 +45,14 @@ class Annealing:
             check_positive(name, getattr(self, name))
         if not (0.0 < number(self.share) <= 1.0):
             raise ValueError(f"share must be in (0, 1], got {self.share!r}")
-        for name in ("start", "end", "share"):  # NumPy's numbers have no place in a checkpoint
+        for name in ("start", "end", "share"):  # a checkpoint cannot hold NumPy's numbers
             object.__setattr__(self, name, number(getattr(self, name)))
 
     def beta(self, done: float, last: float) -> float:
-        """The inverse temperature when the share ``done`` of the steps is done.
+        """The inverse temperature of the next step.
 
         Args:
-            done: in [0, 1).
+            done: the fraction of the steps that are done, in [0, 1).
             last: beta after the rise.
         """
         if done >= self.share:

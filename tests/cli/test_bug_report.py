@@ -53,7 +53,7 @@ def test_places_are_those_of_the_package_and_its_library() -> None:
     if Path(place).exists():
         assert size == f"{Path(place).stat().st_size} bytes"
     else:
-        assert facts["library"].endswith("is not there")
+        assert facts["library"].endswith("is missing")
 
 
 def test_only_variables_that_are_set_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ def test_what_would_not_fit_is_not_asked_for(monkeypatch):
     monkeypatch.setattr(benchmarking, "available_bytes", lambda device: free - 1)
     monkeypatch.setattr(providers, "_cdist_energy", lambda y, g: asked.append(1))
     refused, ours = compare(case, ["eager, cdist", "chunked"], rounds=1).timings
-    assert refused.failure.startswith("out of memory: not asked")
+    assert refused.failure.startswith("out of memory: skipped")
     assert asked == []
     assert ours.failure == ""
 

@@ -148,7 +148,7 @@ def test_missing_and_unwanted_conditions_are_named(call: str) -> None:
     y = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="x is missing: Horn"):
         getattr(Horn(), call)(y)
-    with pytest.raises(ValueError, match=r"x was given, of shape \[3\]: Ellipse"):
+    with pytest.raises(ValueError, match=r"x must be absent as Ellipse .*got shape \[3\]"):
         getattr(Ellipse(), call)(y, torch.zeros(3))
 
 
@@ -199,8 +199,8 @@ UNLIKE_THE_MODEL: list[tuple[LatentModel, Any, Any, Exception]] = [
         torch.zeros(3, 2),
         torch.zeros(3, 1),
         ValueError(
-            "x must have one condition an observation, [3] of them as y [3, 2] has, "
-            "got shape [3, 1]; x.squeeze(-1) has one each"
+            "x must have one condition per observation, [3] of them as y [3, 2] has, "
+            "got shape [3, 1]; x.squeeze(-1) has that shape"
         ),
     ),
     (

@@ -351,7 +351,7 @@ def test_a_loss_of_numpys_numbers_is_that_of_pythons(tmp_path: Path) -> None:
 def test_what_is_no_data_set_model_or_config_is_named() -> None:
     model, data = _horn()
     wrong: list[tuple[str, Any, str]] = [
-        ("data", data.y, r"a Dataset, as Dataset\(data\) makes of y, got Tensor"),
+        ("data", data.y, r"a Dataset, such as Dataset\(data\), got Tensor"),
         ("data", None, "a Dataset, got NoneType"),
         ("validation", [data], "a Dataset, got list"),
         ("model", torch.nn.Linear(1, 2), "a LatentModel, got Linear"),
@@ -390,5 +390,5 @@ def test_other_bad_arguments_are_named() -> None:
         train(model, data, TrainConfig(optimizer_options={"wings": 2}))
     with pytest.raises(ValueError, match="checkpoint_every must be"):
         train(model, data, SHORT, checkpoint_every=0)
-    with pytest.raises(ValueError, match="x was given"):
+    with pytest.raises(ValueError, match="x must be absent"):
         train(Ellipse(), data, SHORT)

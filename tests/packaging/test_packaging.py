@@ -1,7 +1,7 @@
-"""The package as it is built and installed: with, without and with a failing C++ compiler.
+"""How the package is built, installed, and imported without its optional dependencies.
 
-A small script stands in for the compiler, so that these tests say the same on every machine and
-take seconds; that the real sources compile is seen by every test of the native backend.
+A small script replaces the compiler, so these tests take seconds and give the same result on every
+machine. Every test of the native backend shows that the real sources compile.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
-from collections.abc import Callable
-from importlib import metadata
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 import lebm_kernels
+from lebm_kernels.extras import MissingExtraError
+from lebm_kernels.figures import overview_figure
+from lebm_kernels.models import Ellipse, infer
+from lebm_kernels.training import TrainConfig, ellipse_data, train
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path("lebm_kernels", "_native.abi3.so")
@@ -28,8 +34,8 @@ REASON = Path("lebm_kernels", "_native_build.txt")
 CUDA_REASON = Path("lebm_kernels", "_cuda_build.txt")
 RECORD = Path("lebm_kernels", "_native_compilers.txt")
 
-# Writes the file after -o and notes its name in calls.txt; answers a source with the word BROKEN as
-# a compiler would; names the header that a source includes in the dependency file after -MF.
+# Writes the file after -o and appends its name to calls.txt. Reports an error in a source that
+# contains BROKEN. Writes the headers that a source includes to the dependency file after -MF.
 FAKE_COMPILER = """#!{python}
 import pathlib, re, sys
 arguments = sys.argv[1:]
@@ -43,6 +49,7 @@ if "-c" in arguments:
     source = pathlib.Path(arguments[arguments.index("-c") + 1])
     text = source.read_text()
     if "BROKEN" in text:
+        print(*[f"note {{number}}" for number in range(40)], sep="\\n", file=sys.stderr)
         sys.exit(f"{{source}}:1: error: BROKEN was not declared")
     headers = [source.parent / name for name in re.findall('#include "(.*?)"', text)]
     rule = f"{{output}}: {{source}} " + " ".join(map(str, headers))
@@ -78,7 +85,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def build(tree: Path) -> Build:
-    """Runs setup.py in the tree, with the fake compiler unless told otherwise."""
+    """Runs setup.py in the tree, with the fake compiler by default."""
 
     def build(
         *arguments: str,
@@ -86,6 +93,8 @@ def build(tree: Path) -> Build:
         native: str = "auto",
         cuda: str = "0",
         cuda_home: str = "/nonexistent/cuda",
+        python: str = sys.executable,
+        **variables: str,
     ) -> subprocess.CompletedProcess[str]:
         arguments = arguments or ("build_ext", "--inplace")
         environment = os.environ | {
@@ -93,9 +102,10 @@ def build(tree: Path) -> Build:
             "LEBM_KERNELS_NATIVE": native,
             "LEBM_KERNELS_CUDA": cuda,
             "CUDA_HOME": cuda_home,
+            **variables,
         }
         return subprocess.run(
-            [sys.executable, "setup.py", "-q", *arguments],
+            [python, "setup.py", "-q", *arguments],
             cwd=tree,
             env=environment,
             capture_output=True,
@@ -106,7 +116,7 @@ def build(tree: Path) -> Build:
 
 
 def compiled(tree: Path) -> set[str]:
-    """What the fake compiler made since it was last asked."""
+    """The files that the fake compiler made since the last call."""
     calls = tree / "calls.txt"
     names = set(calls.read_text().split()) if calls.exists() else set()
     calls.unlink(missing_ok=True)
@@ -114,7 +124,7 @@ def compiled(tree: Path) -> set[str]:
 
 
 def make_newer(path: Path) -> None:
-    """Moves a file's time past all that was just built, whatever the clock's resolution."""
+    """Set a file's time later than everything just built, whatever the clock's resolution."""
     later = path.stat().st_mtime + 100
     os.utime(path, (later, later))
 
@@ -190,6 +200,48 @@ def test_without_a_compiler_the_build_succeeds_and_says_why(tree: Path, build: B
     assert not (tree / LIBRARY).exists(), "the library of an earlier build must not stay"
 
 
+def test_progress_is_one_line_per_file(tree: Path, build: Build) -> None:
+    lines = build(MAX_JOBS="1").stderr.splitlines()
+    steps = [line.split("] ")[1] for line in lines if line.startswith("[")]
+    assert steps[:2] == ["csrc/bindings.cpp", "csrc/cpu/rows.cpp"]
+    assert steps[2].endswith(LIBRARY.name)
+    assert len(steps) == 3
+    assert not any("-std=c++17" in line for line in lines)
+    assert "no work to do" not in build().stderr
+
+
+def test_v_1_shows_the_commands(build: Build) -> None:
+    assert build(V="1").stderr.count("-std=c++17") == 2
+
+
+def test_a_failure_shows_the_command_and_all_that_the_compiler_printed(
+    tree: Path, build: Build
+) -> None:
+    (tree / "csrc" / "cpu" / "rows.cpp").write_text("BROKEN")
+    lines = build(V="").stderr.splitlines()
+    (command,) = (line for line in lines if "-std=c++17" in line)
+    assert "csrc/cpu/rows.cpp" in command
+    after = lines[lines.index(command) + 1 :]
+    assert after[:41] == [
+        *(f"note {number}" for number in range(40)),
+        "csrc/cpu/rows.cpp:1: error: BROKEN was not declared",
+    ]
+
+
+def test_without_ninja_the_build_succeeds_and_says_why(
+    tree: Path, build: Build, tmp_path: Path
+) -> None:
+    # An environment whose scripts folder has no ninja, with the packages of this one.
+    venv.create(tmp_path / "bare", symlinks=True)
+    done = build(
+        python=str(tmp_path / "bare" / "bin" / "python"),
+        PATH="",
+        PYTHONPATH=str(Path(setuptools.__file__).parent.parent),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ninja was not found (pip install ninja)" in (tree / REASON).read_text()
+
+
 def test_a_failing_compiler_is_quoted(tree: Path, build: Build) -> None:
     source = tree / "csrc" / "cpu" / "rows.cpp"
     source.write_text("BROKEN")
@@ -197,7 +249,7 @@ def test_a_failing_compiler_is_quoted(tree: Path, build: Build) -> None:
     assert done.returncode == 0
     assert "error: BROKEN was not declared" in done.stderr
     headline, *quoted = (tree / REASON).read_text().splitlines()
-    assert str(source) in headline
+    assert "csrc/cpu/rows.cpp" in headline
     assert any("error: BROKEN was not declared" in line for line in quoted)
 
     source.write_text("// mended")
@@ -232,6 +284,47 @@ def test_without_nvcc_the_library_is_built_and_says_why(tree: Path, build: Build
     assert "no nvcc in /nonexistent/cuda" in (tree / CUDA_REASON).read_text()
 
 
+def test_cuda_files_are_compiled_by_nvcc_and_linked_in(
+    tree: Path, build: Build, tmp_path: Path
+) -> None:
+    (tree / "csrc" / "cuda").mkdir()
+    (tree / "csrc" / "cuda" / "wide.cu").write_text("// kernels")
+    home = tmp_path / "cuda"
+    (home / "bin").mkdir(parents=True)
+    shutil.copy(tree / "compiler", home / "bin" / "nvcc")
+    # A folder that looks like a CUDA build of PyTorch.
+    header = Path("include", "torch", "headeronly", "version.h")
+    fake_torch = tmp_path / "site" / "torch"
+    (fake_torch / header).parent.mkdir(parents=True)
+    shutil.copy(Path(torch.__file__).parent / header, fake_torch / header)
+    (fake_torch / "__init__.py").touch()
+    (fake_torch / "lib").mkdir()
+    (fake_torch / "lib" / "libtorch_cuda.so").touch()
+
+    def build_with_cuda() -> str:
+        done = build(
+            cuda="1",
+            cuda_home=str(home),
+            PYTHONPATH=str(fake_torch.parent),
+            TORCH_CUDA_ARCH_LIST="9.0+PTX",
+            V="1",
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    commands = build_with_cuda().splitlines()
+    (cuda,) = (line for line in commands if "wide.cu" in line)
+    assert "code=sm_90 " in cuda
+    assert "code=compute_90 " in cuda
+    assert "-ltorch_cuda" in commands[-1]
+    assert compiled(tree) == {"bindings.o", "rows.o", "wide.o", "_native.abi3.so"}
+    assert not (tree / CUDA_REASON).exists()
+    assert "nvcc: fakecc (made up) 7.8.9" in (tree / RECORD).read_text().splitlines()
+    make_newer(tree / "csrc" / "cuda" / "wide.cu")
+    build_with_cuda()
+    assert compiled(tree) == {"wide.o", "_native.abi3.so"}
+
+
 def test_cuda_0_leaves_the_kernels_out(tree: Path, build: Build) -> None:
     assert build(cuda="0").returncode == 0
     assert "LEBM_KERNELS_CUDA=0" in (tree / CUDA_REASON).read_text()
@@ -260,14 +353,14 @@ def test_wheel_serves_every_cpython_and_holds_what_is_needed(tree: Path, build: 
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
-        assert "lebm = lebm_kernels.cli:main" in archive.read(entry_points).decode()
+        assert "lebm = lebm_kernels.__main__:main" in archive.read(entry_points).decode()
     assert {
         LIBRARY.as_posix(),
         RECORD.as_posix(),
         "lebm_kernels/py.typed",
         "lebm_kernels/cli/info.py",
-        "lebm_kernels/peak.cpp",
     } <= names
+    assert any(name.endswith("/peak.cpp") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"lebm_kernels"}
 
@@ -306,3 +399,95 @@ def test_a_library_that_is_named_and_missing_is_an_error(tmp_path: Path) -> None
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert f"LEBM_KERNELS_LIBRARY names no file: {missing}" in done.stderr
+
+
+OPTIONAL = ("matplotlib", "rich", "scipy", "tqdm", "typer")
+
+# Trains without a progress bar after importing every module except the command line.
+WITHOUT_EXTRAS = """
+import importlib, pkgutil
+import lebm_kernels
+for module in pkgutil.walk_packages(lebm_kernels.__path__, "lebm_kernels.", onerror=lambda _: None):
+    name = module.name.removeprefix("lebm_kernels.")
+    if "triton" not in name and not name.startswith(("cli", "_native")):
+        importlib.import_module(module.name)
+from lebm_kernels.models import Ellipse, infer
+from lebm_kernels.training import TrainConfig, ellipse_data, train
+train(Ellipse(), ellipse_data(), TrainConfig(epochs=3))
+"""
+
+
+def run_without(
+    missing: Sequence[str], code: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process where those packages cannot be imported."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+    command = [sys.executable, "-c", block + code, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_all_but_the_command_line_needs_torch_and_numpy_alone() -> None:
+    done = run_without(OPTIONAL, WITHOUT_EXTRAS)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "no progress bar without tqdm"
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("typer", "cli"), ("matplotlib", "figures")])
+def test_the_command_line_says_in_one_line_which_extra_is_missing(
+    missing: str, extra: str, tmp_path: Path
+) -> None:
+    code = "import runpy; runpy.run_module('lebm_kernels', run_name='__main__')"
+    command = ["train", "ellipse", "--epochs", "1", "--output", str(tmp_path)]
+    done = run_without([missing], code, *command)
+    assert done.returncode == 1
+    message = f"{missing} is not installed: pip install 'lebm_kernels[{extra}]'"
+    assert done.stderr == f"lebm: error: {message}\n"
+
+
+def import_command_line() -> None:
+    import_module("lebm_kernels.cli")
+
+
+def train_with_progress_bar() -> None:
+    train(Ellipse(), ellipse_data(), TrainConfig(epochs=1), progress=True)
+
+
+def draw() -> None:
+    overview_figure(Ellipse(), ellipse_data())
+
+
+def minimise_with_scipy() -> None:
+    infer(Ellipse(), ellipse_data().y, method="cg")
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "use"),
+    [
+        ("typer", "cli", import_command_line),
+        ("rich", "cli", import_command_line),
+        ("tqdm", "cli", train_with_progress_bar),
+        ("matplotlib", "figures", draw),
+        ("scipy", "models", minimise_with_scipy),
+    ],
+)
+def test_an_import_names_the_extra_that_is_missing(
+    package: str, extra: str, use: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.startswith("lebm_kernels.cli"):
+            monkeypatch.delitem(sys.modules, name)
+        if name.startswith(f"{package}."):
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    message = re.escape(f"{package} is not installed: pip install 'lebm_kernels[{extra}]'")
+    with pytest.raises(MissingExtraError, match=f"^{message}$"):
+        use()
+
+
+def test_every_extra_that_an_error_can_name_exists() -> None:
+    sources = (ROOT / "lebm_kernels").rglob("*.py")
+    named = {x for path in sources for x in re.findall(r'needs\("(\w+)"\)', path.read_text())}
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = text.split("[project.optional-dependencies]\n")[1].partition("\n[")[0]
+    assert named == {"cli", "figures", "models"}
+    assert named <= set(re.findall(r"^(\w+) = ", extras, flags=re.MULTILINE))
