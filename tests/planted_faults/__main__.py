@@ -35,7 +35,7 @@ class Fault(NamedTuple):
 
 
 PLACES = {
-    "chunked": "lebm_kernels/backends/chunked.py",
+    "chunked": "lebm_kernels/backends/*.py",
     "emulated_cuda": "csrc/cuda/**/*.cuh",
     "native": "csrc/cpu/**/*.h",
 }
@@ -86,7 +86,9 @@ FAULTS = (
         "(beta * delta).exp()",
         GRADIENTS,
     ),
-    Fault("chunked", "dF/ddecoded has the wrong sign", r"-= 2 \* pull", "+= 2 * pull", GRADIENTS),
+    Fault(
+        "chunked", "dF/ddecoded has the wrong sign", r"-= 2 \* (\w+\.sum)", r"+= 2 * \1", GRADIENTS
+    ),
     Fault(
         "chunked",
         "dF/dlog_weight has the wrong sign",
