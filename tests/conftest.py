@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from support import emulated_cuda, interpreter
-from support.backends import BACKENDS, KERNELS, STAND_INS, identify, kernel_parameters, selected
+from support import emulated_cuda, interpreter, pairs
+from support.backends import (
+    BACKENDS,
+    EACH_ONCE,
+    KERNELS,
+    STAND_INS,
+    identify,
+    kernel_parameters,
+    selected,
+)
 
 import lebm_kernels
 
@@ -28,17 +36,54 @@ def pytest_configure(config: pytest.Config) -> None:
         interpreter.make_bearable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the cases, put them in order, choose those that count covered lines.
+
+    Before -k and -m: they select among the chosen.
+    """
+    if not pairs.ALL:
+        items[:], left_out = _chosen(items)
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+    _order(items)
+    _leave_untraced(items)
+
+
+def _chosen(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """The cases that have all pairs of each test's parameters, and the others."""
+    tests: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for place, item in enumerate(items):
+        tests[_test(item)].append(place)
+    chosen = set()
+    for places in tests.values():
+        chosen |= {places[i] for i in pairs.covering([_factors(items[i]) for i in places])}
+    left_out = [item for place, item in enumerate(items) if place not in chosen]
+    return [items[place] for place in sorted(chosen)], left_out
+
+
+def _factors(item: pytest.Item) -> dict[str, Hashable]:
+    """What a case's parameters are, by name; the ones that are parametrised together, as one.
+
+    Values are compared by identity: cases share the objects, which may be tensors.
+    """
+    parameters = _parameters(item)
+    factors: dict[str, Hashable] = {}
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0]
+        names = [x.strip() for x in names.split(",")] if isinstance(names, str) else names
+        factors[",".join(names)] = tuple(id(parameters.pop(name)) for name in names)
+    return factors | {name: id(x) for name, x in parameters.items()}
+
+
+def _order(items: list[pytest.Item]) -> None:
     """Within a test, one problem's backends follow each other: the oracle remembers it."""
     order: dict[Any, int] = {}
 
     def place(item: pytest.Item) -> int:
         problem = {name: x for name, x in _parameters(item).items() if not _is_backend(name, x)}
-        test = (item.path, getattr(item, "originalname", item.name), repr(problem))
-        return order.setdefault(test, len(order))
+        return order.setdefault((_test(item), repr(problem)), len(order))
 
     items.sort(key=place)
-    _leave_untraced(items)
 
 
 TRACED_CASES = 2
@@ -50,19 +95,24 @@ def _leave_untraced(items: list[pytest.Item]) -> None:
     cases: Counter[Any] = Counter()
     for item in items:
         backend = [repr(x) for name, x in _parameters(item).items() if _is_backend(name, x)]
-        case = (item.path, getattr(item, "originalname", item.name), *backend)
+        case = (_test(item), *backend)
         cases[case] += 1
         if cases[case] > TRACED_CASES:
             item.add_marker("no_cover")
 
 
+def _test(item: pytest.Item) -> Hashable:
+    """The test that a case is one of."""
+    return item.path, getattr(item, "originalname", item.name)
+
+
 def _parameters(item: pytest.Item) -> dict[str, Any]:
-    return getattr(getattr(item, "callspec", None), "params", {})
+    return dict(getattr(getattr(item, "callspec", None), "params", {}))
 
 
 def _is_backend(name: str, x: Any) -> bool:
     """Whether a test's parameter says where it runs: by its name, or with one of the backends."""
-    if name.endswith("backend"):
+    if "backend" in name:
         return True
     if not isinstance(x, tuple):
         return False
@@ -75,6 +125,8 @@ def pytest_report_header() -> list[str]:
     """Say what is tested and, of what is not, why."""
     tested = ", ".join("-".join(filter(None, parameter)) for parameter in kernel_parameters())
     lines = [f"lebm_kernels backends tested: {tested}"]
+    if not pairs.ALL:
+        lines.append("cases: all pairs of parameters; LEBM_KERNELS_TEST_ALL=1: all combinations")
     for row in lebm_kernels.backends():
         if "cpu" not in row.devices:
             lines.append(f"lebm_kernels backend NOT tested: {row.name}: {row.reason}")
@@ -85,6 +137,13 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture(params=kernel_parameters(), ids=identify)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every kernel backend that can run here; the native one on each instruction set."""
+    with selected(*request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=EACH_ONCE, ids=identify)
+def backend_once(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every kernel backend, the native one on its best instruction set."""
     with selected(*request.param) as name:
         yield name
 

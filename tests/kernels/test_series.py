@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from support.accuracy import assert_accurate, gradients
-from support.subset import FEWER, check
+from support.subset import check, tiled
 from torch import Tensor
 
 from lebm_kernels import free_energy
@@ -19,7 +19,7 @@ from lebm_kernels import free_energy
 M, N = 600, 2100
 
 
-def problem(
+def sharing(
     backend: str,
     dtype: torch.dtype,
     D: int,
@@ -29,12 +29,8 @@ def problem(
     N: int = N,
     scaled: bool = False,
 ) -> dict[str, Tensor]:
-    M = min(M, FEWER.get(backend, M))
-    arguments = {
-        "y": torch.randn(M, D, dtype=dtype),
-        "decoded": torch.randn(N, D, dtype=dtype),
-        "beta": torch.tensor(beta, dtype=dtype),
-    }
+    """Queries that share beta and, where ``scaled``, a scale of both signs."""
+    arguments = tiled(backend, M, N, D, beta=torch.tensor(beta), dtype=dtype)
     if scaled:
         arguments["scale"] = torch.tensor([-1.3, 0.6], dtype=dtype)[:D]
     return arguments
@@ -44,7 +40,7 @@ def problem(
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("beta", [1e-9, 1e-4, 0.02, 0.3, 1.0, 5.0, 40.0, 1e3, 1e6, 1e12])
 def test_temperatures(backend: str, dtype: torch.dtype, D: int, beta: float, scaled: bool) -> None:
-    check(backend, problem(backend, dtype, D, beta, scaled=scaled))
+    check(backend, sharing(backend, dtype, D, beta, scaled=scaled))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +48,7 @@ def test_temperatures(backend: str, dtype: torch.dtype, D: int, beta: float, sca
 )
 @pytest.mark.parametrize("D", [1, 2])
 def test_sizes(backend: str, dtype: torch.dtype, M: int, N: int, D: int) -> None:
-    check(backend, problem(backend, dtype, D, 2.0, M=M, N=N))
+    check(backend, sharing(backend, dtype, D, 2.0, M=M, N=N))
 
 
 def place(kind: str, y: Tensor, decoded: Tensor) -> None:
@@ -97,7 +93,7 @@ def place(kind: str, y: Tensor, decoded: Tensor) -> None:
     ["ring", "curve", "offset", "clusters", "outlier", "equal", "line", "far", "repeated"],
 )
 def test_layouts(backend: str, dtype: torch.dtype, kind: str, beta: float) -> None:
-    arguments = problem(backend, dtype, 2, beta)
+    arguments = sharing(backend, dtype, 2, beta)
     place(kind, arguments["y"], arguments["decoded"])
     check(backend, arguments)
 
@@ -105,7 +101,7 @@ def test_layouts(backend: str, dtype: torch.dtype, kind: str, beta: float) -> No
 @pytest.mark.parametrize("beta", [0.05, 1.0, 30.0])
 @pytest.mark.parametrize("D", [1, 2])
 def test_latent_energies(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
-    arguments = problem(backend, dtype, D, beta, scaled=True)
+    arguments = sharing(backend, dtype, D, beta, scaled=True)
     arguments["latent_energy"] = torch.rand(N, dtype=dtype) - 0.5
     check(backend, arguments)
     arguments["latent_energy"][::3] = 40 / max(beta, 1.0)
@@ -114,7 +110,7 @@ def test_latent_energies(backend: str, dtype: torch.dtype, D: int, beta: float) 
 
 
 def test_latents_of_infinite_energy(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 1.0)
+    arguments = sharing(backend, dtype, 2, 1.0)
     arguments["latent_energy"] = torch.zeros(N, dtype=dtype)
     arguments["latent_energy"][::2] = math.inf
     function = partial(free_energy, backend=backend)
@@ -124,7 +120,7 @@ def test_latents_of_infinite_energy(backend: str, dtype: torch.dtype) -> None:
 
 
 def test_nan_stays_in_its_row(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 1.0)
+    arguments = sharing(backend, dtype, 2, 1.0)
     clean = free_energy(**arguments, backend=backend)
     arguments["y"][[3, 17]] = math.nan
     found = free_energy(**arguments, backend=backend)
@@ -135,7 +131,7 @@ def test_nan_stays_in_its_row(backend: str, dtype: torch.dtype) -> None:
 
 def test_tolerance_of_the_caller(backend: str) -> None:
     """The share of the sum that is left out is at most ``tol``."""
-    arguments = problem(backend, torch.float64, 2, 30.0)
+    arguments = sharing(backend, torch.float64, 2, 30.0)
     exact = free_energy(**arguments, backend="reference")
     for tol in (1e-12, 1e-6, 1e-3):
         found = free_energy(**arguments, tol=tol, backend=backend)
@@ -145,7 +141,7 @@ def test_tolerance_of_the_caller(backend: str) -> None:
 
 
 def test_threads_agree_and_repeat(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 3.0, M=1500, N=5000)
+    arguments = sharing(backend, dtype, 2, 3.0, M=1500, N=5000)
     threads = torch.get_num_threads()
     try:
         results = []

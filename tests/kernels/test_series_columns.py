@@ -26,7 +26,7 @@ M, N = 520, 601
 WANTED = ("decoded", "latent_energy")
 
 
-def problem(
+def sharing(
     backend: str,
     dtype: torch.dtype,
     D: int,
@@ -39,7 +39,7 @@ def problem(
     # Of queries, the CUDA kernels' column pass has tiles of 256: it gets several. At fewer queries
     # it has missed these bounds in float64 (csrc/cuda/README.md, at its end).
     as_for = "native" if backend == "emulated_cuda" else backend
-    arguments = test_series.problem(as_for, dtype, D, beta, M=M, N=N)
+    arguments = test_series.sharing(as_for, dtype, D, beta, M=M, N=N)
     arguments["latent_energy"] = torch.zeros(N, dtype=dtype)
     if scale is not None:
         arguments["scale"] = torch.tensor(scale, dtype=dtype)[:D]
@@ -90,7 +90,7 @@ def allowed(
     return truth.gradients, bounds
 
 
-def check(
+def check_places(
     backend: str, arguments: dict[str, Tensor], grad: Tensor | None = None, alike: bool = False
 ) -> None:
     """The gradients of ``decoded`` and ``latent_energy``, each place by its own measure."""
@@ -116,31 +116,31 @@ def test_temperatures(
     backend: str, dtype: torch.dtype, D: int, beta: float, scale: tuple[float, float] | None
 ) -> None:
     """The grid as wide as what a query sees at most; queries in it and far from it."""
-    arguments = problem(backend, dtype, D, beta, scale=scale)
+    arguments = sharing(backend, dtype, D, beta, scale=scale)
     size = min(1.0, 0.4 / math.sqrt(beta))
     arguments["decoded"] *= size
     arguments["y"] *= 3 * size
-    check(backend, arguments)
+    check_places(backend, arguments)
 
 
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("beta", [0.3, 5.0, 1e5])
 def test_grids_too_wide_for_series(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
-    check(backend, problem(backend, dtype, D, beta, scale=(-1.3, 0.6)))
+    check_places(backend, sharing(backend, dtype, D, beta, scale=(-1.3, 0.6)))
 
 
 @pytest.mark.parametrize("D", [1, 2])
 def test_queries_all_alike(backend: str, dtype: torch.dtype, D: int) -> None:
     """Sums of equal terms: their roundings are equal too, and add up."""
-    arguments = problem(backend, dtype, D, 1.0)
+    arguments = sharing(backend, dtype, D, 1.0)
     arguments["decoded"] *= 0.1
     arguments["y"][:] = arguments["y"][0].clone()
-    check(backend, arguments, torch.full_like(arguments["y"][:, 0], 0.7), alike=True)
+    check_places(backend, arguments, torch.full_like(arguments["y"][:, 0], 0.7), alike=True)
 
 
 def test_one_query_on_the_only_latent_of_low_energy(backend: str, dtype: torch.dtype) -> None:
     """Its neighbours are near, and cannot be seen for their energies."""
-    arguments = problem(backend, dtype, 2, 0.5)
+    arguments = sharing(backend, dtype, 2, 0.5)
     arguments["decoded"] *= 0.1
     arguments["latent_energy"].fill_(100)
     arguments["latent_energy"][5] = 0
@@ -152,7 +152,7 @@ def test_one_query_on_the_only_latent_of_low_energy(backend: str, dtype: torch.d
 
 @pytest.mark.parametrize("infinite", [math.inf, -math.inf])
 def test_infinite_incoming_gradients(backend: str, dtype: torch.dtype, infinite: float) -> None:
-    arguments = problem(backend, dtype, 2, 0.1)
+    arguments = sharing(backend, dtype, 2, 0.1)
     grad = torch.ones_like(arguments["y"][:, 0])
     grad[::9] = infinite
     found = gradients(partial(free_energy, backend=backend), arguments, grad)
@@ -164,7 +164,7 @@ def test_infinite_incoming_gradients(backend: str, dtype: torch.dtype, infinite:
 )
 @pytest.mark.parametrize("beta", [0.1])
 def test_scales(backend: str, dtype: torch.dtype, beta: float, scale: tuple[float, float]) -> None:
-    check(backend, problem(backend, dtype, 2, beta, scale=scale))
+    check_places(backend, sharing(backend, dtype, 2, beta, scale=scale))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_scales(backend: str, dtype: torch.dtype, beta: float, scale: tuple[floa
 )
 @pytest.mark.parametrize("D", [1, 2])
 def test_sizes(backend: str, dtype: torch.dtype, M: int, N: int, D: int) -> None:
-    check(backend, problem(backend, dtype, D, 0.1, M=M, N=N))
+    check_places(backend, sharing(backend, dtype, D, 0.1, M=M, N=N))
 
 
 @pytest.mark.parametrize("beta", [0.3, 1e4])
@@ -181,9 +181,9 @@ def test_sizes(backend: str, dtype: torch.dtype, M: int, N: int, D: int) -> None
     ["ring", "curve", "offset", "clusters", "outlier", "equal", "line", "far", "repeated"],
 )
 def test_layouts(backend: str, dtype: torch.dtype, kind: str, beta: float) -> None:
-    arguments = problem(backend, dtype, 2, beta, N=602)
+    arguments = sharing(backend, dtype, 2, beta, N=602)
     test_series.place(kind, arguments["y"], arguments["decoded"])
-    check(backend, arguments)
+    check_places(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.3, 10.0, 1e4])
@@ -192,20 +192,20 @@ def test_every_query_on_a_latent(
     backend: str, dtype: torch.dtype, beta: float, spread: float
 ) -> None:
     """The difference vanishes where the share is largest."""
-    arguments = problem(backend, dtype, 2, beta)
+    arguments = sharing(backend, dtype, 2, beta)
     arguments["decoded"] *= spread / 10
     arguments["y"] = arguments["decoded"][: len(arguments["y"])].clone()
-    check(backend, arguments)
+    check_places(backend, arguments)
 
 
 def test_one_query_on_the_only_latent_in_sight(backend: str, dtype: torch.dtype) -> None:
     """In a block so cold that its other latents are not seen; all the other queries are far."""
-    arguments = problem(backend, dtype, 2, 1e3)
+    arguments = sharing(backend, dtype, 2, 1e3)
     arguments["decoded"] = arguments["decoded"].sign() + 1e-3 * arguments["decoded"]
     arguments["decoded"][5] = torch.tensor([1e-3, 2e-3], dtype=dtype)
     arguments["y"] = 1e2 + 0.1 * arguments["y"]
     arguments["y"][0] = arguments["decoded"][5]
-    check(backend, arguments)
+    check_places(backend, arguments)
     found = gradients(
         partial(free_energy, backend=backend),
         arguments,
@@ -218,17 +218,17 @@ def test_one_query_on_the_only_latent_in_sight(backend: str, dtype: torch.dtype)
 @pytest.mark.parametrize("beta", [0.2, 30.0])
 @pytest.mark.parametrize("D", [1, 2])
 def test_latent_energies(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
-    arguments = problem(backend, dtype, D, beta, scale=(-1.3, 0.6))
+    arguments = sharing(backend, dtype, D, beta, scale=(-1.3, 0.6))
     arguments["latent_energy"] = torch.rand(N, dtype=dtype) - 0.5
-    check(backend, arguments)
+    check_places(backend, arguments)
     arguments["latent_energy"][::3] = 40 / max(beta, 1.0)
     arguments["latent_energy"][5] = -40 / max(beta, 1.0)
-    check(backend, arguments)
+    check_places(backend, arguments)
 
 
 def test_latents_of_infinite_energy(backend: str, dtype: torch.dtype) -> None:
     """They weigh as the others do, and have no share."""
-    arguments = problem(backend, dtype, 2, 0.1)
+    arguments = sharing(backend, dtype, 2, 0.1)
     grad = of_both_signs(arguments["y"])
     function = partial(free_energy, backend=backend)
     arguments["latent_energy"][::2] = math.inf
@@ -247,21 +247,21 @@ def test_latents_of_infinite_energy(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("used", [1, 511, 512])
 def test_queries_without_gradient(backend: str, dtype: torch.dtype, used: int) -> None:
-    arguments = problem(backend, dtype, 2, 0.1)
+    arguments = sharing(backend, dtype, 2, 0.1)
     grad = torch.zeros(len(arguments["y"]), dtype=dtype)
     grad[-used:] = torch.randn(len(grad[-used:]), dtype=dtype)
-    check(backend, arguments, grad)
+    check_places(backend, arguments, grad)
 
 
 def test_no_gradient_at_all(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 0.1)
+    arguments = sharing(backend, dtype, 2, 0.1)
     grad = torch.zeros(len(arguments["y"]), dtype=dtype)
     for x in gradients(partial(free_energy, backend=backend), arguments, grad).values():
         assert (x == 0).all()
 
 
 def test_nan_is_everyones(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 0.1)
+    arguments = sharing(backend, dtype, 2, 0.1)
     arguments["y"][3] = math.nan
     grad = torch.ones(len(arguments["y"]), dtype=dtype)
     found = gradients(partial(free_energy, backend=backend), arguments, grad)
@@ -270,7 +270,7 @@ def test_nan_is_everyones(backend: str, dtype: torch.dtype) -> None:
 
 def test_nan_of_a_query_without_gradient(pruning_backend: str, dtype: torch.dtype) -> None:
     """Such a query is left out, where the formulas would make NaN of 0 NaN."""
-    arguments = problem(pruning_backend, dtype, 2, 1.0)
+    arguments = sharing(pruning_backend, dtype, 2, 1.0)
     arguments["y"][3] = math.nan
     grad = torch.ones(len(arguments["y"]), dtype=dtype)
     grad[3] = 0
@@ -279,7 +279,7 @@ def test_nan_of_a_query_without_gradient(pruning_backend: str, dtype: torch.dtyp
 
 
 def test_grids_that_are_strided(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 0.1, N=600)
+    arguments = sharing(backend, dtype, 2, 0.1, N=600)
     wide = torch.randn(3, 600, 5, dtype=dtype)
     arguments["decoded"] = wide[:, :, 1:4:2]
     arguments["latent_energy"] = torch.rand(3, 600, dtype=dtype)
@@ -293,14 +293,14 @@ def test_grids_that_are_strided(backend: str, dtype: torch.dtype) -> None:
             **{name: arguments[name][b] for name in ("y", "decoded", "latent_energy")},
         }
         some = {name: found[name][b] for name in ("y", "decoded", "latent_energy")}
-        check(backend, one, grad[b])
+        check_places(backend, one, grad[b])
         one_by_one = gradients(partial(free_energy, backend=backend), one, grad[b])
         for name, x in some.items():
             torch.testing.assert_close(x, one_by_one[name])
 
 
 def test_tolerance_of_the_caller(backend: str) -> None:
-    arguments = problem(backend, torch.float64, 2, 30.0)
+    arguments = sharing(backend, torch.float64, 2, 30.0)
     arguments["decoded"] *= 0.07
     arguments["y"] *= 0.5
     grad = torch.ones(len(arguments["y"]), dtype=torch.float64)
@@ -313,7 +313,7 @@ def test_tolerance_of_the_caller(backend: str) -> None:
 
 
 def test_any_number_of_threads_and_repeats(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 0.3, M=700, N=1500)
+    arguments = sharing(backend, dtype, 2, 0.3, M=700, N=1500)
     grad = of_both_signs(arguments["y"])
     threads = torch.get_num_threads()
     function = partial(free_energy, backend=backend)
@@ -324,7 +324,7 @@ def test_any_number_of_threads_and_repeats(backend: str, dtype: torch.dtype) -> 
             results.append(gradients(function, arguments, grad))
         for count in (1, 2, 7):
             torch.set_num_threads(count)
-            check(backend, arguments, grad)
+            check_places(backend, arguments, grad)
     finally:
         torch.set_num_threads(threads)
     for one, again in zip(results[::2], results[1::2], strict=True):
@@ -333,7 +333,7 @@ def test_any_number_of_threads_and_repeats(backend: str, dtype: torch.dtype) -> 
 
 
 def test_the_promise_on_gradients(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(backend, dtype, 2, 0.1, scale=(0.8, 1.1))
+    arguments = sharing(backend, dtype, 2, 0.1, scale=(0.8, 1.1))
     grad = of_both_signs(arguments["y"])
     found = gradients(partial(free_energy, backend=backend), arguments, grad)
     assert_gradients_accurate(found, arguments, grad)

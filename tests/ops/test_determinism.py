@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from support.accuracy import assert_accurate, assert_gradients_accurate, gradients
+from support.problems import problem
 
 from lebm_kernels import free_energy, posterior
 
@@ -25,23 +25,12 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def problem(M: int, N: int) -> dict[str, Any]:
-    return {
-        "y": torch.randn(M, 2),
-        "decoded": torch.randn(N, 2),
-        "beta": torch.rand(M) * 5,
-        "scale": torch.rand(M, 2) + 0.5,
-        "log_weight": torch.randn(N),
-        "latent_energy": torch.rand(N),
-    }
-
-
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize(("M", "N"), SIZES)
 @pytest.mark.usefixtures("threads")
 def test_any_number_of_threads(backend: str, number: int, M: int, N: int) -> None:
     torch.set_num_threads(number)
-    arguments = problem(M, N)
+    arguments = problem(M, N, beta=5 * torch.rand(M))
     function = partial(free_energy, backend=backend)
     value = function(**arguments)
     assert_accurate(value, **arguments)
@@ -58,7 +47,7 @@ def test_any_number_of_threads(backend: str, number: int, M: int, N: int) -> Non
 
 
 def test_what_is_wanted_does_not_change_the_value(backend: str) -> None:
-    arguments = problem(33, 301)
+    arguments = problem(33, 301, beta=5 * torch.rand(33))
     plain = free_energy(**arguments, backend=backend)
     assert torch.equal(posterior(**arguments, backend=backend).free_energy, plain)
     arguments["y"].requires_grad_()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.accuracy import gradients
+from support.problems import problem
 from torch import Tensor
 
 from lebm_kernels import free_energy
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.skipif(native.call_rows is None, reason="the extension 
 
 # One query, few, and so many that series are made; latents in one block, in some, and streamed.
 SIZES = [(1, 1, 1), (5, 33, 3), (24, 48, 2), (3, 5000, 2), (300, 700, 5), (520, 300, 2)]
+
+POINTS = ("y", "decoded")
 
 
 def by_operator(**arguments: Any) -> Tensor:
@@ -49,10 +52,6 @@ def both_ways(arguments: dict[str, Any]) -> None:
             assert torch.equal(slope, again[name]), name
 
 
-def problem(dtype: torch.dtype, M: int, N: int, D: int) -> dict[str, Any]:
-    return {"y": torch.randn(M, D, dtype=dtype), "decoded": torch.randn(N, D, dtype=dtype)}
-
-
 def temperature(kind: str, M: int, dtype: torch.dtype) -> float | Tensor:
     numbers = {"number": 2.0, "integer": 2, "infinity": math.inf}
     if kind in numbers:
@@ -66,7 +65,7 @@ def temperature(kind: str, M: int, dtype: torch.dtype) -> float | Tensor:
 @pytest.mark.parametrize("beta", ["number", "integer", "infinity", "scalar", "a query"])
 @pytest.mark.parametrize(("M", "N", "D"), SIZES)
 def test_temperatures(dtype: torch.dtype, M: int, N: int, D: int, beta: str) -> None:
-    both_ways({**problem(dtype, M, N, D), "beta": temperature(beta, M, dtype)})
+    both_ways({**problem(M, N, D, dtype=dtype, names=POINTS), "beta": temperature(beta, M, dtype)})
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["scale", "scales"])
@@ -80,12 +79,12 @@ def test_options(dtype: torch.dtype, M: int, N: int, D: int, shared: bool) -> No
     for count in range(len(options) + 1):
         for names in combinations(options, count):
             more = {name: options[name] for name in names}
-            both_ways({**problem(dtype, M, N, D), "beta": 1.5, **more})
+            both_ways({**problem(M, N, D, dtype=dtype, names=POINTS), "beta": 1.5, **more})
 
 
 @pytest.mark.parametrize("layout", ["strided", "transposed", "expanded"])
 def test_layouts(dtype: torch.dtype, layout: str) -> None:
-    arguments = {**problem(dtype, 40, 70, 2), "beta": 1.5}
+    arguments = {**problem(40, 70, 2, dtype=dtype, names=POINTS), "beta": 1.5}
     for name in ("y", "decoded"):
         x = arguments[name]
         arguments[name] = {
@@ -97,4 +96,4 @@ def test_layouts(dtype: torch.dtype, layout: str) -> None:
 
 
 def test_nothing_to_do(dtype: torch.dtype) -> None:
-    both_ways({**problem(dtype, 0, 7, 2), "beta": 1.5})
+    both_ways({**problem(0, 7, 2, dtype=dtype, names=POINTS), "beta": 1.5})

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.accuracy import BETAS, assert_accurate, assert_gradients_accurate, gradients
 from support.oracle import exact, to_array
+from support.problems import NAMES, PLAIN, problem, small_problem
 from torch import Tensor
 
 from lebm_kernels import free_energy
@@ -20,28 +21,14 @@ from lebm_kernels import free_energy
 # What PyTorch says of itself when it first loads forward mode.
 FORWARD = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
-NAMES = ("y", "decoded", "beta", "scale", "log_weight", "latent_energy")
-
-
-def problem(
-    dtype: torch.dtype, beta: float, *, M: int = 17, N: int = 123, D: int = 2, shared: bool = False
-) -> dict[str, Any]:
-    """Every argument at once, the scale shared or one for each query."""
-    return {
-        "y": torch.randn(M, D, dtype=dtype),
-        "decoded": torch.randn(N, D, dtype=dtype),
-        "beta": torch.full((M,), beta, dtype=dtype),
-        "scale": torch.rand(D if shared else (M, D), dtype=dtype) + 0.5,
-        "log_weight": torch.randn(N, dtype=dtype),
-        "latent_energy": torch.rand(N, dtype=dtype),
-    }
-
 
 def named(names: Iterable[str], values: Iterable[Tensor]) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def check(backend: str, arguments: dict[str, Any], beneath: dict[str, float] | None = None) -> None:
+def check_gradients(
+    backend: str, arguments: dict[str, Any], beneath: dict[str, float] | None = None
+) -> None:
     function = partial(free_energy, backend=backend)
     grad = torch.randn_like(function(**arguments))
     found = gradients(function, arguments, grad)
@@ -51,7 +38,7 @@ def check(backend: str, arguments: dict[str, Any], beneath: dict[str, float] | N
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "per_query"])
 def test_every_temperature(backend: str, dtype: torch.dtype, beta: float, shared: bool) -> None:
-    check(backend, problem(dtype, beta, shared=shared))
+    check_gradients(backend, problem(beta=beta, dtype=dtype, shared=shared))
 
 
 @pytest.mark.parametrize("lower", [3.0, 9.0, 11.0, 14.0, 30.0])
@@ -71,59 +58,59 @@ def test_one_latent_lower_than_all_others(
     }
     if weighted:
         arguments["log_weight"] = 0.1 * torch.randn(N, dtype=dtype)
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("D", [1, 3, 4, 7, 16, 64])
 def test_every_dimension(backend: str, dtype: torch.dtype, D: int) -> None:
-    check(backend, problem(dtype, 1.0, M=5, N=40, D=D))
+    check_gradients(backend, problem(5, 40, D, dtype=dtype))
 
 
 @pytest.mark.parametrize("beta", [0.0, 1e-7, 0.1, 1.0, 1e4, math.inf])
 def test_no_scale_and_no_weights(backend: str, dtype: torch.dtype, beta: float) -> None:
-    every = problem(dtype, beta)
-    check(backend, {name: every[name] for name in ("y", "decoded", "beta")})
+    check_gradients(backend, problem(beta=beta, dtype=dtype, names=PLAIN))
 
 
 def test_temperatures_mixed_in_one_call(backend: str, dtype: torch.dtype) -> None:
-    arguments = problem(dtype, 1.0, M=len(BETAS))
-    arguments["beta"] = torch.tensor(BETAS, dtype=dtype)
-    check(backend, arguments)
+    arguments = problem(len(BETAS), beta=BETAS, dtype=dtype)
+    check_gradients(backend, arguments)
     arguments["beta"] = torch.tensor(BETAS, dtype=dtype)[:, None]
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.1, 10.0, 1e4])
 def test_far_queries(backend: str, dtype: torch.dtype, beta: float) -> None:
-    arguments = problem(dtype, beta)
+    arguments = problem(beta=beta, dtype=dtype)
     arguments["y"] = torch.nn.functional.normalize(arguments["y"], dim=-1) * 30
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.1, 10.0, 1e4])
 def test_data_far_from_the_origin(backend: str, dtype: torch.dtype, beta: float) -> None:
-    arguments = problem(dtype, beta)
+    arguments = problem(beta=beta, dtype=dtype)
     arguments["y"] += 100
     arguments["decoded"] += 100
     del arguments["scale"]
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 150.0, math.inf])
 def test_weights_of_a_wide_range(backend: str, dtype: torch.dtype, beta: float) -> None:
-    arguments = problem(dtype, beta)
+    arguments = problem(beta=beta, dtype=dtype)
     arguments["log_weight"] *= 100
     # Exponentials end at the smallest normal number, and each query may bring one.
     queries = len(arguments["y"])
-    check(backend, arguments, {"log_weight": 4 * queries * torch.finfo(dtype).smallest_normal})
+    check_gradients(
+        backend, arguments, {"log_weight": 4 * queries * torch.finfo(dtype).smallest_normal}
+    )
 
 
 @pytest.mark.parametrize("beta", [0.0, 1e-3, 1.0, 1e4, math.inf])
 def test_dropped_latents_have_no_gradient(backend: str, dtype: torch.dtype, beta: float) -> None:
-    arguments = problem(dtype, beta)
+    arguments = problem(beta=beta, dtype=dtype)
     dropped = [0, 50, 51, 122]
     arguments["log_weight"][dropped] = -math.inf
-    check(backend, arguments)
+    check_gradients(backend, arguments)
     grad = torch.ones(17, dtype=dtype)
     found = gradients(partial(free_energy, backend=backend), arguments, grad)
     for name in ("decoded", "log_weight", "latent_energy"):
@@ -132,7 +119,7 @@ def test_dropped_latents_have_no_gradient(backend: str, dtype: torch.dtype, beta
 
 @pytest.mark.parametrize("beta", [0.0, 1e-3, 1.0, 30.0])
 def test_gradcheck_with_a_dropped_latent_far_away(any_backend: str, beta: float) -> None:
-    arguments = problem(torch.float64, beta, M=3, N=5)
+    arguments = small_problem(M=3, N=5, beta=beta)
     arguments["log_weight"][[0, 3]] = -math.inf
     arguments["decoded"][0] = 10.0
     arguments["decoded"][3] = -1e3
@@ -182,7 +169,7 @@ def test_blocks_of_weights_too_small_for_the_dtype(
 def test_log_weights_beside_an_infinite_latent_energy(
     backend: str, dtype: torch.dtype, beta: float
 ) -> None:
-    arguments = problem(dtype, beta)
+    arguments = problem(beta=beta, dtype=dtype)
     del arguments["scale"]
     arguments["latent_energy"][[2, 77]] = math.inf
     grad = torch.randn(17, dtype=dtype)
@@ -205,7 +192,7 @@ def test_the_largest_finite_beta_is_as_cold_as_infinity(
     any_backend: str, dtype: torch.dtype, D: int
 ) -> None:
     largest = 3e38 if dtype == torch.float32 else 1.5e308
-    arguments = problem(dtype, math.inf, D=D)
+    arguments = problem(D=D, beta=math.inf, dtype=dtype)
     energy = arguments["scale"][:, None] * arguments["decoded"]
     energy = (arguments["y"][:, None] - energy).square().sum(-1) + arguments["latent_energy"]
     function, grad = partial(free_energy, backend=any_backend), torch.randn(17, dtype=dtype)
@@ -223,10 +210,10 @@ def test_the_largest_finite_beta_is_as_cold_as_infinity(
 
 def test_a_query_on_a_latent(backend: str, dtype: torch.dtype) -> None:
     for beta in (0.0, 1.0, 1e4, math.inf):
-        arguments = problem(dtype, beta)
+        arguments = problem(beta=beta, dtype=dtype)
         del arguments["scale"]
         arguments["y"] = arguments["decoded"][:17].clone()
-        check(backend, arguments)
+        check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 1e4, math.inf])
@@ -261,22 +248,20 @@ def test_at_infinity_the_minima_share_the_gradient(backend: str, dtype: torch.dt
 def test_a_huge_grid(backend: str) -> None:
     y, decoded = torch.randn(1, 2), torch.randn(300_000, 2)
     arguments: dict[str, Any] = {"y": y, "decoded": decoded, "beta": torch.full((1,), 0.5)}
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_gradients(backend: str, half: torch.dtype) -> None:
-    arguments: dict[str, Any] = {
-        name: x.to(half) for name, x in problem(torch.float32, 1.0).items()
-    }
+    arguments: dict[str, Any] = {name: x.to(half) for name, x in problem().items()}
     arguments["beta"] = arguments["beta"].float()
-    check(backend, arguments)
+    check_gradients(backend, arguments)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1e-3, 1.0, 30.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(any_backend: str, beta: float, name: str) -> None:
-    arguments = problem(torch.float64, beta, M=3, N=5)
+    arguments = small_problem(M=3, N=5, beta=beta)
     if name == "beta" and beta == 0.0:
         arguments["beta"] += 1e-2  # a difference quotient would step below zero
 
@@ -305,7 +290,7 @@ def test_gradcheck_where_arguments_broadcast(any_backend: str) -> None:
 
 
 def test_any_subset_of_gradients_equals_the_whole(backend: str) -> None:
-    arguments = problem(torch.float64, 2.0, M=7, N=30)
+    arguments = problem(7, 30, beta=2.0, dtype=torch.float64)
     grad = torch.randn(7, dtype=torch.float64)
     whole = gradients(partial(free_energy, backend=backend), arguments, grad)
     for size in range(1, len(NAMES)):
@@ -318,7 +303,7 @@ def test_any_subset_of_gradients_equals_the_whole(backend: str) -> None:
 
 
 def test_nothing_is_tracked_without_gradients(backend: str) -> None:
-    arguments = problem(torch.float32, 1.0)
+    arguments = problem()
     assert not free_energy(**arguments, backend=backend).requires_grad
     arguments["y"].requires_grad_()
     with torch.no_grad():
@@ -326,7 +311,7 @@ def test_nothing_is_tracked_without_gradients(backend: str) -> None:
 
 
 def test_a_first_derivative_with_a_graph_is_right(backend: str) -> None:
-    arguments = problem(torch.float64, 1.0, M=3, N=5)
+    arguments = small_problem(M=3, N=5)
     leaves = {name: x.requires_grad_() for name, x in arguments.items()}
     value = free_energy(**leaves, backend=backend)
     found = torch.autograd.grad(value.sum(), list(leaves.values()), create_graph=True)
@@ -340,7 +325,7 @@ def test_a_first_derivative_with_a_graph_is_right(backend: str) -> None:
 @FORWARD
 @pytest.mark.parametrize("beta", [1e-3, 0.8])
 def test_the_reference_differentiates_twice_and_forward(beta: float) -> None:
-    arguments = problem(torch.float64, beta, M=2, N=4)
+    arguments = small_problem(M=2, N=4, beta=beta)
     leaves = tuple(x.requires_grad_() for x in arguments.values())
     if beta < 1e-2:
         leaves[2].requires_grad_(False)  # a difference quotient loses all digits

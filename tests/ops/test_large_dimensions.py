@@ -8,54 +8,37 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from support.accuracy import check, gradients
+from support.problems import MIXED_BETAS, NAMES, PLAIN, problem
 
 from lebm_kernels import free_energy, posterior
 
 DIMENSIONS = (5, 8, 13, 32, 33, 64, 100, 257)
 # A tile's worth less and more, whole, and of several, where there is much else to be varied.
 FEWER_DIMENSIONS = (5, 8, 33, 64, 257)
-BETAS = (0.0, 1e-7, 0.1, 1.0, 1e3, 1e6, math.inf)
-
-
-def problem(
-    dtype: torch.dtype, D: int, beta: float, *, M: int = 7, N: int = 203, full: bool = False
-) -> dict[str, Any]:
-    """Without scale and weights, or with every argument."""
-    arguments: dict[str, Any] = {
-        "y": torch.randn(M, D, dtype=dtype),
-        "decoded": torch.randn(N, D, dtype=dtype),
-        "beta": torch.full((M,), beta, dtype=dtype),
-    }
-    if full:
-        arguments["scale"] = torch.rand(M, D, dtype=dtype) + 0.5
-        arguments["log_weight"] = torch.randn(N, dtype=dtype)
-        arguments["latent_energy"] = torch.rand(N, dtype=dtype)
-    return arguments
 
 
 @pytest.mark.parametrize("D", DIMENSIONS)
 @pytest.mark.parametrize("full", [False, True], ids=["least", "all"])
 def test_every_temperature(backend: str, dtype: torch.dtype, D: int, full: bool) -> None:
-    arguments = problem(dtype, D, 1.0, M=2 * len(BETAS), full=full)
-    arguments["beta"] = torch.tensor(BETAS, dtype=dtype).repeat(2)
+    names = NAMES if full else PLAIN
+    arguments = problem(2 * len(MIXED_BETAS), 203, D, beta=MIXED_BETAS, dtype=dtype, names=names)
     check(backend, arguments)
 
 
 @pytest.mark.parametrize("D", [5, 8, 64])
 @pytest.mark.parametrize("beta", [0.1, 1.0, 30.0])
 def test_many_queries_and_blocks(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
-    check(backend, problem(dtype, D, beta, M=101, N=805))
+    check(backend, problem(101, 805, D, beta=beta, dtype=dtype, names=PLAIN))
 
 
 @pytest.mark.parametrize("D", FEWER_DIMENSIONS)
 @pytest.mark.parametrize("beta", [0.1, 10.0, 1e4])
 def test_data_far_from_the_origin(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
-    arguments = problem(dtype, D, beta)
+    arguments = problem(7, 203, D, beta=beta, dtype=dtype, names=PLAIN)
     arguments["y"] += 100
     arguments["decoded"] += 100
     check(backend, arguments)
@@ -66,7 +49,7 @@ def test_data_far_from_the_origin(backend: str, dtype: torch.dtype, D: int, beta
 def test_queries_on_and_beside_clustered_latents(
     backend: str, dtype: torch.dtype, D: int, beta: float
 ) -> None:
-    arguments = problem(dtype, D, beta, M=12)
+    arguments = problem(12, 203, D, beta=beta, dtype=dtype, names=PLAIN)
     centres = 10 * torch.randn(5, D, dtype=dtype)
     decoded = centres[torch.randint(5, (203,))] + 1e-2 * arguments["decoded"]
     arguments["decoded"] = decoded
@@ -80,7 +63,7 @@ def test_queries_on_and_beside_clustered_latents(
 @pytest.mark.parametrize("beta", [1e-3, 1.0, 100.0])
 def test_between_near_and_far(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
     # At every distance from a latent, where one form of the sums hands over to the other.
-    arguments = problem(dtype, D, beta, M=40)
+    arguments = problem(40, 203, D, beta=beta, dtype=dtype, names=PLAIN)
     distance = torch.logspace(-4, 1, 40, dtype=dtype)[:, None]
     direction = torch.nn.functional.normalize(arguments["y"], dim=-1)
     arguments["y"] = arguments["decoded"][:40] + distance * direction
@@ -89,7 +72,7 @@ def test_between_near_and_far(backend: str, dtype: torch.dtype, D: int, beta: fl
 
 @pytest.mark.parametrize("D", DIMENSIONS)
 def test_an_outlier(backend: str, dtype: torch.dtype, D: int) -> None:
-    arguments = problem(dtype, D, 1.0, full=True)
+    arguments = problem(7, 203, D, beta=1.0, dtype=dtype)
     arguments["decoded"][17] = 1e6
     check(backend, arguments)
     for name in ("scale", "log_weight"):
@@ -102,7 +85,7 @@ def test_an_outlier(backend: str, dtype: torch.dtype, D: int) -> None:
 def test_weights_of_a_wide_range_and_dropped_latents(
     backend: str, dtype: torch.dtype, D: int, beta: float
 ) -> None:
-    arguments = problem(dtype, D, beta, full=True)
+    arguments = problem(7, 203, D, beta=beta, dtype=dtype)
     del arguments["scale"]
     arguments["log_weight"] *= 30
     arguments["log_weight"][[0, 17, 190, 191, 202]] = -math.inf
@@ -112,7 +95,7 @@ def test_weights_of_a_wide_range_and_dropped_latents(
 
 @pytest.mark.parametrize("D", [8, 64])
 def test_an_infinite_latent_and_a_spoilt_row(backend: str, dtype: torch.dtype, D: int) -> None:
-    arguments = problem(dtype, D, 2.0)
+    arguments = problem(7, 203, D, beta=2.0, dtype=dtype, names=PLAIN)
     arguments["latent_energy"] = torch.rand(203, dtype=dtype)
     function = partial(free_energy, backend=backend)
     wanted = function(**arguments)
@@ -121,7 +104,7 @@ def test_an_infinite_latent_and_a_spoilt_row(backend: str, dtype: torch.dtype, D
     assert found[3].isnan()
     others = torch.arange(7) != 3
     assert torch.equal(found[others], wanted[others])
-    arguments = problem(dtype, D, 2.0)
+    arguments = problem(7, 203, D, beta=2.0, dtype=dtype, names=PLAIN)
     rest = torch.arange(203) != 20
     shift = math.log(202 / 203) / 2
     for spoilt in ("latent_energy", "decoded"):
@@ -135,7 +118,7 @@ def test_an_infinite_latent_and_a_spoilt_row(backend: str, dtype: torch.dtype, D
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("D", [8, 64])
 def test_half_precision(backend: str, half: torch.dtype, D: int) -> None:
-    arguments = {name: x.to(half) for name, x in problem(torch.float32, D, 1.0, full=True).items()}
+    arguments = {name: x.to(half) for name, x in problem(7, 203, D, beta=1.0).items()}
     arguments["beta"] = arguments["beta"].float()
     check(backend, arguments)
     del arguments["scale"]
@@ -145,7 +128,7 @@ def test_half_precision(backend: str, half: torch.dtype, D: int) -> None:
 @pytest.mark.parametrize("D", [8, 64, 257])
 @pytest.mark.parametrize("beta", [0.1, 1.0, 1e4, math.inf])
 def test_the_index_and_the_mean(backend: str, dtype: torch.dtype, D: int, beta: float) -> None:
-    arguments = problem(dtype, D, beta, N=405)
+    arguments = problem(7, 405, D, beta=beta, dtype=dtype, names=PLAIN)
     arguments["y"][:3] = arguments["decoded"][[5, 250, 404]]
     # Every latent twice: the first of equals is wanted.
     arguments["decoded"] = arguments["decoded"].repeat(2, 1)
@@ -158,9 +141,9 @@ def test_the_index_and_the_mean(backend: str, dtype: torch.dtype, D: int, beta: 
 @pytest.mark.parametrize("D", [8, 64])
 def test_the_same_bits_each_time(backend: str, dtype: torch.dtype, D: int) -> None:
     before = torch.get_num_threads()
-    arguments = problem(dtype, D, 1.0, M=101, N=805, full=True)
+    arguments = problem(67, 405, D, beta=1.0, dtype=dtype)
     function = partial(free_energy, backend=backend)
-    grad = torch.randn(101, dtype=dtype)
+    grad = torch.randn(67, dtype=dtype)
     try:
         for dropped in ("nothing", "scale"):
             arguments.pop(dropped, None)
@@ -182,7 +165,7 @@ def test_queries_near_latents_among_others_that_are_not(
     backend: str, dtype: torch.dtype, D: int, beta: float, M: int, N: int
 ) -> None:
     """Of a query's latents, both passes must make the same shares, whatever else is in its tile."""
-    arguments = problem(dtype, D, beta, M=M, N=N)
+    arguments = problem(M, N, D, beta=beta, dtype=dtype, names=PLAIN)
     noise = 0.01 * arguments["y"]
     arguments["y"] = arguments["decoded"][torch.randint(N, (M,))] + noise
     arguments["y"][::10] = 300 * noise[::10]
@@ -204,7 +187,7 @@ def test_queries_near_latents_among_others_that_are_not(
 def test_latent_energies_much_larger_than_distances(
     backend: str, dtype: torch.dtype, D: int, beta: float, size: float, varied: bool
 ) -> None:
-    arguments = problem(dtype, D, beta, M=60, N=203)
+    arguments = problem(60, 203, D, beta=beta, dtype=dtype, names=PLAIN)
     spread = torch.randn(203, dtype=dtype) if varied else torch.ones(203, dtype=dtype)
     arguments["latent_energy"] = size * spread
     arguments["latent_energy"].requires_grad_()

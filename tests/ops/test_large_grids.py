@@ -15,7 +15,7 @@ import torch
 from support import subset
 from support.accuracy import gradients
 from support.oracle import exact
-from support.subset import FEWER, check_index, restricted
+from support.subset import check_index, restricted, tiled
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
@@ -25,16 +25,6 @@ PER_QUERY = ("y", "beta", "scale")
 
 # Sizes at which queries come in tiles, and latents in blocks that are sorted.
 M, N = 260, 600
-
-
-def problem(backend: str, dtype: torch.dtype, D: int, *, M: int = M, N: int = N) -> dict[str, Any]:
-    """Latents in no order, and every temperature in every tile of queries."""
-    M = min(M, FEWER.get(backend, M))
-    return {
-        "y": torch.randn(M, D, dtype=dtype),
-        "decoded": torch.randn(N, D, dtype=dtype),
-        "beta": torch.tensor(BETAS, dtype=dtype).repeat(M // len(BETAS) + 1)[:M],
-    }
 
 
 def with_scale(arguments: dict[str, Any]) -> None:
@@ -53,7 +43,7 @@ def with_log_weight(arguments: dict[str, Any]) -> None:
     arguments["log_weight"] = torch.randn_like(arguments["decoded"][:, 0])
 
 
-def check(backend: str, arguments: dict[str, Any]) -> None:
+def check_with_index(backend: str, arguments: dict[str, Any]) -> None:
     """F, all gradients and the index of the minimum, of some queries."""
     subset.check(backend, arguments, 8)
     check_index(backend, arguments, 8)
@@ -76,32 +66,32 @@ def check(backend: str, arguments: dict[str, Any]) -> None:
     ],
 )
 def test_ragged_blocks(backend: str, dtype: torch.dtype, M: int, N: int, D: int) -> None:
-    check(backend, problem(backend, dtype, D, M=M, N=N))
+    check_with_index(backend, tiled(backend, M, N, D, beta=BETAS, dtype=dtype))
 
 
 @pytest.mark.parametrize(
     ("beta", "D"), [(0.0, 2), (1e-12, 2), *((b, 2) for b in BETAS), (0.1, 1), (1.0, 3), (30.0, 1)]
 )
 def test_one_temperature(backend: str, dtype: torch.dtype, beta: float, D: int) -> None:
-    arguments = problem(backend, dtype, D)
+    arguments = tiled(backend, M, N, D, beta=BETAS, dtype=dtype)
     arguments["beta"].fill_(beta)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
 
 
 @pytest.mark.parametrize(
     ("D", "weighted"), [(1, False), (1, True), (2, False), (2, True), (3, False), (4, True)]
 )
 def test_all_arguments(backend: str, dtype: torch.dtype, D: int, weighted: bool) -> None:
-    arguments = problem(backend, dtype, D)
+    arguments = tiled(backend, M, N, D, beta=BETAS, dtype=dtype)
     with_scale(arguments)
     with_latent_energy(arguments)
     if weighted:
         with_log_weight(arguments)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
     arguments["beta"].fill_(3.0)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
     del arguments["scale"]
-    check(backend, arguments)
+    check_with_index(backend, arguments)
 
 
 def curve(N: int, dtype: torch.dtype) -> Tensor:
@@ -140,21 +130,21 @@ KINDS = ("curve", "clusters", "outlier", "equal", "on latents", "offset", "tiny"
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind(backend: str, dtype: torch.dtype, kind: str) -> None:
-    arguments = problem(backend, dtype, 2)
+    arguments = tiled(backend, M, N, 2, beta=BETAS, dtype=dtype)
     place(kind, arguments)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
     for beta in (1e-3, 3.0):
         arguments["beta"].fill_(beta)
-        check(backend, arguments)
+        check_with_index(backend, arguments)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_scaled(backend: str, dtype: torch.dtype, kind: str) -> None:
-    arguments = problem(backend, dtype, 2)
+    arguments = tiled(backend, M, N, 2, beta=BETAS, dtype=dtype)
     place(kind, arguments)
     with_scale(arguments)
     with_latent_energy(arguments)
-    check(backend, arguments)
+    check_with_index(backend, arguments)
 
 
 @pytest.mark.parametrize("D", [1, 2, 3])
@@ -162,21 +152,20 @@ def test_every_kind_scaled(backend: str, dtype: torch.dtype, kind: str) -> None:
 def test_the_order_of_latents_does_not_matter(
     backend: str, dtype: torch.dtype, full: bool, D: int
 ) -> None:
-    arguments = problem(backend, dtype, D, M=321, N=1600)
-    M, N = len(arguments["y"]), len(arguments["decoded"])
-    arguments["beta"] = torch.tensor([1e-3, 0.1, 1.0, math.inf], dtype=dtype).repeat(81)[:M]
+    betas = (1e-3, 0.1, 1.0, math.inf)
+    arguments = tiled(backend, 321, 1600, D, beta=betas, dtype=dtype)
     arguments["decoded"] = arguments["decoded"].sort(0).values
     if full:
         with_scale(arguments)
         with_latent_energy(arguments)
         with_log_weight(arguments)
-    order = torch.randperm(N)
+    order = torch.randperm(1600)
     shuffled = {
         name: x if name in PER_QUERY else x[order].contiguous() for name, x in arguments.items()
     }
     function = partial(free_energy, backend=backend)
     torch.testing.assert_close(function(**shuffled), function(**arguments))
-    grad = torch.randn(M, dtype=dtype)
+    grad = torch.randn(len(arguments["y"]), dtype=dtype)
     found, wanted = (gradients(function, x, grad) for x in (shuffled, arguments))
     close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
     for name, slope in wanted.items():
@@ -211,7 +200,7 @@ def test_the_first_of_equals_in_the_callers_order(
 @pytest.mark.parametrize(("D", "beta"), [(1, 0.1), (1, 1e3), (2, 10.0), (2, 1e3), (3, 10.0)])
 def test_tol(backend: str, dtype: torch.dtype, D: int, beta: float, tol: float) -> None:
     # The pruned share of the sum can only raise F, and by -log(1 - tol)/beta at most.
-    arguments = problem(backend, dtype, D, N=2100)
+    arguments = tiled(backend, M, 2100, D, beta=BETAS, dtype=dtype)
     arguments["beta"].fill_(beta)
     some = torch.arange(0, len(arguments["y"]), 13)
     truth = exact(**restricted(arguments, some))

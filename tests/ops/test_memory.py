@@ -42,7 +42,7 @@ def run(M, N):
         value = free_energy(y[: M // 2], decoded, beta[: M // 2], backend=backend).sum()
         (slope,) = torch.autograd.grad(value, y, create_graph=True)
         slope.square().sum().backward()
-    sample_latent(y[:100], decoded, beta[:100], num_samples=1, **arguments)
+    sample_latent(y[:100], decoded, beta[:100], num_samples=1, log_weight=log_weight)
 
 def peak():
     status = Path("/proc/self/status")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.accuracy import assert_accurate, assert_gradients_accurate, gradients
 from support.oracle import exact, to_array
+from support.problems import problem
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
@@ -21,13 +22,9 @@ Spoiler = Callable[[dict[str, Any]], Tensor]
 BAD = 5  # the query that goes wrong
 
 
-def problem(dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "y": torch.randn(17, 3, dtype=dtype),
-        "decoded": torch.randn(123, 3, dtype=dtype),
-        "beta": torch.rand(17, dtype=dtype) + 0.5,
-        "scale": torch.rand(17, 3, dtype=dtype) + 0.5,
-    }
+def warm(dtype: torch.dtype) -> dict[str, Any]:
+    names = ("y", "decoded", "beta", "scale")
+    return problem(D=3, beta=torch.rand(17) + 0.5, dtype=dtype, names=names)
 
 
 SPOILERS: dict[str, Spoiler] = {
@@ -43,7 +40,7 @@ SPOILERS: dict[str, Spoiler] = {
 def test_stays_in_its_row(
     any_backend: str, dtype: torch.dtype, spoil: Spoiler, beta: float | None
 ) -> None:
-    good = problem(dtype)
+    good = warm(dtype)
     if beta is not None:
         good["beta"].fill_(beta)
     spoilt = {name: x.clone() for name, x in good.items()}
@@ -70,7 +67,7 @@ def test_stays_in_its_row(
 @pytest.mark.parametrize("name", ["decoded", "latent_energy", "log_weight"])
 def test_in_a_latent_shows_everywhere(any_backend: str, name: str) -> None:
     # Every query sums over every latent: none may look healthy.
-    arguments = problem(torch.float32)
+    arguments = warm(torch.float32)
     arguments["latent_energy"] = torch.zeros(123)
     arguments["log_weight"] = torch.zeros(123)
     for place in (0, 60, 122):
@@ -82,7 +79,7 @@ def test_in_a_latent_shows_everywhere(any_backend: str, name: str) -> None:
 
 
 def test_no_latent_left_is_no_free_energy(any_backend: str) -> None:
-    arguments = problem(torch.float32)
+    arguments = warm(torch.float32)
     arguments["log_weight"] = torch.full((123,), -math.inf)
     assert free_energy(**arguments, backend=any_backend).isnan().all()
 

@@ -7,25 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from support.problems import NAMES, SMALL_BETAS, small_problem
 from torch import Tensor
 from torch.func import grad, vmap
 
 from lebm_kernels import posterior
 
-NAMES = ("y", "decoded", "beta", "scale", "log_weight", "latent_energy")
 OUTPUTS = ("free_energy", "mean", "energy", "relative_entropy")
-BETAS = (0.0, 1e-6, 1e-2, 0.8, 50.0, math.inf)
 
 
-def problem(beta: float, M: int = 5, N: int = 7, dtype: torch.dtype = torch.float64) -> Any:
-    return {
-        "y": torch.randn(M, 2, dtype=dtype),
-        "decoded": torch.randn(N, 2, dtype=dtype),
-        "beta": torch.full((M,), beta, dtype=dtype),
-        "scale": torch.rand(M, 2, dtype=dtype) + 0.5,
-        "log_weight": torch.randn(N, dtype=dtype),
-        "latent_energy": torch.rand(N, dtype=dtype),
-    }
+@pytest.fixture
+def backend(backend_once: str) -> str:
+    """Second derivatives are those of one program, whatever the backend of the first."""
+    return backend_once
 
 
 def gradients(
@@ -47,9 +41,9 @@ def upstreams(arguments: dict[str, Any]) -> dict[str, Tensor]:
     return {name: torch.randn_like(getattr(found, name)) for name in OUTPUTS}
 
 
-@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("beta", SMALL_BETAS)
 def test_each_output_and_all(backend: str, beta: float) -> None:
-    arguments = problem(beta)
+    arguments = small_problem(beta=beta)
     arguments["log_weight"][2] = -math.inf
     if beta == math.inf:  # two minima
         arguments["decoded"][4] = arguments["decoded"][1]
@@ -68,7 +62,7 @@ def test_each_output_and_all(backend: str, beta: float) -> None:
 @pytest.mark.parametrize("beta", [0.0, 1e-6])
 def test_cooling_from_hot(backend: str, beta: float) -> None:
     # d<E>/dbeta = -Var(E), dKL/dbeta = beta Var(E), d mean/dbeta = -Cov(E, g): all under p = w.
-    arguments = problem(beta)
+    arguments = small_problem(beta=beta)
     w = arguments["log_weight"].softmax(0)
     stretched = arguments["scale"][:, None] * arguments["decoded"]
     energy = (arguments["y"][:, None] - stretched).square().sum(-1) + arguments["latent_energy"]
@@ -96,13 +90,13 @@ def test_cooling_from_hot(backend: str, beta: float) -> None:
 
 
 def test_frozen_posteriors_have_no_slope_by_beta(backend: str) -> None:
-    arguments = problem(math.inf)
+    arguments = small_problem(beta=math.inf)
     assert (gradients(arguments, upstreams(arguments), backend)["beta"] == 0).all()
 
 
 @pytest.mark.parametrize("beta", [1e-2, 1.0, 20.0])
 def test_gradcheck(any_backend: str, beta: float) -> None:
-    leaves = tuple(x.requires_grad_() for x in problem(beta, 2, 3).values())
+    leaves = tuple(x.requires_grad_() for x in small_problem(M=2, N=3, beta=beta).values())
 
     def of_all(*values: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(NAMES, values, strict=True))
@@ -113,7 +107,7 @@ def test_gradcheck(any_backend: str, beta: float) -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 1e-2, 1.0, 30.0, math.inf])
 def test_float32(backend: str, beta: float) -> None:
-    arguments = problem(beta, 17, 33, torch.float32)
+    arguments = small_problem(M=17, N=33, beta=beta, dtype=torch.float32)
     weights = upstreams(arguments)
     wide, upstream = ({k: x.double() for k, x in d.items()} for d in (arguments, weights))
     truth = gradients(wide, upstream, backend)
@@ -150,7 +144,7 @@ def test_the_index_is_a_constant_and_a_second_derivative_refused(backend: str) -
 
 
 def test_functorch(backend: str) -> None:
-    arguments = problem(0.8)
+    arguments = small_problem(beta=0.8)
 
     def entropy(y: Tensor, decoded: Tensor) -> Tensor:
         found = posterior(y[None], decoded, 0.8, backend=backend)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from support.backends import identify, kernel_parameters, selected
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
@@ -16,18 +15,14 @@ from lebm_kernels import free_energy, posterior, sample_latent
 
 OPS = torch.ops.lebm_kernels
 
-# Of a backend's instruction sets, which differ in nothing that PyTorch sees, the best.
-EACH_ONCE = {name: (name, best) for name, best in reversed(kernel_parameters())}
-
 UNTRACED = pytest.mark.no_cover
 """Where PyTorch traces much of its own Python, which would take twice the time."""
 
 
-@pytest.fixture(params=EACH_ONCE.values(), ids=identify)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each kernel backend once."""
-    with selected(*request.param) as name:
-        yield name
+@pytest.fixture
+def backend(backend_once: str) -> str:
+    """PyTorch sees nothing of instruction sets."""
+    return backend_once
 
 
 def arguments(**shapes: tuple[int, ...]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.problems import NAMES, SMALL_BETAS, small_problem
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
@@ -25,21 +26,11 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
 )
 
-NAMES = ("y", "decoded", "beta", "scale", "log_weight", "latent_energy")
-BETAS = (0.0, 1e-6, 1e-2, 0.8, 50.0, math.inf)
 
-
-def problem(
-    beta: float, *, M: int = 5, N: int = 7, D: int = 2, dtype: torch.dtype = torch.float64
-) -> dict[str, Any]:
-    return {
-        "y": torch.randn(M, D, dtype=dtype),
-        "decoded": torch.randn(N, D, dtype=dtype),
-        "beta": torch.full((M,), beta, dtype=dtype),
-        "scale": torch.rand(M, D, dtype=dtype) + 0.5,
-        "log_weight": torch.randn(N, dtype=dtype),
-        "latent_energy": torch.rand(N, dtype=dtype),
-    }
+@pytest.fixture
+def backend(backend_once: str) -> str:
+    """Second derivatives are those of one program, whatever the backend of the first."""
+    return backend_once
 
 
 def doubly(
@@ -83,9 +74,9 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("beta", SMALL_BETAS)
 def test_every_pair_of_arguments_at_every_temperature(backend: str, beta: float) -> None:
-    arguments = problem(beta)
+    arguments = small_problem(beta=beta)
     arguments["log_weight"][2] = -math.inf
     if beta == math.inf:  # two minima
         arguments["decoded"][4] = arguments["decoded"][1]
@@ -98,7 +89,7 @@ def test_every_pair_of_arguments_at_every_temperature(backend: str, beta: float)
 
 
 def test_one_at_a_time(backend: str) -> None:
-    arguments = problem(0.8)
+    arguments = small_problem(beta=0.8)
     upstream, direction = question(arguments)
 
     def mixed(inner: str, outer: str, name: str) -> Tensor:
@@ -114,7 +105,7 @@ def test_one_at_a_time(backend: str) -> None:
 
 @pytest.mark.parametrize("beta", [1e-3, 0.8])
 def test_gradgradcheck(backend: str, beta: float) -> None:
-    arguments = problem(beta, M=2, N=3)
+    arguments = small_problem(beta=beta, M=2, N=3)
     leaves = tuple(x.requires_grad_() for x in arguments.values())
     if beta < 1e-2:
         leaves[2].requires_grad_(False)  # a difference quotient loses all digits
@@ -125,10 +116,10 @@ def test_gradgradcheck(backend: str, beta: float) -> None:
     torch.autograd.gradgradcheck(of_all, leaves, check_fwd_over_rev=True, fast_mode=True)
 
 
-@pytest.mark.parametrize("beta", [*BETAS, 1e4])
+@pytest.mark.parametrize("beta", [*SMALL_BETAS, 1e4])
 @pytest.mark.parametrize("D", [2, 7])
 def test_float32(backend: str, beta: float, D: int) -> None:
-    arguments = problem(beta, M=17, N=33, D=D, dtype=torch.float32)
+    arguments = small_problem(beta=beta, M=17, N=33, D=D, dtype=torch.float32)
     upstream, direction = question(arguments)
     wide = {name: x.double() for name, x in arguments.items()}
     truth = doubly(
@@ -146,7 +137,7 @@ def test_float32(backend: str, beta: float, D: int) -> None:
 
 def test_where_another_backend_rounds_the_minimum_otherwise(backend: str) -> None:
     # Far from the origin, and so cold that the last bit of a minimum decides.
-    arguments = problem(1e6, M=9, N=300, dtype=torch.float32)
+    arguments = small_problem(beta=1e6, M=9, N=300, dtype=torch.float32)
     arguments["y"] += 100
     arguments["decoded"] += 100
     arguments["scale"] = torch.full_like(arguments["scale"], 1.1)
@@ -172,7 +163,7 @@ def test_arguments_that_broadcast(backend: str) -> None:
     }
     asked = question(arguments)
     assert_close(doubly(arguments, *asked, backend), doubly(arguments, *asked, "reference"))
-    plain = {**problem(0.8), "beta": torch.tensor([[0.3], [2.0]]).double()}
+    plain = {**small_problem(beta=0.8), "beta": torch.tensor([[0.3], [2.0]]).double()}
     asked = question(plain)
     assert_close(doubly(plain, *asked, backend), doubly(plain, *asked, "reference"))
 
@@ -222,7 +213,7 @@ SECOND: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("way", SECOND)
 def test_functorch(backend: str, way: str) -> None:
-    arguments = problem(0.8, M=2, N=3)
+    arguments = small_problem(beta=0.8, M=2, N=3)
     for name in NAMES:
 
         def loss(x: Tensor, backend: str, name: str = name) -> Tensor:
@@ -236,7 +227,7 @@ def test_functorch(backend: str, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["hessian", "jacrev of jacrev"])
 def test_hessians_of_every_sample(backend: str, way: str) -> None:
-    arguments = problem(0.8, M=4, N=3)
+    arguments = small_problem(beta=0.8, M=4, N=3)
     y, decoded = arguments["y"], arguments["decoded"]
 
     def one(y: Tensor, beta: Any, name: str) -> Tensor:
@@ -252,7 +243,7 @@ def test_hessians_of_every_sample(backend: str, way: str) -> None:
 
 
 def test_gradients_of_gradients_per_sample_by_what_all_share(backend: str) -> None:
-    arguments = problem(0.8, M=4, N=3)
+    arguments = small_problem(beta=0.8, M=4, N=3)
 
     def penalty(y: Tensor, decoded: Tensor, name: str) -> Tensor:
         slope = grad(lambda y: free_energy(y[None], decoded, 0.8, backend=name)[0])(y)
@@ -265,9 +256,9 @@ def test_gradients_of_gradients_per_sample_by_what_all_share(backend: str) -> No
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("beta", SMALL_BETAS)
 def test_forward_mode(backend: str, beta: float) -> None:
-    arguments = problem(beta)
+    arguments = small_problem(beta=beta)
     _, direction = question(arguments)
 
     def of_all(*values: Tensor, name: str) -> Tensor:
@@ -293,7 +284,7 @@ def test_forward_mode(backend: str, beta: float) -> None:
 
 
 def test_what_is_not_there_is_refused_not_zero(backend: str) -> None:
-    arguments = problem(0.8, M=2, N=3)
+    arguments = small_problem(beta=0.8, M=2, N=3)
 
     def total(x: Tensor, name: str = "y") -> Tensor:
         return free_energy(**{**arguments, name: x}, backend=backend).sum()
@@ -318,14 +309,14 @@ def test_what_is_not_there_is_refused_not_zero(backend: str) -> None:
 
 
 def test_no_query(backend: str) -> None:
-    arguments = problem(0.8, M=0)
+    arguments = small_problem(beta=0.8, M=0)
     found = doubly(arguments, *question(arguments), backend)
     assert found[1].shape == (0, 2)
     assert all((x == 0).all() for x in found)
 
 
 def test_a_query_that_is_none_stays_alone(backend: str) -> None:
-    arguments = problem(0.8)
+    arguments = small_problem(beta=0.8)
     upstream, direction = question(arguments)
     wanted = doubly(arguments, upstream, direction, "reference")
     arguments["y"][1, 0] = math.nan
@@ -337,7 +328,7 @@ def test_a_query_that_is_none_stays_alone(backend: str) -> None:
 
 
 def test_half_precision(backend: str) -> None:
-    wide = problem(0.8, dtype=torch.float32)
+    wide = small_problem(beta=0.8, dtype=torch.float32)
     half = {name: x.half() for name, x in wide.items()}
     half["beta"] = wide["beta"]
     rounded = {name: x.float() for name, x in half.items()}
@@ -353,7 +344,7 @@ def test_half_precision(backend: str) -> None:
 @pytest.mark.no_cover  # traced, it would take twice the time
 @pytest.mark.parametrize("absent", [(), ("scale", "log_weight", "latent_energy")])
 def test_opcheck(backend: str, absent: tuple[str, ...]) -> None:
-    arguments = problem(0.8, M=3, N=4)
+    arguments = small_problem(beta=0.8, M=3, N=4)
     tensors = [None if name in absent else x for name, x in arguments.items()]
     operator = torch.ops.lebm_kernels
     value, *_, state = operator.free_energy(*tensors, None, backend, [False] * 3)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.accuracy import assert_accurate, gradients
+from support.problems import problem
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
@@ -30,15 +31,9 @@ def _as_before() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def problem(M: int, N: int, D: int = 2) -> dict[str, Tensor]:
-    return {
-        "y": torch.randn(M, D),
-        "decoded": torch.randn(N, D),
-        "beta": torch.rand(M) * 5,
-        "scale": torch.rand(M, D) + 0.5,
-        "log_weight": torch.randn(N),
-        "latent_energy": torch.rand(N),
-    }
+def mixed(M: int, N: int, D: int = 2) -> dict[str, Any]:
+    """Every argument, and a temperature of its own for each query."""
+    return problem(M, N, D, beta=5 * torch.rand(M))
 
 
 def results(given: dict[str, Tensor], **options: Any) -> list[Tensor]:
@@ -73,7 +68,7 @@ def at_once(functions: list[Callable[[], Any]]) -> list[Any]:
 @pytest.mark.parametrize("number", [1, 2])
 def test_threads_give_the_bits_of_one(backend: str, number: int) -> None:
     torch.set_num_threads(number)
-    problems = [problem(*size) for size in ((17, 101), (1, 5001), (257, 513, 3), (33, 65, 8))]
+    problems = [mixed(*size) for size in ((17, 101), (1, 5001), (257, 513, 3), (33, 65, 8))]
     wanted = [results(given, backend=backend) for given in problems]
 
     def twice(given: dict[str, Tensor]) -> list[list[Tensor]]:
@@ -86,7 +81,7 @@ def test_threads_give_the_bits_of_one(backend: str, number: int) -> None:
 
 
 def test_the_number_of_threads_may_change_between_calls(backend: str) -> None:
-    given = problem(20, 1001)
+    given = mixed(20, 1001)
     by_number: dict[int, list[Tensor]] = {}
     for number in (1, 3, 2, 1, 2, 3):
         torch.set_num_threads(number)
@@ -96,7 +91,7 @@ def test_the_number_of_threads_may_change_between_calls(backend: str) -> None:
 
 
 def test_each_thread_has_its_own_number(backend: str) -> None:
-    given = problem(3, 5001)
+    given = mixed(3, 5001)
 
     def with_number(number: int) -> list[Tensor]:
         torch.set_num_threads(number)
@@ -111,7 +106,7 @@ def test_each_thread_has_its_own_number(backend: str) -> None:
 
 @NATIVE
 def test_the_interpreter_is_free_during_a_call() -> None:
-    given = problem(1500, 20_000, 8)
+    given = mixed(1500, 20_000, 8)
     y, decoded, *others = given.values()
     gate, ran = threading.Semaphore(0), threading.Event()
     helper = threading.Thread(target=lambda: (gate.acquire(), ran.set()), daemon=True)
@@ -135,7 +130,7 @@ def test_inside_a_parallel_region(backend: str, number: int) -> None:
     torch.set_num_threads(number)
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     body_type = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-    problems = [problem(17, 101), problem(2, 5001), problem(300, 300)]
+    problems = [mixed(17, 101), mixed(2, 5001), mixed(300, 300)]
     wanted = [results(given, backend=backend) for given in problems]
     found: list[Any] = [None] * len(problems)
 

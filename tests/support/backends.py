@@ -39,6 +39,9 @@ def kernel_parameters() -> list[tuple[str, str | None]]:
     return parameters
 
 
+EACH_ONCE = list({name: (name, best) for name, best in reversed(kernel_parameters())}.values())
+"""Each backend with its best instruction set, for what instruction sets have no part in."""
+
 BACKENDS = [*kernel_parameters(), ("reference", None)]
 """As a test is given them, whatever it calls the parameter."""
 

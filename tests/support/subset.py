@@ -16,14 +16,25 @@ from torch import Tensor
 from lebm_kernels import free_energy, posterior, reference
 from support.accuracy import assert_accurate, assert_gradients_accurate, gradients
 from support.oracle import exact, to_array
+from support.problems import PLAIN, problem
 
 # Of a backend that does nothing special with many queries, as many as fill its tiles, and some.
-FEWER = {"chunked": 40, "emulated_cuda": 140}
+FEWER = {"chunked": 40, "emulated_cuda": 140, "triton": 67}
 
 # The dimensions that these have where there is one for each query.
 _PER_QUERY = {"y": 2, "beta": 1, "scale": 2}
 
 _ENERGY = ("y", "decoded", "scale", "latent_energy")
+
+
+def tiled(backend: str, M: int, N: int, D: int, **options: Any) -> dict[str, Any]:
+    """A problem without scale and weights; of M queries, as many as matter to the backend."""
+    return problem(fewer(backend, M), N, D, names=PLAIN, **options)
+
+
+def fewer(backend: str, M: int) -> int:
+    """As many of M queries as matter to the backend."""
+    return min(M, FEWER.get(backend, M))
 
 
 def restricted(arguments: dict[str, Tensor], some: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,49 @@
+"""Cases in which every pair of parameters' values occurs, instead of all combinations.
+
+Of a test with the factors backend, dtype, dimension and beta, each value of a factor then meets
+each value of every other one in some case: a fault that takes two particular values is found. What
+takes three at once is looked for by ``LEBM_KERNELS_TEST_ALL=1``.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import combinations
+
+ALL = os.environ.get("LEBM_KERNELS_TEST_ALL") == "1"
+"""Whether every combination runs."""
+
+Case = Mapping[str, Hashable]
+"""The values of a test's parameters, by the parameters' names."""
+
+_Pair = tuple[tuple[str, Hashable], ...]
+
+
+def covering(cases: Sequence[Case]) -> list[int]:
+    """The indices of cases that have all the pairs of values which occur in ``cases``.
+
+    Greedy: the case with the most pairs that are still missing is next, of equals the first.
+    """
+    missing = [_pairs(case) for case in cases]
+    uncovered = set().union(*missing)
+    # A case's count of missing pairs only falls: one that is up to date and on top is the largest.
+    heap = [(-len(pairs), index) for index, pairs in enumerate(missing)]
+    heapq.heapify(heap)
+    chosen = []
+    while uncovered:
+        count, index = heapq.heappop(heap)
+        missing[index] &= uncovered
+        if len(missing[index]) == -count:
+            chosen.append(index)
+            uncovered -= missing[index]
+        elif missing[index]:
+            heapq.heappush(heap, (-len(missing[index]), index))
+    return sorted(chosen)
+
+
+def _pairs(case: Case) -> set[_Pair]:
+    """The pairs of values in a case; of a single parameter, its value."""
+    values: Iterable[tuple[str, Hashable]] = sorted(case.items(), key=lambda item: item[0])
+    return set(combinations(values, min(2, len(case))))
