@@ -207,13 +207,15 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lebm_kernels.backends.triton import columns, launch, rows
-    from lebm_kernels.backends.triton.arguments import Arguments, Facts, Shape, plan
+    from lebm_kernels.backends.triton import launch
+    from lebm_kernels.backends.triton.arguments import Arguments, Device, Shape, plan
+    from lebm_kernels.backends.triton.narrow_columns import narrow_columns_kernel
+    from lebm_kernels.backends.triton.narrow_rows import narrow_rows_kernel
 
     large = 1 << 20
     shape = Shape(1, large, large, variant.D, variant.has, variant.dtype == "fp64")
-    cut = plan(shape, Facts(False, 132), columns=variant.columns)
-    kernel = columns.columns_kernel if variant.columns else rows.rows_kernel
+    cut = plan(shape, Device(False, 132), columns=variant.columns)
+    kernel = narrow_columns_kernel if variant.columns else narrow_rows_kernel
     outer, inner = ("BLOCK_N", "BLOCK_M") if variant.columns else ("BLOCK_M", "BLOCK_N")
     constants = {
         "D": variant.D,

@@ -27,10 +27,12 @@ struct Problem {
   View<T> y, decoded, beta, scale, log_weight, latent_energy;
 };
 
-// Contiguous outputs; null where not wanted. state is [B, M, 3]: the shift m, the log_normaliser L
-// and the gap F - m. At beta = inf the gap is 0, and the CPU stores another number in its place:
-// the normaliser log2 sum_n w / (largest w) over the minima, up to an integer. L has lost it to
-// rounding if the weights are of very different sizes.
+// The numbers of a query's state, in their order. At beta = inf the rest is log2 of the minima's
+// total weight, up to an integer, in the units in which the row pass has its weights; it is 0
+// elsewhere. L loses it to rounding if the weights are of very different sizes.
+enum StateField { kStateShift, kStateLogNormaliser, kStateGap, kStateRest, kStateSize };
+
+// Contiguous outputs; null where not wanted. state is [B, M, kStateSize].
 template <typename T>
 struct RowOutputs {
   T* free_energy;
@@ -46,7 +48,7 @@ struct RowOutputs {
 template <typename T>
 struct ColumnArguments {
   const T* grad;        // [B, M]
-  const double* state;  // [B, M, 3]
+  const double* state;  // [B, M, kStateSize]
   T* grad_decoded;
   T* grad_log_weight;
   T* grad_latent_energy;

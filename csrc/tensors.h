@@ -113,7 +113,7 @@ inline Seven row_outputs(const Tensor& y, int32_t device_type, int32_t device_in
     return wanted ? make(size, dtype) : value;
   };
   return {value,
-          make(sizes(y, 1, {3}), ScalarType::Double),
+          make(sizes(y, 1, {lebm::kStateSize}), ScalarType::Double),
           of(slope_y, vector),
           of(slope_scale, vector),
           of(slope_beta, scalar),

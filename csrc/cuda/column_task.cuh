@@ -8,10 +8,10 @@
 //
 //   Psi(x)    = (e^x - 1) / x
 //
-// G [B, M] is the incoming gradient of F; state [B, M, 3] = (m, L, F - m) comes from the row pass.
-// prepare_kernel computes once, in double, what the pair loop needs of a query. There
-// p = exp2(-c (E - m) + log2 w + K) f, where K is a whole number and f a factor of order 1. A
-// rounding of -L in the exponent would change all posterior weights of a query; K is exact.
+// G [B, M] is the incoming gradient of F; state [B, M, 4] = (m, L, F - m, rest) comes from the row
+// pass. prepare_kernel computes once, in double, what the pair loop needs of a query. There p =
+// exp2(-c (E - m) + log2 w + K) f, where K is a whole number and f a factor of order 1. A rounding
+// of -L in the exponent would change all posterior weights of a query; K is exact.
 #pragma once
 
 #include <cmath>
@@ -71,16 +71,17 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t b = query / problem.M, m = query % problem.M, D = problem.D;
   T* const record = records + query * width;
   const double beta = double(load(problem.beta, b, m)), G = double(grad[query]);
-  const double m_stored = state[3 * query];
-  double log2_p = -fma(kLog2E, state[3 * query + 1], log2_total_weight(problem));
+  const double* const own = state + kStateSize * query;
+  const double m_stored = own[kStateShift];
+  double log2_p = -fma(kLog2E, own[kStateLogNormaliser], log2_total_weight(problem));
   const bool cold = is_cold<T>(beta);
   // The shift of a premultiplied query is not the energy of a latent in T. It is rounded here.
   const double m_rounded = double(T(m_stored));
   if (m_stored != m_rounded) log2_p += beta * kLog2E * (m_stored - m_rounded);
-  // At beta = inf the state's third number is the fractional part of the normaliser, which L may
-  // have lost to rounding.
-  const double whole = cold ? rint(log2_p + state[3 * query + 2]) : rint(log2_p);
-  const double rest = cold ? -state[3 * query + 2] : log2_p - whole;
+  // At beta = inf the rest is the fractional part of the normaliser, which L may have lost to
+  // rounding.
+  const double whole = cold ? rint(log2_p + own[kStateRest]) : rint(log2_p);
+  const double rest = cold ? -own[kStateRest] : log2_p - whole;
   record[kShift] = T(m_rounded);
   // A positive rate marks a steep query. At D > 4 no query is marked: the row pass computes E first
   // for every query.
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(kThreads)
   record[kWhole] = T(whole);
   record[kFactor] = T(G * exp2(rest));
   if (basic == kExtended) {
-    record[kGap] = T(state[3 * query + 2]);
+    record[kGap] = T(own[kStateGap]);
     record[kBeta] = T(beta);
     record[kInverseBeta] = !cold && beta > (sizeof(T) == 4 ? 1e-30 : 1e-290) ? T(1 / beta) : T(0);
     record[kGrad] = T(G);

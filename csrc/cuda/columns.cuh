@@ -1,6 +1,6 @@
 // The column pass at every D: its workspace and its launches.
 //
-//   grad [B, M]; state [B, M, 3] -> grad_decoded [B, N, D]; grad_log_weight, grad_latent_energy [B,
+//   grad [B, M]; state [B, M, 4] -> grad_decoded [B, N, D]; grad_log_weight, grad_latent_energy [B,
 //   N]
 #pragma once
 

@@ -7,7 +7,7 @@
 //   dF/dbeta  = (<E> - F) / beta
 //   mean      = sum p~ g / S
 //
-// Outputs: F, dF/dbeta [B, M]; state [B, M, 3] = (m, L, F - m); the others [B, M, D].
+// Outputs: F, dF/dbeta [B, M]; state [B, M, 4] = (m, L, F - m, rest); the others [B, M, D].
 #pragma once
 
 #include <cmath>
@@ -40,9 +40,11 @@ __device__ double log_normaliser(const Problem<T>& problem, double mass, double 
 template <typename T>
 __device__ void store_state(const RowOutputs<T>& out, int64_t query, double m, double L,
                             double gap) {
-  out.state[3 * query] = m;
-  out.state[3 * query + 1] = L;
-  out.state[3 * query + 2] = gap;
+  double* const state = out.state + kStateSize * query;
+  state[kStateShift] = m;
+  state[kStateLogNormaliser] = L;
+  state[kStateGap] = gap;
+  state[kStateRest] = 0;
   out.free_energy[query] = T(m + gap);
 }
 
@@ -123,7 +125,7 @@ __device__ double finish_cold(const RowTask<T>& task, int64_t b, int64_t m, cons
   // the mass keeps it.
   const bool is_number = t.mass == t.mass && t.m > -double(INFINITY);
   store_state(task.out, query, is_number ? t.m : not_a_number(), L, 0.0);
-  task.out.state[3 * query + 2] = log2(t.mass);
+  task.out.state[kStateSize * query + kStateRest] = log2(t.mass);
   return t.mass;
 }
 

@@ -151,10 +151,10 @@ __global__ void __launch_bounds__(kThreads)
   query.m = infinity(T());
   T gap = T(0);
   if (regime == Regime::kHot) {
-    const double* state = task.out.state + 3 * (b * problem.M + m);
-    query.m = T(state[0]);
+    const double* state = task.out.state + kStateSize * (b * problem.M + m);
+    query.m = T(state[kStateShift]);
     query.a = T(0);
-    gap = T(state[2]);
+    gap = T(state[kStateGap]);
   }
   if (!kThird) {
     const int sample = int(problem.N < kSample ? problem.N : kSample);

@@ -2,7 +2,7 @@
 //
 //   S = sum_n p~,   p~ = exp2(-c (E - m) + log2 w + a),   with sums of p~ (y - s g) and others
 //
-//   y, scale [B, M, D]; decoded [B, N, D] -> F [B, M], state [B, M, 3], slopes [B, M, D]
+//   y, scale [B, M, D]; decoded [B, N, D] -> F [B, M], state [B, M, 4], slopes [B, M, D]
 //
 // The threads of a thread block are query threads times latent threads. The shift (m, a) of a query
 // is the energy of a latent: at first the best of a sample of the grid. It is kept as long as the

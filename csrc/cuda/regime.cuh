@@ -61,14 +61,15 @@ __device__ Regime later_regime(const RowTask<T>& task, int64_t b, int64_t m,
   const double beta = double(load(problem.beta, b, m));
   if (!is_valid(problem, b, m)) return Regime::kInvalid;
   if (is_cold<T>(beta)) return Regime::kCold;
-  const double* state = task.out.state + 3 * (b * problem.M + m);
-  const bool has_good_shift = problem.log_weight.data || state[1] < kHotBelow;
+  const double* state = task.out.state + kStateSize * (b * problem.M + m);
+  const bool has_good_shift = problem.log_weight.data || state[kStateLogNormaliser] < kHotBelow;
   // At beta = 0 an infinite energy makes L NaN in the first pass, as 0 times infinity.
-  const bool hot = in_third    ? state[1] > kStillHotAbove && state[1] < kHotBelow
+  const bool hot = in_third    ? state[kStateLogNormaliser] > kStillHotAbove &&
+                                     state[kStateLogNormaliser] < kHotBelow
                    : beta == 0 ? true
-                               : state[1] > kHotAbove && has_good_shift;
+                               : state[kStateLogNormaliser] > kHotAbove && has_good_shift;
   const bool may_be_hot = beta == 0 || task.normaliser_bound[b * problem.M + m] > kHotAbove;
-  return hot && may_be_hot && is_finite(state[0]) ? Regime::kHot : Regime::kWarm;
+  return hot && may_be_hot && is_finite(state[kStateShift]) ? Regime::kHot : Regime::kWarm;
 }
 
 // A latent's term of -dF/dbeta in the third pass: w (E - F)^2 Phi(-beta (E - F)).

@@ -1,6 +1,6 @@
 // The row pass at every D: its workspace and its launches.
 //
-//   y, scale [B, M, D]; decoded [B, N, D] -> F [B, M], state [B, M, 3], slopes
+//   y, scale [B, M, D]; decoded [B, N, D] -> F [B, M], state [B, M, 4], slopes
 #pragma once
 
 #include <cstdint>

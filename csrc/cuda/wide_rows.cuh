@@ -4,7 +4,7 @@
 //   S = sum_n p~,   p~ = exp2(-c (E - m) + log2 w + a),   and sum p~ (E - m)
 //   for each dimension: sums of p~ (y - s g), p~ g (y - s g) and p~ g
 //
-//   y, scale [B, M, D]; decoded [B, N, D] -> F [B, M], state [B, M, 3], slopes [B, M, D]
+//   y, scale [B, M, D]; decoded [B, N, D] -> F [B, M], state [B, M, 4], slopes [B, M, D]
 //
 // The sums for each dimension multiply the tile of p~ by differences, and are added in double to
 // `vectors` [num_splits, B M, 3, D], whose elements have one thread each. The shift (m, a) is the
@@ -213,10 +213,10 @@ __global__ void __launch_bounds__(kThreads)
     } else {
       q.regime = later_regime(task, b, m, kPass == RowPass::kThird);
       if (q.regime == Regime::kHot) q.a = T(0);
-      const double* state = task.out.state + 3 * (b * p.M + m);
+      const double* state = task.out.state + kStateSize * (b * p.M + m);
       if (kPass == RowPass::kThird) {
-        q.m = T(state[0]);
-        q.gap = T(state[2]);
+        q.m = T(state[kStateShift]);
+        q.gap = T(state[kStateGap]);
       }
       active = active || q.regime == Regime::kHot ||
                (q.regime == Regime::kCold && kPass == RowPass::kSecond);
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads)
       } else if (q.regime == Regime::kHot) {
         // If the sample has no finite energy, the shift of the first pass stays.
         const int64_t m = first_query + row * kQueriesPerRow + i;
-        q.m = energy < infinity(T()) ? energy : T(task.out.state[3 * (b * p.M + m)]);
+        q.m = energy < infinity(T()) ? energy : T(task.out.state[kStateSize * (b * p.M + m)]);
       }
     }
     __syncthreads();  // the sample is read

@@ -20,7 +20,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.contract import (
+    STATE_SIZE,
+    Columns,
+    ColumnWants,
+    Problem,
+    Rows,
+    RowWants,
+)
 from lebm_kernels.backends.hindrances import explained
 from lebm_kernels.backends.tiles import (
     Normaliser,
@@ -67,7 +74,7 @@ def _about_the_heaviest(normaliser: Normaliser, state: Tensor) -> Tensor:
     size = normaliser.least.double().abs() + state[..., 2].abs()
     most = _GAP_ROUNDINGS * torch.finfo(excess.dtype).eps * size
     near = ((gap - state[..., 2]).abs() <= most) & ((cost + state[..., 1]).abs() < 0.25)
-    about = torch.stack((state[..., 0], -cost, gap), -1)
+    about = torch.stack((state[..., 0], -cost, gap, state[..., 3]), -1)
     return torch.where(near[..., None], about, state)
 
 
@@ -79,7 +86,7 @@ def rows(problem: Problem, want: RowWants) -> Rows:
     scalar, vector = (num_grids, num_queries), (num_grids, num_queries, num_dims)
     out = Rows(
         free_energy=problem.y.new_empty(scalar),
-        state=problem.y.new_empty((*scalar, 3), dtype=torch.float64),
+        state=problem.y.new_empty((*scalar, STATE_SIZE), dtype=torch.float64),
         slope_y=problem.y.new_empty(vector) if want.slope_y else None,
         slope_scale=problem.y.new_empty(vector) if want.slope_scale else None,
         slope_beta=problem.y.new_empty(scalar) if want.slope_beta else None,

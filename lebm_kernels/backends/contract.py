@@ -46,6 +46,10 @@ class Problem(NamedTuple):
     tol: float | None
 
 
+STATE_SIZE = 4
+"""How many numbers a query's state has: see :class:`Rows`."""
+
+
 class RowWants(NamedTuple):
     """What a row pass computes in addition to the free energy; the other fields stay None."""
 
@@ -61,10 +65,16 @@ class Rows(NamedTuple):
 
     Attributes:
         free_energy: F, ``[B, M]``, the problem's dtype.
-        state: ``[B, M, 3]``, float64: the reference energy m; the log-normaliser
-            L = log sum_n w exp(-beta (E - m)) with normalised w; and F - m, which is -L/beta and
-            its limit at beta = 0 (at inf a backend may keep there what it needs). Then
-            p = w exp(-beta (E - m) - L), rebuilt where F, rounded, could not.
+        state: ``[B, M, 4]``, float64. With these numbers p = w exp(-beta (E - m) - L) can be
+            computed again, which is not possible from F, since F is rounded:
+
+            - the shift m, an energy near the minimum;
+            - the log-normaliser L = log sum_n w exp(-beta (E - m)), with normalised w;
+            - the gap F - m: -L/beta, its limit at beta = 0, and 0 at beta = inf;
+            - the rest: at beta = inf, log2 of the minima's total weight up to an integer, in the
+              units in which the backend has its weights; 0 at finite beta. Where weights differ by
+              hundreds of orders of magnitude, L rounds it away. Only the column pass of the same
+              backend reads it.
         slope_y: dF/dy, ``[B, M, D]``.
         slope_scale: dF/dscale, ``[B, M, D]``.
         slope_beta: dF/dbeta, ``[B, M]``; 0 at beta = inf, -Var_w(E)/2 at beta = 0.

@@ -239,8 +239,10 @@ class Normaliser:
         self.gap = torch.where(invalid, torch.nan, self.gap)
 
     def state(self) -> Tensor:
-        """As :class:`Rows` has it, ``[b, m, 3]``."""
-        return torch.stack((self.least.double(), self.log_normaliser, self.gap), -1)
+        """The state that :class:`~lebm_kernels.backends.contract.Rows` describes, ``[b, m, 4]``."""
+        cold = self.problem.beta[self.grid, self.query] == torch.inf
+        rest = torch.where(cold, self.log_normaliser / math.log(2), 0.0)
+        return torch.stack((self.least.double(), self.log_normaliser, self.gap, rest), -1)
 
     def free_energy(self) -> Tensor:
         """F, ``[b, m]``."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.backends import tiles
-from lebm_kernels.backends.contract import Problem
+from lebm_kernels.backends.contract import STATE_SIZE, Problem
 from lebm_kernels.reference import NO_POSTERIOR
 
 
@@ -24,7 +24,7 @@ def sample(problem: Problem, num_samples: int, generator: torch.Generator | None
         ValueError: a query has no posterior.
     """
     problem = tiles.normalised(problem)
-    state = problem.y.new_empty((*problem.beta.shape, 3), dtype=torch.float64)
+    state = problem.y.new_empty((*problem.beta.shape, STATE_SIZE), dtype=torch.float64)
     for where in tiles.query_tiles(problem):
         state[where] = tiles.Normaliser(problem, *where).state()
     # The shift and the normaliser must be finite. The gap F - m may be inf.

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lebm_kernels.arguments import TENSORS, Arguments, accumulation_dtype, value_shape
 from lebm_kernels.backends import module
-from lebm_kernels.backends.contract import ColumnWants, Problem, RowWants
+from lebm_kernels.backends.contract import STATE_SIZE, ColumnWants, Problem, RowWants
 from lebm_kernels.ops import sampling
 from lebm_kernels.ops.second_order import Direction, SecondWants, along
 
@@ -108,8 +108,8 @@ class Layout(NamedTuple):
         ]
 
     def state(self, x: Tensor) -> Tensor:
-        """A row pass's state as a backend returned it, ``[B, M, 3]``."""
-        return self._replace(dtype=x.dtype).per_query(x, 3)
+        """A row pass's state as a backend returned it, ``[B, M, 4]``."""
+        return self._replace(dtype=x.dtype).per_query(x, STATE_SIZE)
 
     def gradient(self, x: Tensor, argument: Tensor, of_queries: bool) -> Tensor:
         """The gradient of an argument from that of its canonical form."""
@@ -148,7 +148,7 @@ def _free_energy(
         value.new_empty(0) if x is None else x.reshape(s)
         for x, s in zip(found, shapes, strict=True)
     )
-    return (value, *outputs, rows.state.reshape((*shape, 3)))
+    return (value, *outputs, rows.state.reshape((*shape, STATE_SIZE)))
 
 
 def _slope_shapes(shape: torch.Size, given: Arguments) -> list[torch.Size]:
@@ -161,7 +161,7 @@ def _fake_value(given: Arguments) -> Tensor:
 
 
 def _fake_state(value: Tensor) -> Tensor:
-    return value.new_empty((*value.shape, 3), dtype=torch.float64)
+    return value.new_empty((*value.shape, STATE_SIZE), dtype=torch.float64)
 
 
 def _free_energy_fake(
@@ -202,7 +202,7 @@ def _posterior(given: Arguments, tol: float | None, backend: str) -> tuple[Tenso
         energy.reshape(shape),
         entropy.reshape(shape),
         rows.index.reshape(shape),
-        rows.state.reshape((*shape, 3)),
+        rows.state.reshape((*shape, STATE_SIZE)),
     )
 
 

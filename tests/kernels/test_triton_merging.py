@@ -1,4 +1,4 @@
-"""What Triton's passes do apart and put together again: shares merged, hot queries listed.
+"""Triton's passes in many programs: splits are merged, hot queries are listed.
 
 Cut as a GPU would cut small problems, and not as the interpreter does.
 """
@@ -39,7 +39,7 @@ def problem(dtype: torch.dtype, M: int, N: int, D: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("multiprocessors", "M", "N", "D"), [(132, 3, 4401, 2), (1, 21, 1300, 1), (132, 3, 2100, 6)]
 )
-def test_shares(
+def test_splits(
     backend: str,
     monkeypatch: pytest.MonkeyPatch,
     multiprocessors: int,
@@ -49,8 +49,8 @@ def test_shares(
     D: int,
     weighted: bool,
 ) -> None:
-    facts = arguments.Facts(False, multiprocessors)
-    monkeypatch.setattr(launch, "facts", lambda device: facts)
+    facts = arguments.Device(False, multiprocessors)
+    monkeypatch.setattr(launch, "device_facts", lambda device: facts)
     given = problem(dtype, M, N, D)
     if weighted:
         given["log_weight"] = torch.randn(N, dtype=dtype)

@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lebm_kernels.backends.triton.arguments import Facts, Plan, Shape, plan
+from lebm_kernels.backends.triton.arguments import Device, Plan, Shape, plan
 
-DEVICES = [Facts(True, 1), Facts(False, 1), Facts(False, 108), Facts(False, 132)]
+DEVICES = [Device(True, 1), Device(False, 1), Device(False, 108), Device(False, 132)]
 SIZES = (1, 2, 3, 17, 127, 129, 4097, 65536, 1_000_003, 10_000_000)
 
 
@@ -28,17 +28,19 @@ def is_power_of_two(x: int) -> bool:
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
 @pytest.mark.parametrize("device", DEVICES, ids=["interpreted", "1", "108", "132"])
 @pytest.mark.parametrize("D", [1, 2, 3, 4, 5, 64])
-def test_all_is_covered(D: int, device: Facts, columns: bool) -> None:
+def test_all_is_covered(D: int, device: Device, columns: bool) -> None:
     for shape in shapes(D):
         cut: Plan = plan(shape, device, columns=columns)
         summed = shape.M if columns else shape.N
-        for tile in (cut, cut.beside()):
+        for tile in (cut, cut.small_tiles()):
             assert is_power_of_two(tile.outer), shape
         assert is_power_of_two(cut.inner), shape
         assert is_power_of_two(cut.chunk), shape
-        # Shares begin with a block, none is empty, and together they are all there is.
-        assert cut.share_size % cut.inner == 0, shape
-        assert cut.share_size * cut.shares >= summed > cut.share_size * (cut.shares - 1), shape
+        # Splits begin with a block, none is empty, and together they cover everything.
+        assert cut.split_size % cut.inner == 0, shape
+        assert cut.split_size * cut.num_splits >= summed > cut.split_size * (cut.num_splits - 1), (
+            shape
+        )
 
 
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
@@ -47,13 +49,13 @@ def test_the_workspace_is_no_larger_than_what_is_given(columns: bool) -> None:
         for shape in shapes(D):
             cut = plan(shape, device, columns=columns)
             kept, summed = (shape.N, shape.M) if columns else (shape.M, shape.N)
-            # Several shares only where what is kept does not fill the device by itself.
-            assert cut.shares * kept <= kept + 8 * device.multiprocessors * cut.outer, shape
-            assert cut.shares <= summed, shape
+            # Several splits only where the kept items do not fill the device.
+            assert cut.num_splits * kept <= kept + 8 * device.multiprocessors * cut.outer, shape
+            assert cut.num_splits <= summed, shape
 
 
 @pytest.mark.parametrize("device", DEVICES[1:], ids=["1", "108", "132"])
-def test_a_gpu_is_filled(device: Facts) -> None:
+def test_a_gpu_is_filled(device: Device) -> None:
     few, many = Shape(1, 3, 4_000_000, 2, 0, False), Shape(1, 65536, 65536, 2, 0, False)
     assert 4 * device.multiprocessors <= plan(few, device).programs(few.M, 1)[0]
     assert plan(many, device).programs(many.M, 1)[0] >= 8 * device.multiprocessors

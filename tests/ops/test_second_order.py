@@ -379,7 +379,7 @@ def test_tiles_with_a_state_of_other_energies_are_visited_again_and_no_number_is
     y_dot, decoded_dot, G = torch.randn(8, 2), torch.randn(4, 2), torch.rand(8)
     y_dot, decoded_dot, G = y_dot.double(), decoded_dot.double(), G.double()
     offset, offset_dot = y - decoded[side], y_dot - decoded_dot[side]
-    state = torch.stack([offset.square().sum(-1), torch.zeros(8), torch.zeros(8)], -1)
+    state = torch.stack([offset.square().sum(-1), *torch.zeros(3, 8)], -1)
     state[:, 1] = -math.log(4)
     # Rounded otherwise, no latent is at the minimum, or the minimum is below.
     state[2, 0] -= 1e-9

@@ -132,7 +132,7 @@ Results<T> solve(const Case& c, Wanted wanted, const Parallel& parallel) {
   const Arguments<T> arguments(c);
   Results<T> r;
   r.free_energy.resize(queries);
-  r.state.resize(3 * queries);
+  r.state.resize(lebm::kStateSize * queries);
   if (wanted >= kSlopeOfY) r.slope_y.resize(queries * c.D);
   if (wanted >= kGradients) r.slope_scale.resize(queries * c.D);
   if (wanted >= kGradients) r.slope_beta.resize(queries);

@@ -60,14 +60,15 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
                            const Grid<T>& grid, ColumnMemory<T>& memory, ColumnTask<T>& task,
                            int64_t* ends, bool& poisoned) {
   const T* grad = arguments.grad + b * p.M;
-  const double* state = arguments.state + 3 * b * p.M;
+  const double* state = arguments.state + kStateSize * b * p.M;
   int64_t count[kRegimes] = {0};
   for (int64_t m = 0; m < p.M; ++m) {
     memory.regime[m] = kRegimes;
     if (grad[m] == 0) continue;
-    poisoned |= !is_finite(state[3 * m]) || !is_finite(state[3 * m + 1]);
+    const double* own = state + kStateSize * m;
+    poisoned |= !is_finite(own[kStateShift]) || !is_finite(own[kStateLogNormaliser]);
     const double beta = *p.beta.at(b, m);
-    memory.regime[m] = regime_of<T>(beta, state[3 * m + 1], task.wants_l);
+    memory.regime[m] = regime_of<T>(beta, own[kStateLogNormaliser], task.wants_l);
     ++count[memory.regime[m]];
   }
   ends[0] = 0;
@@ -83,14 +84,15 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
       memory.s[at * p.D + d] = p.scale.data ? p.scale.at(b, m)[d * p.scale.stride[2]] : T(1);
     }
     const double beta = *p.beta.at(b, m), G = grad[m];
-    const double bits = (state[3 * m + 1] + __builtin_log(grid.total)) * kLog2E;
+    const double* own = state + kStateSize * m;
+    const double bits = (own[kStateLogNormaliser] + __builtin_log(grid.total)) * kLog2E;
     double log2_mass = __builtin_rint(bits), rest = __builtin_exp2(log2_mass - bits);
     if (is_cold<T>(beta) && grid.weighted) {
-      log2_mass = __builtin_rint(bits - state[3 * m + 2]);
-      rest = __builtin_exp2(-state[3 * m + 2]);
+      log2_mass = __builtin_rint(bits - own[kStateRest]);
+      rest = __builtin_exp2(-own[kStateRest]);
     }
     ColumnQuery<T>& q = memory.queries[at];
-    q = {T(state[3 * m]), T(beta * kLog2E), T(log2_mass), T(G * rest), T(state[3 * m + 2]), T(0)};
+    q = {T(own[kStateShift]), T(beta * kLog2E), T(log2_mass), T(G * rest), T(own[kStateGap]), T(0)};
     switch (memory.regime[m]) {
       case kWarm:
         q.pull = T(-G / beta * rest);

@@ -23,7 +23,7 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
                    const Vectors& v) {
   const int64_t D = pass.grid->D, at = pass.b * pass.problem->M + m;
   const RowOutputs<T>& out = *pass.out;
-  double* state = out.state + 3 * at;
+  double* state = out.state + kStateSize * at;
   unsigned char& regime = pass.regime[m];
   if (q.regime == kSlope) {
     out.slope_beta[at] =
@@ -44,8 +44,8 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
     const bool far = q.regime != kSkip || is_out_of_reach(*pass.grid, q);
     const T value = far ? T(__builtin_inf()) : T(__builtin_nan(""));
     out.free_energy[at] = value;
-    state[0] = value;
-    state[1] = state[2] = 0;
+    state[kStateShift] = value;
+    state[kStateLogNormaliser] = state[kStateGap] = state[kStateRest] = 0;
     if (out.index) out.index[at] = 0;
     set_all(T(__builtin_nan("")));
     regime = kSkip;
@@ -72,13 +72,14 @@ static void finish(const Pass<T>& pass, int64_t m, const Query<T>& q, const Sums
       break;
   }
   out.free_energy[at] = T(a.shift + gap);
-  state[0] = a.shift;
-  state[1] = L;
-  state[2] = gap;
-  if (q.regime == kCold && pass.grid->weighted) {
-    // See problem.h. Where one latent has the minimum, this makes its p exactly 1.
+  state[kStateShift] = a.shift;
+  state[kStateLogNormaliser] = L;
+  state[kStateGap] = gap;
+  state[kStateRest] = 0;
+  if (q.regime == kCold) {
+    // Where one latent has the minimum, this makes its p exactly 1.
     const double bits = __builtin_log2(a.sum);
-    state[2] = bits + (a.offset - __builtin_rint(a.offset));
+    state[kStateRest] = pass.grid->weighted ? bits + (a.offset - __builtin_rint(a.offset)) : bits;
   }
   regime = kSkip;
   // A sum's rounding is one of F by 1 / beta, which shows only if F is not larger.

@@ -108,8 +108,8 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
     q.beta = *p.beta.at(pass.b, m);
     q.rate = T(q.beta * kLog2E);
     q.regime = pass.first ? first_regime(*pass.grid, q) : Regime(pass.regime[m]);
-    const double* state = pass.out->state + 3 * (pass.b * p.M + m);
-    q.gap = pass.first ? T(0) : T(state[2]);
+    const double* state = pass.out->state + kStateSize * (pass.b * p.M + m);
+    q.gap = pass.first ? T(0) : T(state[kStateGap]);
     q.inverse = q.beta == 0 ? T(0) : T(1 / q.beta);
     q.square_scale = D <= kNarrow ? T(0) : largest_square(q.s, D);
     double* moments = tile.moments + 3 * i * D;
@@ -117,7 +117,7 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
     tile.vectors[i] = {sum_only || !pass.out->slope_y ? nullptr : moments,
                        sum_only || !pass.out->slope_scale ? nullptr : moments + D,
                        sum_only || !pass.out->mean ? nullptr : moments + 2 * D};
-    clear(tile.sums[i], tile.vectors[i], D, pass.first ? __builtin_inf() : state[0]);
+    clear(tile.sums[i], tile.vectors[i], D, pass.first ? __builtin_inf() : state[kStateShift]);
   }
 }
 

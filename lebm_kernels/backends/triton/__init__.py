@@ -1,4 +1,21 @@
-"""The kernels in Triton: just-in-time for NVIDIA GPUs, or Triton's interpreter in the tests."""
+"""The backend in Triton: just-in-time for NVIDIA GPUs, or in Triton's interpreter for tests.
+
+    arguments.py       the problem in the kernels' form; the plan of tiles and splits
+    launch.py          rows() and columns(): which kernels run, on what workspace
+    programs.py        where a program is, and sums over splits
+    pairs.py           arithmetic on a pair, shared by the kernels
+    shifts.py          D <= 4: the shift of each query
+    narrow_rows.py     row pass, D <= 4: partial sums over a split of the latents
+    wide_rows.py       row pass, any D, tile by tile
+    finish.py          merges the splits; F, its state and slopes; lists hot queries
+    hot.py             recomputes hot queries
+    index.py           the latent of least energy
+    narrow_columns.py  column pass, D <= 4: gradients of decoded and latent_energy
+    wide_columns.py    the same for any D, tile by tile
+    weights.py         the gradient of log_weight
+
+The kernels are imported when the backend first runs: importing Triton itself is slow.
+"""
 
 from __future__ import annotations
 

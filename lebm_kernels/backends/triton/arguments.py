@@ -1,4 +1,4 @@
-"""The problem as the kernels take it, and the table of block sizes."""
+"""The problem in the form that the kernels take, and the plan of tiles and splits of a pass."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ INTERPRETED = bool(knobs.runtime.interpret)
 
 
 class Arguments(NamedTuple):
-    """Pointers and what separates grids (and queries); within a grid all is dense.
+    """Pointers, and the strides of grids and queries; within a grid everything is dense.
 
-    An argument that the problem lacks points to the latents and is not read. The sizes and the
-    bits of what there is, are passed beside it.
+    An absent argument points to the latents and is not read. The sizes, and the bits of the
+    arguments present, are passed separately.
     """
 
     y_ptr: Tensor
@@ -40,37 +40,37 @@ class Arguments(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The sizes of a problem and the bits of the arguments it has."""
+    """The sizes of a problem, the bits of its arguments, and whether it is float64."""
 
     B: int
     M: int
     N: int
     D: int
     has: int
-    wide: bool
+    double: bool
 
     @property
-    def low(self) -> bool:
-        """Whether all dimensions fit into registers."""
+    def narrow(self) -> bool:
+        """Whether all dimensions fit into registers: D <= 4."""
         return self.D <= 4
 
 
 def _dense(x: Tensor) -> tuple[Tensor, int]:
-    """The tensor with each grid's part contiguous, copied only if it is not; the grids' stride."""
+    """The tensor with each grid contiguous, copied only if needed; and the stride of grids."""
     if x.shape[0] == 0 or x[0].is_contiguous():
         return x, x.stride(0)
     return x.contiguous(), math.prod(x.shape[1:])
 
 
 def unpack(problem: Problem) -> tuple[Arguments, Shape]:
-    """The arguments of the kernels; log-weights are to be log2 w already."""
+    """The arguments of the kernels; log-weights must be log2 w already."""
     (B, M, D), N = problem.y.shape, problem.decoded.shape[1]
     y, y_stride = _dense(problem.y)
     decoded, decoded_stride = _dense(problem.decoded)
     scale, log_weight, latent_energy = decoded, decoded, decoded
     scale_strides, log_weight_stride, latent_energy_stride, has = (0, 0), 0, 0, 0
     if problem.scale is not None:
-        # One for all queries stays one.
+        # A scale shared by all queries stays shared.
         scale = problem.scale if problem.scale.stride(-1) == 1 else problem.scale.contiguous()
         scale_strides, has = (scale.stride(0), scale.stride(1)), has | 1
     if problem.log_weight is not None:
@@ -95,54 +95,54 @@ def unpack(problem: Problem) -> tuple[Arguments, Shape]:
     return arguments, Shape(B, M, N, D, has, y.dtype == torch.float64)
 
 
-class Facts(NamedTuple):
-    """What a plan asks of the device."""
+class Device(NamedTuple):
+    """The facts about the device that a plan depends on."""
 
     interpreted: bool
     multiprocessors: int
 
     @property
     def programs(self) -> int:
-        """As many as fill it; in the interpreter, as many as make a difference."""
+        """Enough programs to fill the device; in the interpreter, a few that need merging."""
         return 3 if self.interpreted else _WAVES * self.multiprocessors
 
 
 class Plan(NamedTuple):
-    """How a pass is cut: a tile of what is kept, blocks of what is summed over, and shares of it.
+    """How a pass is cut: ``outer`` kept items a tile, ``inner`` summed items a block, and splits.
 
-    Results depend on ``inner``, ``chunk`` and ``shares`` by the order of their sums, so none of
-    them depends on what is wanted.
+    Results depend on ``inner``, ``chunk`` and ``num_splits`` through the order of the sums. So none
+    of the three depends on which outputs are wanted.
     """
 
     outer: int
     inner: int
     chunk: int
     unroll: int
-    shares: int
-    share_size: int
+    num_splits: int
+    split_size: int
     warps: int
-    device: Facts
+    device: Device
 
     def programs(self, size: int, B: int) -> tuple[int]:
-        """The grid of programs for ``size`` of what is kept, in each of B grids."""
-        return (-(-size // self.outer) * self.shares * B,)
+        """Triton's launch grid for ``size`` kept items in each of B grids."""
+        return (-(-size // self.outer) * self.num_splits * B,)
 
-    def beside(self) -> Plan:
-        """For kernels that run beside a pass and hold more of each pair: a smaller tile."""
+    def small_tiles(self) -> Plan:
+        """The plan with a smaller tile, for kernels that hold more numbers of each pair."""
         return self if self.device.interpreted else self._replace(outer=max(self.outer // 4, 1))
 
-    def turns(self, size: int, summed: int, B: int) -> int:
-        """Programs a grid that take turns with what comes of a tile or many, cut in any shares."""
+    def looping_programs(self, size: int, summed: int, B: int) -> int:
+        """How many programs of each grid loop over tiles and splits not known at launch."""
         most = -(-size // self.outer) * -(-summed // self.inner)
         return max(1, min(self.device.programs // B, most))
 
     def merging(self, size: int) -> dict[str, int]:
-        """Of ``size`` and of its shares, how many a program merges at once."""
-        across = next(x for x in _ACROSS if self.shares <= x or x == _ACROSS[-1])
+        """How many of ``size`` items, and of their splits, a program merges at once."""
+        across = next(x for x in _ACROSS if self.num_splits <= x or x == _ACROSS[-1])
         return {"BLOCK": self._block(size, across), "BLOCK_S": across}
 
-    def merging_any(self, size: int) -> dict[str, int]:
-        """The same where it is not known into how many shares :meth:`turns` cut."""
+    def merging_any_splits(self, size: int) -> dict[str, int]:
+        """The same where the number of splits is not known at launch."""
         across = _ACROSS[1]
         return {"BLOCK": self._block(size, across), "BLOCK_S": across}
 
@@ -153,26 +153,26 @@ class Plan(NamedTuple):
 
 
 @functools.cache
-def facts(device: torch.device) -> Facts:
-    """Of the GPU that tensors are on; of the CPU, the interpreter's."""
+def device_facts(device: torch.device) -> Device:
+    """The facts about the GPU of the tensors; on the CPU, about the interpreter."""
     if device.type != "cuda":
-        return Facts(INTERPRETED, 1)
-    return Facts(INTERPRETED, torch.cuda.get_device_properties(device).multi_processor_count)
+        return Device(INTERPRETED, 1)
+    return Device(INTERPRETED, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-# Threads of a program, and blocks between two crossings of them: 128 terms, added in one float32,
-# round by a few eps at most.
+# Warps of a program; blocks that a thread sums before the threads' sums are added in float64. 128
+# terms, added in one float32, round by a few eps at most.
 _WARPS, _CHUNK, _UNROLL = 4, 128, 4
-# In the interpreter an operation takes as long for any tile of up to about this many pairs.
+# In the interpreter an operation takes the same time for any tile of up to about this many pairs.
 _INTERPRETED_PAIRS, _INTERPRETED_CHUNK = 1 << 15, 4
-# Numbers that a program merges at once, and of how many shares: few numbers, for each is compiled.
+# Numbers that a program merges at once, and of how many splits: few values, for each is compiled.
 _MERGED, _ACROSS = 512, (1, 16, 256)
-# Programs worth having: enough for every multiprocessor to hold its fill, a few times over.
+# Enough programs to fill every multiprocessor a few times over.
 _WAVES = 8
 
 
 def _pairs_a_thread(shape: Shape, columns: bool) -> int:
-    """As many as 255 registers hold without spills, for sm_80 to sm_100; 16 share a latent's loads.
+    """The pairs a thread holds in 255 registers without spills, on sm_80 to sm_100.
 
     ======================  ====  ==========  =====  =====
     D                       1, 2  with scale  3, 4   more
@@ -182,15 +182,16 @@ def _pairs_a_thread(shape: Shape, columns: bool) -> int:
     float64                 4     2           2 (1)  4 (2)
     ======================  ====  ==========  =====  =====
 
-    In brackets: with scale. Never by what is wanted: that would change the order of sums.
+    In brackets: with scale. The number does not depend on the outputs wanted: that would change the
+    order of sums. 16 pairs use each load of a latent.
     """
     scale = shape.has & 1
     pairs = 16
-    if shape.low and shape.D > 2:
+    if shape.narrow and shape.D > 2:
         pairs //= 2
-    if scale and not (columns and shape.low):
+    if scale and not (columns and shape.narrow):
         pairs //= 2
-    if shape.wide:
+    if shape.double:
         pairs //= 4
     return pairs
 
@@ -199,7 +200,7 @@ def _power_of_two(x: int) -> int:
     return 1 << max(x - 1, 0).bit_length()
 
 
-def plan(shape: Shape, device: Facts, *, columns: bool = False) -> Plan:
+def plan(shape: Shape, device: Device, *, columns: bool = False) -> Plan:
     """The plan of a pass: queries kept and latents summed over, or the other way for columns."""
     kept, summed = (shape.N, shape.M) if columns else (shape.M, shape.N)
     threads = 32 * _WARPS
@@ -209,14 +210,14 @@ def plan(shape: Shape, device: Facts, *, columns: bool = False) -> Plan:
         inner = 512 if summed <= 1 << 14 else 1 << 14
     else:
         # By tiles, float32 has room for several latents a thread; more of what is kept is better.
-        inner = threads if shape.low or shape.wide else 4 * threads
+        inner = threads if shape.narrow or shape.double else 4 * threads
     inner = min(inner, _power_of_two(summed))
     outer = min(pairs // inner, _power_of_two(kept))
     tiles = -(-kept // outer) * max(shape.B, 1)
     blocks = -(-summed // inner)
-    shares = max(
+    num_splits = max(
         1, min(device.programs // max(tiles, 1), blocks // (1 if device.interpreted else 4))
     )
-    share_size = -(-blocks // shares) * inner
-    shares = -(-summed // share_size)
-    return Plan(outer, inner, chunk, _UNROLL, shares, share_size, _WARPS, device)
+    split_size = -(-blocks // num_splits) * inner
+    num_splits = -(-summed // split_size)
+    return Plan(outer, inner, chunk, _UNROLL, num_splits, split_size, _WARPS, device)

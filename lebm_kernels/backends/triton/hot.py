@@ -1,20 +1,20 @@
-"""Queries whose exponents are all near 0: what a sum of exponentials near one loses.
+"""Hot queries, whose exponents are all near 0: recovers what a sum of exponentials near one loses.
 
-With e = E - m, psi(x) = (e^x - 1)/x, phi(x) = (e^x (x - 1) + 1)/x^2, and E0 = m + sum p (E - m) as
-the row pass found it, u = E - E0:
+With e = E - m, psi_1(x) = (e^x - 1)/x, psi_2(x) = (e^x (x - 1) + 1)/x^2, E0 = m + sum p (E - m) as
+the row pass found it, and u = E - E0:
 
-    B = sum w e psi(-beta e)            L = log1p(-beta B),   F - m = B log1p(-beta B)/(-beta B)
-    B0 = sum w u psi(-beta u)           F - E0 = B0 log1p(-beta B0)/(-beta B0)
-    K = sum w u^2 phi(-beta u)
+    B = sum w e psi_1(-beta e)          L = log1p(-beta B),   F - m = B log1p(-beta B)/(-beta B)
+    B0 = sum w u psi_1(-beta u)         F - E0 = B0 log1p(-beta B0)/(-beta B0)
+    K = sum w u^2 psi_2(-beta u)
     KL(p|w)/beta^2 = K/(1 - beta B0) - (F - E0)^2 R(beta (F - E0)),      R(x) = (e^x - 1 - x)/x^2
 
-all of them exact for any E0, and down to beta = 0. A first kernel sums B, B0 and K over shares of
-the latents, for the queries that finish.py has listed, and a second one merges the shares, which
-are as many as fill the device. Both return at once where no query is hot.
+All are exact for any E0, and down to beta = 0. A first kernel sums B, B0 and K over splits of the
+latents, for the queries that finish.py has listed. A second one merges the splits, which are as
+many as fill the device. Both return at once where no query is hot.
 
-Some that are listed only look hot: L is near 0 as m lies above the least energy. That does F no
-harm, but R is a series of few terms; so dF/dbeta stays what it was where KL(p|w), which no m
-changes, is not small.
+Some listed queries only look hot: L is near 0 because m lies above the least energy. F is right all
+the same, but R is a series of few terms. So dF/dbeta stays as it was where KL(p|w), which does not
+depend on m, is not small.
 """
 
 from __future__ import annotations
@@ -23,68 +23,69 @@ import triton
 import triton.language as tl
 
 from lebm_kernels.backends.triton.finish import HOT
+from lebm_kernels.backends.triton.narrow_rows import ENERGY
 from lebm_kernels.backends.triton.pairs import (
     LATENT_ENERGY,
     LOG_WEIGHT,
+    STATE,
     coldness,
     entropy_series,
     expm1_ratio,
     rounding,
-    split_reference,
+    split_shift,
     tile_energy,
 )
 from lebm_kernels.backends.triton.programs import (
     latent_pointers,
-    own_share,
+    own_split,
     query_pointers,
-    sum_of_shares,
+    sum_of_splits,
 )
-from lebm_kernels.backends.triton.rows import ENERGY
 
-# Blocks of latents in a share, at least.
+# A split has at least this many blocks of latents.
 _LEAST_BLOCKS = tl.constexpr(4)
 
 
 @triton.jit
-def _shares(count, N, programs, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Tiles of a grid's hot queries, and into how many shares of what size latents are cut."""
+def _splits(count, N, programs, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The tiles of a grid's hot queries; the number and size of the splits of its latents."""
     tiles = tl.cdiv(count, BLOCK_M)
     blocks = tl.cdiv(N, BLOCK_N).to(tl.int32)
-    shares = tl.minimum(programs // tl.maximum(tiles, 1), blocks // _LEAST_BLOCKS)
-    share_size = tl.cdiv(blocks, tl.maximum(shares, 1)).to(tl.int64) * BLOCK_N
-    return tiles, tl.cdiv(N, share_size).to(tl.int32), share_size
+    num_splits = tl.minimum(programs // tl.maximum(tiles, 1), blocks // _LEAST_BLOCKS)
+    split_size = tl.cdiv(blocks, tl.maximum(num_splits, 1)).to(tl.int64) * BLOCK_N
+    return tiles, tl.cdiv(N, split_size).to(tl.int32), split_size
 
 
 @triton.jit(do_not_specialize=["M", "N", "D", "programs", "slots"])
 def hot_kernel(
     a, hot, state_ptr, M, N, D, programs, slots, HAS: tl.constexpr, WANT: tl.constexpr,
-    LOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    NARROW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """``programs`` a grid take turns with its tiles of hot queries and shares of latents.
+    """The ``programs`` of a grid loop over its tiles of hot queries and splits of latents.
 
-    ``hot`` is a :class:`~.launch.Hot`; its sums are ``[field, b, slots]``, slots being shares of
-    as many places as there are tiles of BLOCK_M.
+    ``hot`` is a :class:`~.launch.Hot`. Its sums are ``[field, b, slots]``; each split takes BLOCK_M
+    slots for each tile.
     """
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
     grid = (tl.program_id(0) // programs).to(tl.int64)
     count = tl.load(hot.count_ptr + grid)
-    tiles, shares, share_size = _shares(count, N, programs, BLOCK_M, BLOCK_N)
+    tiles, num_splits, split_size = _splits(count, N, programs, BLOCK_M, BLOCK_N)
     field = tl.num_programs(0).to(tl.int64) // programs * slots
-    for item in range(tl.program_id(0) % programs, tiles * shares, programs):
+    for item in range(tl.program_id(0) % programs, tiles * num_splits, programs):
         number = item % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
         inside = number < count
-        # Beyond the last query: that one again.
+        # Past the last query, take the last one again.
         at = grid * M + tl.load(hot.query_ptr + grid * M + tl.minimum(number, count - 1))
         y_at, scale_at, beta_at = query_pointers(a, grid, at - grid * M, D)
         y_at, scale_at, beta = y_at[:, None], scale_at[:, None], tl.load(beta_at)[:, None]
-        m = tl.load(state_ptr + at * 3).to(dtype)[:, None]
-        free, late, strict = split_reference(coldness(beta), m, HAS, LOW)
+        m = tl.load(state_ptr + at * STATE).to(dtype)[:, None]
+        free, late, strict = split_shift(coldness(beta), m, HAS, NARROW)
         mean = m
         if ENERGY & WANT:
             mean = tl.load(hot.energy_ptr + at).to(dtype)[:, None]
         sums = tl.zeros((BLOCK_M,), tl.float64)
-        shift, spread = sums, sums
-        first, stop = own_share(item // tiles, share_size, N)
+        drift, spread = sums, sums
+        first, stop = own_split(item // tiles, split_size, N)
         for start in range(first, stop, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
             decoded_at, log_weight_at, latent_energy_at = latent_pointers(
@@ -104,7 +105,7 @@ def hot_kernel(
                 u = e - mean
                 x = tl.where(beta == 0, 0.0, -beta * u)
                 ratio, less_1 = expm1_ratio(x)
-                shift += _weighted(_without_infinity(e, beta, u * ratio), w)
+                drift += _weighted(_without_infinity(e, beta, u * ratio), w)
                 near = tl.abs(x) <= 0.5
                 series = u * u * entropy_series(tl.where(near, x, 0.0))
                 # e^x (x - 1) + 1, which is 1 where e^x is 0
@@ -113,30 +114,30 @@ def hot_kernel(
                 spread += _weighted(tl.where(near, series, far / by / by), w)
         if (LOG_WEIGHT & HAS) == 0:
             latents = N.to(tl.float64)
-            sums, shift, spread = sums / latents, shift / latents, spread / latents
+            sums, drift, spread = sums / latents, drift / latents, spread / latents
         out = hot.sums_ptr + grid * slots + item // tiles * (tiles * BLOCK_M) + number
         tl.store(out, sums, mask=inside)
         if ENERGY & WANT:
-            tl.store(out + field, shift, mask=inside)
+            tl.store(out + field, drift, mask=inside)
             tl.store(out + 2 * field, spread, mask=inside)
 
 
 @triton.jit
 def _without_infinity(e, beta, term):
-    """E psi(-beta e), which is 1/beta where e is infinite, and infinite only at beta = 0."""
+    """The term e psi_1(-beta e): 1/beta where e is infinite, and infinite only at beta = 0."""
     return tl.where((e == float("inf")) & (beta > 0), 1.0 / beta, term)
 
 
 @triton.jit
 def _weighted(term, w):
-    """Sum_n w term, a tile to one number a query."""
+    """The sum over n of w term: one number for each query of a tile."""
     w = w[None, :]
     return tl.sum(tl.where(w == 0, 0.0, w * term), axis=1).to(tl.float64)
 
 
 @triton.jit
 def _log1p_ratio(a):
-    """Log(1 + a)/a, and 1 at 0, for a > -1 that is itself as good as exact (Kahan)."""
+    """The ratio log(1 + a)/a, which is 1 at 0, for an exact a > -1 (Kahan's method)."""
     whole = 1.0 + a
     rounded = whole - 1.0
     safe = tl.where(rounded == 0, 1.0, rounded)
@@ -157,35 +158,37 @@ def hot_finish_kernel(
     a, hot, outputs, M, N, programs, slots, tiles, WANT: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """``tiles`` programs a grid, each for BLOCK of its hot queries, where there are so many."""
+    """``tiles`` programs for each grid, each for BLOCK of its hot queries, if there are as many."""
     dtype: tl.constexpr = outputs.free_energy_ptr.dtype.element_ty
     grid = (tl.program_id(0) // tiles).to(tl.int64)
     number = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     count = tl.load(hot.count_ptr + grid)
     if tl.program_id(0) % tiles * BLOCK < count:
         inside = number < count
-        hot_tiles, shares, _ = _shares(count, N, programs, BLOCK_M, BLOCK_N)
+        hot_tiles, num_splits, _ = _splits(count, N, programs, BLOCK_M, BLOCK_N)
         stride = hot_tiles * BLOCK_M
         field = tl.num_programs(0).to(tl.int64) // tiles * slots
         place = tl.load(hot.query_ptr + grid * M + number, mask=inside, other=0)
         at = grid * M + place
         beta_at = a.beta_ptr + grid * a.beta_stride_b + place * a.beta_stride_m
         beta = tl.load(beta_at, mask=inside, other=1.0).to(tl.float64)
-        m = tl.load(outputs.state_ptr + at * 3, mask=inside, other=0.0)
+        m = tl.load(outputs.state_ptr + at * STATE, mask=inside, other=0.0)
         from_sums = hot.sums_ptr + grid * slots + number
-        mean = sum_of_shares(from_sums, inside, shares, stride, BLOCK, BLOCK_S)
+        mean = sum_of_splits(from_sums, inside, num_splits, stride, BLOCK, BLOCK_S)
         gap = tl.where(mean == float("inf"), mean, mean * _log1p_ratio(-beta * mean))
-        tl.store(outputs.state_ptr + at * 3 + 1, -beta * gap, mask=inside)
-        tl.store(outputs.state_ptr + at * 3 + 2, gap, mask=inside)
+        tl.store(outputs.state_ptr + at * STATE + 1, -beta * gap, mask=inside)
+        tl.store(outputs.state_ptr + at * STATE + 2, gap, mask=inside)
         tl.store(outputs.free_energy_ptr + at, (m + gap).to(dtype), mask=inside)
         if ENERGY & WANT:
-            shift = sum_of_shares(from_sums + field, inside, shares, stride, BLOCK, BLOCK_S)
-            spread = sum_of_shares(from_sums + 2 * field, inside, shares, stride, BLOCK, BLOCK_S)
-            # F lies this far above the mean energy that the spread was taken about.
-            offset = -beta * shift
-            rise = shift * _log1p_ratio(offset)
+            drift = sum_of_splits(from_sums + field, inside, num_splits, stride, BLOCK, BLOCK_S)
+            spread = sum_of_splits(
+                from_sums + 2 * field, inside, num_splits, stride, BLOCK, BLOCK_S
+            )
+            # F lies `rise` above the mean energy about which the spread was taken.
+            offset = -beta * drift
+            rise = drift * _log1p_ratio(offset)
             slope = rise * rise * _expm1_remainder(beta * rise) - spread / (1.0 + offset)
-            # Energies that differ by less than their rounding do not differ.
+            # Energies that differ by less than their rounding count as equal.
             noise = rounding(dtype) * m
             slope = tl.where(spread <= noise * noise, 0.0, slope)
             slope = tl.where(gap == gap, slope, gap)

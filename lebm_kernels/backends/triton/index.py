@@ -1,8 +1,8 @@
 """Which latent has the least energy: index[b, m] = argmin_n E, the first of equals.
 
-The least E of a share of the latents and its place go to ``energy[share, b, m]`` and
-``place[share, b, m]``; a second kernel merges the shares in order. Latents without weight, and
-energies that are infinite or no number, are never the least; if there is no other, the place is 0.
+The least E of a split of the latents and its place go to ``energy[split, b, m]`` and ``place[split,
+b, m]``; a second kernel merges the splits in order. Dropped latents, and energies that are infinite
+or NaN, are never the least; if there is no other, the place is 0.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import triton.language as tl
 from lebm_kernels.backends.triton.pairs import LATENT_ENERGY, LOG_WEIGHT, tile_energy
 from lebm_kernels.backends.triton.programs import (
     latent_pointers,
-    own_share,
+    own_split,
     own_tile,
     query_pointers,
-    share_pointers,
+    split_pointers,
 )
 
 
-@triton.jit(do_not_specialize=["M", "N", "D", "share_size", "shares"])
+@triton.jit(do_not_specialize=["M", "N", "D", "split_size", "num_splits"])
 def least_kernel(
     a,
     energy_ptr,
@@ -28,20 +28,20 @@ def least_kernel(
     M,
     N,
     D,
-    share_size,
-    shares,
+    split_size,
+    num_splits,
     HAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """One program a tile of queries and share of latents."""
+    """One program for each tile of queries and split of latents."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
-    grid, share, offs_m, inside, _, own = own_tile(M, shares, BLOCK_M)
+    grid, split, offs_m, inside, _, own = own_tile(M, num_splits, BLOCK_M)
     y_at, scale_at, _ = query_pointers(a, grid, tl.minimum(offs_m, M - 1), D)
     y_at, scale_at = y_at[:, None], scale_at[:, None]
     least = tl.full((BLOCK_M, BLOCK_N), float("inf"), dtype)
     place = tl.zeros((BLOCK_M, BLOCK_N), tl.int64)
-    first, stop = own_share(share, share_size, N)
+    first, stop = own_split(split, split_size, N)
     for start in range(first, stop, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
         decoded_at, log_weight_at, latent_energy_at = latent_pointers(
@@ -59,28 +59,36 @@ def least_kernel(
         least = tl.where(better, e, least)
         place = tl.where(better, offs_n[None, :], place)
     best = tl.min(least, axis=1)
-    # Every thread has its own first; of equals, the first of all.
+    # Every thread has its own first minimum. Of equal ones, take the first of all.
     place = tl.min(tl.where(least == best[:, None], place, N.to(tl.int64)), axis=1)
     tl.store(energy_ptr + own, best, mask=inside)
     tl.store(place_ptr + own, place, mask=inside)
 
 
-@triton.jit(do_not_specialize=["queries", "shares"])
+@triton.jit(do_not_specialize=["queries", "num_splits"])
 def merge_least_kernel(
-    energy_ptr, place_ptr, index_ptr, queries, shares, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr
+    energy_ptr,
+    place_ptr,
+    index_ptr,
+    queries,
+    num_splits,
+    BLOCK: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
-    """One program for BLOCK queries of any grids."""
+    """One program for each BLOCK queries of any grid."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < queries
     least = tl.full((BLOCK, BLOCK_S), float("inf"), energy_ptr.dtype.element_ty)
     place = tl.zeros((BLOCK, BLOCK_S), tl.int64)
-    for first in range(0, shares, BLOCK_S):
-        share, there = share_pointers(at, inside, first, shares, queries.to(tl.int64), BLOCK_S)
-        e = tl.load(energy_ptr + share, mask=there, other=float("inf"))
-        other = tl.load(place_ptr + share, mask=there, other=0)
+    for first in range(0, num_splits, BLOCK_S):
+        pointers, there = split_pointers(
+            at, inside, first, num_splits, queries.to(tl.int64), BLOCK_S
+        )
+        e = tl.load(energy_ptr + pointers, mask=there, other=float("inf"))
+        other = tl.load(place_ptr + pointers, mask=there, other=0)
         place = tl.where(e < least, other, place)
         least = tl.minimum(least, e)
-    # As in a share: of equals, the first of all.
+    # As within a split: of equal minima, take the first of all.
     best = tl.min(least, axis=1)
     place = tl.min(tl.where(least == best[:, None], place, 1 << 62), axis=1)
     tl.store(index_ptr + at, place, mask=inside)

@@ -1,4 +1,4 @@
-"""Which kernels run for a row pass and for a column pass, on what workspace."""
+"""Launches the kernels of a row pass and of a column pass, and allocates their workspace."""
 
 from __future__ import annotations
 
@@ -7,31 +7,45 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.contract import (
+    STATE_SIZE,
+    Columns,
+    ColumnWants,
+    Problem,
+    Rows,
+    RowWants,
+)
 from lebm_kernels.backends.tiles import normalised
-from lebm_kernels.backends.triton.arguments import Arguments, Plan, Shape, facts, plan, unpack
-from lebm_kernels.backends.triton.columns import (
-    DECODED,
-    ENERGIES,
-    columns_kernel,
-    merge_kernel,
-    pack_kernel,
+from lebm_kernels.backends.triton.arguments import (
+    Arguments,
+    Plan,
+    Shape,
+    device_facts,
+    plan,
+    unpack,
 )
 from lebm_kernels.backends.triton.finish import finish_kernel
 from lebm_kernels.backends.triton.hot import hot_finish_kernel, hot_kernel
 from lebm_kernels.backends.triton.index import least_kernel, merge_least_kernel
+from lebm_kernels.backends.triton.narrow_columns import (
+    DECODED,
+    ENERGIES,
+    merge_kernel,
+    narrow_columns_kernel,
+    pack_kernel,
+)
+from lebm_kernels.backends.triton.narrow_rows import ENERGY, MEAN, PULL, STRETCH, narrow_rows_kernel
 from lebm_kernels.backends.triton.pairs import LOG2_E, SCALE
-from lebm_kernels.backends.triton.rows import ENERGY, MEAN, PULL, STRETCH, rows_kernel
-from lebm_kernels.backends.triton.tiled_columns import tiled_columns_kernel
-from lebm_kernels.backends.triton.tiled_rows import tiled_rows_kernel
 from lebm_kernels.backends.triton.weights import weights_kernel
+from lebm_kernels.backends.triton.wide_columns import wide_columns_kernel
+from lebm_kernels.backends.triton.wide_rows import wide_rows_kernel
 
-# No product is fused with a sum but by an explicit fma: see pairs.py.
+# A product is fused with a sum only by an explicit fma: see pairs.py.
 OPTIONS: dict[str, int | bool] = {"num_stages": 1, "enable_fp_fusion": False}
 
 
 class Outputs(NamedTuple):
-    """Where finish_kernel writes; what is not wanted points to the free energy."""
+    """Where finish_kernel writes; outputs that are not wanted point to the free energy."""
 
     free_energy_ptr: Tensor
     state_ptr: Tensor
@@ -42,10 +56,10 @@ class Outputs(NamedTuple):
 
 
 class Hot(NamedTuple):
-    """The queries that finish_kernel found to be hot, and what hot_kernel found of them.
+    """The list of hot queries that finish_kernel makes, and the sums that hot_kernel adds to it.
 
-    How many in each grid, ``[B]``; which, ``[B, M]``; E0 - m of query m, ``[B, M]``; B, B0 and K,
-    ``[3, B, slots]``.
+    The number in each grid, ``[B]``; their places, ``[B, M]``; E0 - m of query m, ``[B, M]``; the
+    sums B, B0 and K, ``[3, B, slots]``.
     """
 
     count_ptr: Tensor
@@ -55,7 +69,7 @@ class Hot(NamedTuple):
 
 
 def _prepared(problem: Problem) -> Problem:
-    """Log-weights normalised, in bits."""
+    """The problem with its log-weights normalised and in bits."""
     if problem.log_weight is None:
         return problem
     problem = normalised(problem)
@@ -68,7 +82,7 @@ def rows(problem: Problem, want: RowWants) -> Rows:
     new, vector = problem.y.new_empty, (B, M, D)
     out = Rows(
         free_energy=new((B, M)),
-        state=new((B, M, 3), dtype=torch.float64),
+        state=new((B, M, STATE_SIZE), dtype=torch.float64),
         slope_y=new(vector) if want.slope_y else None,
         slope_scale=new(vector) if want.slope_scale else None,
         slope_beta=new((B, M)) if want.slope_beta else None,
@@ -88,22 +102,22 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
     vectors = {PULL: out.slope_y, STRETCH: out.slope_scale, MEAN: out.mean}
     wanted = [bit.value for bit, x in vectors.items() if x is not None]
     want = sum(wanted) + (0 if out.slope_beta is None else ENERGY.value)
-    cut = plan(shape, facts(a.y_ptr.device))
-    programs, beside = cut.programs(M, B), cut.beside()
+    cut = plan(shape, device_facts(a.y_ptr.device))
+    programs, small_tiles = cut.programs(M, B), cut.small_tiles()
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
     blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
     double: dict[str, Any] = {"dtype": torch.float64, "device": a.y_ptr.device}
-    partial = torch.empty((4 + D * len(wanted), cut.shares, B, M), **double)
-    if shape.low:
-        rows_kernel[programs](
-            a, partial, M, N, cut.share_size, cut.shares, D=D, HAS=has, WANT=want,
+    partial = torch.empty((4 + D * len(wanted), cut.num_splits, B, M), **double)
+    if shape.narrow:
+        narrow_rows_kernel[programs](
+            a, partial, M, N, cut.split_size, cut.num_splits, D=D, HAS=has, WANT=want,
             CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
         )  # fmt: skip
     else:
-        tiled_rows_kernel[programs](
-            a, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want, **blocks
+        wide_rows_kernel[programs](
+            a, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has, WANT=want, **blocks
         )
-    blocks["BLOCK_M"] = beside.outer
+    blocks["BLOCK_M"] = small_tiles.outer
     outputs = Outputs(
         out.free_energy,
         out.state,
@@ -112,8 +126,8 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
             for x in (out.slope_y, out.slope_scale, out.slope_beta, out.mean)
         ),
     )
-    turns = beside.turns(M, N, B)
-    slots = max(turns, -(-M // beside.outer)) * beside.outer
+    looping_programs = small_tiles.looping_programs(M, N, B)
+    slots = max(looping_programs, -(-M // small_tiles.outer)) * small_tiles.outer
     whole: dict[str, Any] = {"dtype": torch.int64, "device": a.y_ptr.device}
     hot = Hot(
         torch.zeros(B, **whole),
@@ -124,24 +138,37 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
     merging = cut.merging(B * M)
     merges = (-(-B * M // merging["BLOCK"]),)
     finish_kernel[merges](
-        a, partial, hot, outputs, B, M, N, D, cut.shares, HAS=has, WANT=want, **merging, **options
+        a,
+        partial,
+        hot,
+        outputs,
+        B,
+        M,
+        N,
+        D,
+        cut.num_splits,
+        HAS=has,
+        WANT=want,
+        **merging,
+        **options,
     )
-    hot_kernel[(B * turns,)](
-        a, hot, out.state, M, N, D, turns, slots, HAS=has, WANT=want, LOW=shape.low, **blocks
-    )
-    of_hot = beside.merging_any(M)
+    hot_kernel[(B * looping_programs,)](
+        a, hot, out.state, M, N, D, looping_programs, slots, HAS=has, WANT=want,
+        NARROW=shape.narrow, **blocks,
+    )  # fmt: skip
+    of_hot = small_tiles.merging_any_splits(M)
     tiles = -(-M // of_hot["BLOCK"])
     hot_finish_kernel[(B * tiles,)](
-        a, hot, outputs, M, N, turns, slots, tiles, WANT=want, **of_hot, **blocks
+        a, hot, outputs, M, N, looping_programs, slots, tiles, WANT=want, **of_hot, **blocks
     )
     if out.index is not None:
-        energy = out.free_energy.new_empty((cut.shares, B, M))
-        place = torch.empty((cut.shares, B, M), dtype=torch.int64, device=energy.device)
-        least_kernel[beside.programs(M, B)](
-            a, energy, place, M, N, D, cut.share_size, cut.shares, HAS=has, **blocks
+        energy = out.free_energy.new_empty((cut.num_splits, B, M))
+        place = torch.empty((cut.num_splits, B, M), dtype=torch.int64, device=energy.device)
+        least_kernel[small_tiles.programs(M, B)](
+            a, energy, place, M, N, D, cut.split_size, cut.num_splits, HAS=has, **blocks
         )
         merge_least_kernel[merges](
-            energy, place, out.index, B * M, cut.shares, **merging, **options
+            energy, place, out.index, B * M, cut.num_splits, **merging, **options
         )
 
 
@@ -158,7 +185,7 @@ def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) ->
         return out
     arguments, shape = unpack(_prepared(problem))
     with torch.cuda.device_of(problem.y):
-        cut = plan(shape, facts(grad.device), columns=True)
+        cut = plan(shape, device_facts(grad.device), columns=True)
         _launch_columns(arguments, shape, cut, grad.contiguous(), state.contiguous(), out)
     return out
 
@@ -174,16 +201,16 @@ def _launch_columns(
     merges = (-(-B * N // merging["BLOCK"]),)
     want = (out.decoded is not None) * DECODED.value
     want += (out.latent_energy is not None) * ENERGIES.value
-    # Float64 where sums are to be added to: in what they are rounded to, they are half the size.
-    kind = grad.dtype if cut.shares == 1 else torch.float64
+    # Sums of several splits stay in float64. A single split is rounded at once: half the memory.
+    kind = grad.dtype if cut.num_splits == 1 else torch.float64
     sums = D * (out.decoded is not None) + (out.latent_energy is not None)
     if want:
         partial = torch.empty(
-            (sums, cut.shares, B, N),
-            dtype=kind if shape.low else torch.float64,
+            (sums, cut.num_splits, B, N),
+            dtype=kind if shape.narrow else torch.float64,
             device=grad.device,
         )
-        if shape.low:
+        if shape.narrow:
             count = -(-M // cut.inner)
             fields = D + 6 + D * (has & SCALE.value)
             packed = grad.new_empty((B, count, fields, cut.inner))
@@ -191,29 +218,29 @@ def _launch_columns(
             pack_kernel[(B * count,)](
                 a, grad, state, packed, strict, M, N, D=D, HAS=has, BLOCK_M=cut.inner, **options
             )
-            columns_kernel[programs](
-                a, packed, strict, partial, M, N, cut.share_size // cut.inner, cut.shares, D=D,
+            narrow_columns_kernel[programs](
+                a, packed, strict, partial, M, N, cut.split_size // cut.inner, cut.num_splits, D=D,
                 HAS=has, WANT=want, CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
             )  # fmt: skip
         else:
-            tiled_columns_kernel[programs](
-                a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, WANT=want,
-                **blocks,
+            wide_columns_kernel[programs](
+                a, grad, state, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has,
+                WANT=want, **blocks,
             )  # fmt: skip
         decoded = grad if out.decoded is None else out.decoded
         latent_energy = grad if out.latent_energy is None else out.latent_energy
         merge_kernel[merges](
-            partial, decoded, latent_energy, B * N, D, cut.shares, WANT=want, **merging,
+            partial, decoded, latent_energy, B * N, D, cut.num_splits, WANT=want, **merging,
             **options,
         )  # fmt: skip
     if out.log_weight is not None:
-        beside = cut.beside()
-        partial = torch.empty((1, cut.shares, B, N), dtype=kind, device=grad.device)
-        weights_kernel[beside.programs(N, B)](
-            a, grad, state, partial, M, N, D, cut.share_size, cut.shares, HAS=has, LOW=shape.low,
-            **{**blocks, "BLOCK_N": beside.outer},
+        small_tiles = cut.small_tiles()
+        partial = torch.empty((1, cut.num_splits, B, N), dtype=kind, device=grad.device)
+        weights_kernel[small_tiles.programs(N, B)](
+            a, grad, state, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has,
+            NARROW=shape.narrow, **{**blocks, "BLOCK_N": small_tiles.outer},
         )  # fmt: skip
         merge_kernel[merges](
-            partial, out.log_weight, out.log_weight, B * N, 0, cut.shares, WANT=ENERGIES.value,
+            partial, out.log_weight, out.log_weight, B * N, 0, cut.num_splits, WANT=ENERGIES.value,
             **merging, **options,
         )  # fmt: skip

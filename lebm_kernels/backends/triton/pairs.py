@@ -1,13 +1,13 @@
-"""What is done to a pair (query, latent), or to a tile of them.
+"""Arithmetic on a pair (query, latent), or on a tile of pairs.
 
-    difference  d = y - s g                     s = 1 where there is no scale
-    energy      E = sum_d d^2 + r
-    share       p = exp2(l - k - c (E - m))     c = beta log2 e, l = log2 w; m and k of the query
+    difference   d = y - s g                     s = 1 where there is no scale
+    energy       E = sum_d d^2 + r
+    mass         p = exp2(l - k - c (E - m))     c = beta log2 e, l = log2 w; m and k of the query
 
-A tile's first dimension is what a program keeps, its second what it sums over: [queries, latents]
-in a row pass, [latents, queries] in a column pass. Operands have one dimension of size 1, so that
-the same code serves both. All products that are added are explicit ``fma`` and the compiler is
-told to fuse no other, so that two kernels that compute one quantity find the same bits.
+A tile's first dimension is the one that a program keeps, its second the one that it sums over:
+[queries, latents] in a row pass, [latents, queries] in a column pass. Operands have one dimension
+of size 1, so that the same code works for both. Products that are added use an explicit ``fma``,
+and the compiler may fuse no others: two kernels that compute one quantity then get the same bits.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ SCALE = tl.constexpr(1)
 LOG_WEIGHT = tl.constexpr(2)
 LATENT_ENERGY = tl.constexpr(4)
 
-# Products summed at once: a sum of partial sums rounds less than one long sum.
+# Products summed at once. A sum of partial sums rounds less than one long sum.
 SLAB = tl.constexpr(32)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# As cold as infinity: what is not the minimum, to the last bit, has no share.
+# Numbers in a query's state: m, L, F - m and rest, see backends/contract.py.
+STATE = tl.constexpr(4)
+# As cold as infinity: a latent above the minimum, by the last bit, has posterior weight 0.
 COLDEST = tl.constexpr(2.0**100)
-# No energy is larger but infinity; a reference that no energy has set.
+# Larger energies count as infinite. Also the shift of a query before any energy is known.
 LARGEST32 = tl.constexpr(3.0e38)
 LARGEST64 = tl.constexpr(1.5e308)
 
 
 @triton.jit
 def largest(dtype: tl.constexpr):
-    """A number beyond which energies count as infinite."""
+    """The number beyond which energies count as infinite."""
     return LARGEST64 if dtype == tl.float64 else LARGEST32
 
 
@@ -45,7 +47,7 @@ def rounding(dtype: tl.constexpr):
 
 @triton.jit
 def coldness(beta):
-    """C = beta log2 e, at most COLDEST; NaN of what is no temperature stays."""
+    """The coldness c = beta log2 e, at most COLDEST; NaN where beta is NaN."""
     c = beta.to(tl.float64) * LOG2_E
     return tl.where(c > COLDEST, COLDEST, c).to(beta.dtype)
 
@@ -67,7 +69,7 @@ def differences(y, s, g, D: tl.constexpr, HAS: tl.constexpr):
 
 @triton.jit
 def energy_from(start, d, D: tl.constexpr):
-    """Start + sum_d d^2; a reference -m in ``start`` rides free."""
+    """Start + sum_d d^2. A shift -m in ``start`` costs no instruction."""
     energy = tl.fma(d[0], d[0], start)
     for i in tl.static_range(1, D):
         energy = tl.fma(d[i], d[i], energy)
@@ -75,16 +77,17 @@ def energy_from(start, d, D: tl.constexpr):
 
 
 @triton.jit
-def split_reference(c, m, HAS: tl.constexpr, LOW: tl.constexpr = True):
-    """M as a sum of what E starts from and what is taken off when E is complete.
+def split_shift(c, m, HAS: tl.constexpr, NARROW: tl.constexpr = True):
+    """The shift m in two parts: one that E starts from, one that is subtracted from the complete E.
 
-    Riding free, m leaves the minimum an excess that is the rounding of its largest term. Where
-    beta times that is not small (and at infinity) such chance would decide: there E is rounded by
-    itself, so that the minimum's excess is exactly 0. So it is always beyond LOW dimensions, and
-    with latent energies, beside which m may be the small rest of large terms. Kernels that are to
-    agree on p must agree on this.
+    Starting from -m costs no instruction, but leaves the minimum an excess E - m of one rounding of
+    its largest term. Where beta times that rounding is not small, and at infinity, the rounding
+    would decide the result. There m is subtracted from the complete E, so that the minimum's excess
+    is exactly 0. So it is always at D > 4 (not NARROW), and with latent energies, beside which m
+    may be the small difference of large terms. Kernels that must agree on p must agree on this
+    choice.
     """
-    least: tl.constexpr = 0.5 if LOW and not (LATENT_ENERGY & HAS) else -1.0
+    least: tl.constexpr = 0.5 if NARROW and not (LATENT_ENERGY & HAS) else -1.0
     strict = c * tl.abs(m) * rounding(m.dtype) > least
     return tl.where(strict, 0.0, m), tl.where(strict, m, 0.0), strict
 
@@ -100,10 +103,10 @@ def tile_energy(
     shape_1: tl.constexpr,
     HAS: tl.constexpr,
 ):
-    """Start + sum_d d^2 of a tile, any D; the pointers are to the first dimension, D contiguous.
+    """Start + sum_d d^2 of a tile, any D. Pointers are to dimension 0; the D are contiguous.
 
-    For D <= 4 its bits are those of :func:`energy_from`. Beyond, the start comes last: were it
-    large, each of the many sums would be rounded as it is.
+    For D <= 4 the bits are those of :func:`energy_from`. For D > 4 the start is added last: a large
+    start would make each of the many sums round more.
     """
     dtype = decoded_at.dtype.element_ty
     energy = tl.zeros((shape_0, shape_1), dtype)
@@ -122,7 +125,7 @@ def tile_energy(
 
 @triton.jit
 def expm1_ratio(x):
-    """Psi(x) = (e^x - 1)/x, and 1 at 0; also e^x - 1, both for x <= 0 or small."""
+    """psi_1(x) = (e^x - 1)/x, which is 1 at 0, and e^x - 1; both for x <= 0 or small x."""
     near = tl.abs(x) <= 0.5
     u = tl.where(near, x, 0.0)
     TERMS: tl.constexpr = 15 if x.dtype == tl.float64 else 9
@@ -136,7 +139,7 @@ def expm1_ratio(x):
 
 @triton.jit
 def entropy_series(x):
-    """Phi(x) = (e^x (x - 1) + 1)/x^2 for ``|x| <= 1/2``."""
+    """psi_2(x) = (e^x (x - 1) + 1)/x^2 for ``|x| <= 1/2``."""
     TERMS: tl.constexpr = 15 if x.dtype == tl.float64 else 9
     series = x * 0.0 + 1.0
     for i in tl.static_range(TERMS):
@@ -148,15 +151,15 @@ def entropy_series(x):
 
 @triton.jit
 def add_to(at, inside, shrink, term):
-    """The sum at ``at``, shrunk, with a tile's row sums added."""
+    """Multiply the sums at ``at`` by ``shrink`` and add a tile's row sums."""
     total = tl.load(at, mask=inside, other=0.0) * shrink
     total += tl.sum(term, axis=1).to(tl.float64)
-    # Several threads have read what one of them writes.
+    # Several threads read the sum that one of them writes.
     tl.debug_barrier()
     tl.store(at, total, mask=inside)
 
 
 @triton.jit
 def any_of(flags):
-    """Whether a vector of flags has one set, as a scalar."""
+    """Whether any flag of a vector is set, as a scalar."""
     return tl.max(flags.to(tl.int32), axis=0) > 0

@@ -1,8 +1,9 @@
-"""Where a program is: which part of what is kept and of what is summed over, and what lies there.
+"""Where a Triton program is: its tile, its split of the summed dimension, and what lies there.
 
-The programs of a pass over [B, kept] with ``shares`` of what is summed over are one dimension:
-tiles of BLOCK of what is kept run first, then shares, then grids. Partial sums are
-``[field, share, B, kept]``.
+A pass keeps one dimension (queries or latents) and sums over the other. The summed dimension is cut
+into ``num_splits`` splits. The programs of a pass over ``[B, kept]`` form one dimension: the tiles
+of BLOCK kept items vary fastest, then the splits, then the grids. Partial sums are ``[field, split,
+B, kept]``.
 """
 
 from __future__ import annotations
@@ -12,30 +13,30 @@ import triton.language as tl
 
 
 @triton.jit
-def own_tile(kept, shares, BLOCK: tl.constexpr):
-    """The grid, the share and the tile's places, and which of these are beyond the last.
+def own_tile(kept, num_splits, BLOCK: tl.constexpr):
+    """The program's grid, split and places, and a mask of the places that exist.
 
-    Also what separates two fields of partial sums, and where in a field the tile's own are.
+    Also the distance between two fields of partial sums, and the tile's places within a field.
     """
     tiles = tl.cdiv(kept, BLOCK).to(tl.int32)
     program = tl.program_id(0)
-    share = program // tiles % shares
-    grid = (program // tiles // shares).to(tl.int64)
+    split = program // tiles % num_splits
+    grid = (program // tiles // num_splits).to(tl.int64)
     offs = (program % tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     field = tl.num_programs(0).to(tl.int64) // tiles * kept
-    return grid, share, offs, offs < kept, field, share * (field // shares) + grid * kept + offs
+    return grid, split, offs, offs < kept, field, split * (field // num_splits) + grid * kept + offs
 
 
 @triton.jit
-def own_share(share, share_size, summed):
-    """The first of what is summed over, and the one beyond the last."""
-    first = share.to(tl.int64) * share_size
-    return first, tl.minimum(first + share_size, summed)
+def own_split(split, split_size, summed):
+    """The first summed item of a split, and the one after its last."""
+    first = split.to(tl.int64) * split_size
+    return first, tl.minimum(first + split_size, summed)
 
 
 @triton.jit
 def query_pointers(a, grid, at, D):
-    """To the first dimension of some queries, of their scales, and to their temperatures."""
+    """Pointers to the first dimension of queries and of their scales, and to their betas."""
     return (
         a.y_ptr + grid * a.y_stride + at * D,
         a.scale_ptr + grid * a.scale_stride_b + at * a.scale_stride_m,
@@ -45,7 +46,7 @@ def query_pointers(a, grid, at, D):
 
 @triton.jit
 def latent_pointers(a, grid, at, D):
-    """To the first dimension of some latents, their log-weights and their latent energies."""
+    """Pointers to the first dimension of latents, to their log-weights and latent energies."""
     return (
         a.decoded_ptr + grid * a.decoded_stride + at * D,
         a.log_weight_ptr + grid * a.log_weight_stride + at,
@@ -54,19 +55,19 @@ def latent_pointers(a, grid, at, D):
 
 
 @triton.jit
-def share_pointers(at, inside, first, shares, stride, BLOCK_S: tl.constexpr):
-    """From those to the first share's, to those of BLOCK_S shares from ``first`` on; a mask."""
-    share = first + tl.arange(0, BLOCK_S)
-    there = inside[:, None] & (share < shares)[None, :]
-    # Beyond the last share: that one again.
-    return at[:, None] + tl.minimum(share, shares - 1).to(tl.int64)[None, :] * stride, there
+def split_pointers(at, inside, first, num_splits, stride, BLOCK_S: tl.constexpr):
+    """Pointers to BLOCK_S splits from ``first`` on, from those to split 0; and a mask."""
+    split = first + tl.arange(0, BLOCK_S)
+    there = inside[:, None] & (split < num_splits)[None, :]
+    # Past the last split, point to the last one again.
+    return at[:, None] + tl.minimum(split, num_splits - 1).to(tl.int64)[None, :] * stride, there
 
 
 @triton.jit
-def sum_of_shares(at, inside, shares, stride, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr):
-    """What the shares have of some places, added in one order; float64."""
+def sum_of_splits(at, inside, num_splits, stride, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr):
+    """The sum over all splits at some places, always in the same order; float64."""
     total = tl.zeros((BLOCK, BLOCK_S), tl.float64)
-    for first in range(0, shares, BLOCK_S):
-        pointers, there = share_pointers(at, inside, first, shares, stride, BLOCK_S)
+    for first in range(0, num_splits, BLOCK_S):
+        pointers, there = split_pointers(at, inside, first, num_splits, stride, BLOCK_S)
         total += tl.load(pointers, mask=there, other=0.0).to(tl.float64)
     return tl.sum(total, axis=1)

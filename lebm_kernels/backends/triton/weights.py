@@ -1,10 +1,10 @@
-"""The gradient of the log-weights, latents outside, any D.
+"""The gradient of the log-weights, any D: a column pass.
 
-    dF/dl[n] = -(p - w)/beta = w (E - F) psi(tau),    tau = log(p/w) = -beta (E - m) - L,
-    psi(x) = (e^x - 1)/x
+    dF/dl[n] = -(p - w)/beta = w (E - F) psi_1(tau),    tau = log(p/w) = -beta (E - m) - L,
+    psi_1(x) = (e^x - 1)/x
 
-the second form where tau is near 0; summed over queries with the incoming gradient G. Shares of the
-queries go to ``partial[share, b, n]``, float64.
+The second form is used where tau is near 0. The terms are multiplied by the incoming gradient G and
+summed over queries. Splits of the queries go to ``partial[split, b, n]``, float64.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from lebm_kernels.backends.triton.pairs import (
     LATENT_ENERGY,
     LN_2,
     LOG2_E,
+    STATE,
     coldness,
     expm1_ratio,
-    split_reference,
+    split_shift,
     tile_energy,
 )
 from lebm_kernels.backends.triton.programs import (
     latent_pointers,
-    own_share,
+    own_split,
     own_tile,
     query_pointers,
 )
 
 
-@triton.jit(do_not_specialize=["M", "N", "D", "share_size", "shares"])
+@triton.jit(do_not_specialize=["M", "N", "D", "split_size", "num_splits"])
 def weights_kernel(
-    a, grad_ptr, state_ptr, partial_ptr, M, N, D, share_size, shares, HAS: tl.constexpr,
-    LOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    a, grad_ptr, state_ptr, partial_ptr, M, N, D, split_size, num_splits, HAS: tl.constexpr,
+    NARROW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of latents and share of the queries."""
+    """One program for each tile of latents and split of the queries."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
-    grid, share, offs_n, inside_n, _, own = own_tile(N, shares, BLOCK_N)
+    grid, split, offs_n, inside_n, _, own = own_tile(N, num_splits, BLOCK_N)
     decoded_at, log_weight_at, latent_energy_at = latent_pointers(
         a, grid, tl.minimum(offs_n, N - 1), D
     )
@@ -47,7 +48,7 @@ def weights_kernel(
         r = tl.load(latent_energy_at)[:, None]
     w = tl.exp2(lw)
     total = tl.zeros((BLOCK_N,), tl.float64)
-    first, stop = own_share(share, share_size, M)
+    first, stop = own_split(split, split_size, M)
     for start in range(first, stop, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
         inside = offs_m < stop
@@ -56,22 +57,22 @@ def weights_kernel(
         y_at, scale_at = y_at[None, :], scale_at[None, :]
         beta = tl.load(beta_at)
         grad = tl.load(grad_ptr + grid * M + offs_m, mask=inside, other=0.0)[None, :]
-        state_at = state_ptr + (grid * M + safe_m) * 3
+        state_at = state_ptr + (grid * M + safe_m) * STATE
         m = tl.load(state_at).to(dtype)[None, :]
         log_sum = tl.load(state_at + 1)
-        gap = tl.where(beta == float("inf"), 0.0, tl.load(state_at + 2)).to(dtype)[None, :]
-        # L may be in the hundreds where weights are tiny: its whole part meets l before rounding.
+        gap = tl.load(state_at + 2).to(dtype)[None, :]
+        # L may be in the hundreds where weights are tiny: its integer part is added to l first.
         level = log_sum * LOG2_E
         whole = tl.floor(level + 0.5)
         rest = (level - whole).to(dtype)[None, :]
         c = coldness(beta)[None, :]
-        free, late, strict = split_reference(c, m, HAS, LOW)
+        free, late, strict = split_shift(c, m, HAS, NARROW)
         beta = beta[None, :]
         e = tile_energy(y_at, scale_at, decoded_at, r - free, D, BLOCK_N, BLOCK_M, HAS)
         e = e - late
-        cooled = c * e
-        p = tl.exp2((lw - whole.to(dtype)[None, :]) - rest - cooled)
-        tau = -cooled * LN_2 - log_sum.to(dtype)[None, :]
+        cost = c * e
+        p = tl.exp2((lw - whole.to(dtype)[None, :]) - rest - cost)
+        tau = -cost * LN_2 - log_sum.to(dtype)[None, :]
         near = tl.abs(tau) <= 0.5
         ratio, less_1 = expm1_ratio(tl.where(near, tau, 0.0))
         term = tl.where(near, w * (e - gap) * ratio, (w - p) / tl.where(near, 1.0, beta))

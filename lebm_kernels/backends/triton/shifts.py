@@ -1,8 +1,8 @@
-"""The reference (m, k) of some queries: what energies and log-weights are looked at from, D <= 4.
+"""The shift (m, k) of each query: what is subtracted from energies and log-weights, D <= 4.
 
-    m = min E,    k = max (l - c (E - m))        of the latents looked at
+    m = min E,    k = max (l - c (E - m))        over the latents looked at
 
-so that no p = exp2(l - k - c (E - m)) of these is larger than 1. Without weights k is 0.
+Then no p = exp2(l - k - c (E - m)) of these latents is larger than 1. Without weights k is 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lebm_kernels.backends.triton.programs import latent_pointers
 
 @triton.jit
 def load_latents(pointers, offset, D: tl.constexpr, HAS: tl.constexpr):
-    """G, l and r of a block of latents, ``[1, BLOCK_N]``."""
+    """The points g, log-weights l and energies r of a block of latents, ``[1, BLOCK_N]``."""
     lw, r, g = 0.0, 0.0, ()
     if LOG_WEIGHT & HAS:
         lw = tl.load(pointers[1] + offset)[None, :]
@@ -30,7 +30,7 @@ def load_latents(pointers, offset, D: tl.constexpr, HAS: tl.constexpr):
     for i in tl.static_range(D):
         x = tl.load(pointers[0] + offset * D + i)[None, :]
         if LOG_WEIGHT & HAS:
-            # What is dropped is not looked at: 0 times its energy need not be 0.
+            # A dropped latent may be infinite or NaN: 0 times its energy need not be 0.
             x = tl.where(lw == float("-inf"), 0.0, x)
         g = g + (x,)
     return g, lw, r
@@ -50,7 +50,7 @@ def _least_energy(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The least energy of every ``every``th latent, ``[BLOCK_M]``."""
+    """The least energy among every ``every``-th latent, ``[BLOCK_M]``."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
     least = tl.full((BLOCK_M, BLOCK_N), float("inf"), dtype)
     for i in range(0, tl.cdiv(stop - first, every), BLOCK_N):
@@ -60,7 +60,7 @@ def _least_energy(
         energy = energy_from(r, differences(y, s, g, D, HAS), D)
         if LOG_WEIGHT & HAS:
             energy = tl.where(lw == float("-inf"), float("inf"), energy)
-        # Those beyond the end are copies of the last, which is as good as any.
+        # Places past the end are copies of the last latent, which changes no minimum.
         least = tl.minimum(least, energy)
     return tl.min(least, axis=1)
 
@@ -81,7 +81,7 @@ def _largest_exponent(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The largest l - c (E - m) of every ``every``th latent, ``[BLOCK_M]``."""
+    """The largest l - c (E - m) among every ``every``-th latent, ``[BLOCK_M]``."""
     largest_yet = tl.full((BLOCK_M, BLOCK_N), float("-inf"), a.decoded_ptr.dtype.element_ty)
     for i in range(0, tl.cdiv(stop - first, every), BLOCK_N):
         at = first + (i + tl.arange(0, BLOCK_N)) * every
@@ -93,7 +93,7 @@ def _largest_exponent(
 
 
 @triton.jit
-def reference(
+def find_shift(
     a,
     grid,
     first,
@@ -106,7 +106,7 @@ def reference(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """(m, k) under which no latent looked at has p > 1, where ``wanted``; and what p shrinks by."""
+    """A shift (m, k) with p <= 1 for all latents looked at, where ``wanted``; and p's factor."""
     y, s, c, m, k = query
     c, m, k = tl.reshape(c, (BLOCK_M,)), tl.reshape(m, (BLOCK_M,)), tl.reshape(k, (BLOCK_M,))
     least = _least_energy(a, grid, first, stop, every, y, s, D, HAS, BLOCK_M, BLOCK_N)

@@ -1,18 +1,19 @@
-"""Queries outside, D <= 4: partial sums over a share of the latents.
+"""Row pass, D <= 4: partial sums over a split of the latents.
 
-Of query m, over the latents n of one share, with the reference (m, k) of that query and share,
+For query m, over the latents n of one split, with the shift (m, k) of that query and split:
 
     p = exp2(l - k - c (E - m))                   c = beta log2 e, l = log2 w, or 0
     sums: p;  p (E - m);  p (y - s g);  p (y - s g) g;  p g
 
-to ``partial[field, share, b, m]``, float64: m, k, sum p, sum p (E - m), then the vectors wanted.
-Where there are no weights, and k would be 0, the second is how far c (m - E) is known to rise: the
+They go to ``partial[field, split, b, m]``, float64: m, k, sum p, sum p (E - m), then the vectors
+wanted. Without weights k would be 0. Its field then holds a bound on how much c (m - E) rises: the
 logarithm of the largest mean of p over the latents that one thread has of a chunk, and at least 0.
 
-A program has BLOCK_M queries, alike in all threads, and BLOCK_N latents at a time, one or a few a
-thread, so that sums stay in a thread. Every CHUNK blocks they cross threads, once, into float64.
-The reference is not the running minimum: it starts from a sample of the latents, and is looked at
-again only when a chunk's sum shows that it was beaten by far; that chunk is then done again.
+A program has BLOCK_M queries, the same in all threads, and BLOCK_N latents at a time, one or a few
+a thread, so that sums stay within a thread. After every CHUNK blocks the threads' sums are added
+into float64. The shift is not the running minimum: it starts from a sample of the latents. It is
+replaced only when the sum of a chunk shows that a latent lies far below it; that chunk is then
+summed again.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ from lebm_kernels.backends.triton.pairs import (
     differences,
     energy_from,
     largest,
-    split_reference,
+    split_shift,
 )
 from lebm_kernels.backends.triton.programs import (
     latent_pointers,
-    own_share,
+    own_split,
     own_tile,
     query_pointers,
 )
-from lebm_kernels.backends.triton.references import load_latents, reference
+from lebm_kernels.backends.triton.shifts import find_shift, load_latents
 
-# What a row pass sums beside p, as bits of WANT.
+# What a row pass sums in addition to p, as bits of WANT.
 ENERGY = tl.constexpr(1)
 PULL = tl.constexpr(2)
 STRETCH = tl.constexpr(4)
 MEAN = tl.constexpr(8)
 
-# A larger sum has a latent far below the reference. Up to it exponents are at most its logarithm,
-# 20, and their rounding keeps the promise.
+# A sum above this limit has a latent far below the shift. Below it, exponents are at most 20, the
+# limit's logarithm, and their rounding keeps the promise on accuracy.
 _LIMIT = tl.constexpr(2.0**20)
-# Blocks of latents that the reference starts from, at most; an eighth of a share.
+# The shift starts from an eighth of a split, and from at most this many blocks of latents.
 _SAMPLE = tl.constexpr(4)
 
 
@@ -66,8 +67,8 @@ def _sum_block(
     g, lw, r = latents
     y, s, c, m, k = query
     d = differences(y, s, g, D, HAS)
-    # Where STRICT, some queries' references are subtracted last: see split_reference.
-    free, late, _ = split_reference(c, m, HAS)
+    # STRICT: the shifts of some queries are subtracted last, see split_shift.
+    free, late, _ = split_shift(c, m, HAS)
     energy = energy_from(r - (free if STRICT else m), d, D)
     if STRICT:
         energy = energy - late
@@ -76,7 +77,7 @@ def _sum_block(
         p = tl.where(valid, p, 0.0)
     out = (sums[0] + p,)
     if ENERGY & WANT:
-        # An infinite energy has no share, and 0 times infinity is none.
+        # An infinite energy has posterior weight 0, and 0 times infinity would be NaN.
         out = out + (tl.fma(p, tl.minimum(energy, largest(energy.dtype)), sums[1]),)
     NEXT: tl.constexpr = 2 if ENERGY & WANT else 1
     AFTER: tl.constexpr = NEXT + D if PULL & WANT else NEXT
@@ -111,9 +112,9 @@ def _sum_chunk(
     STRICT: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The sums over ``steps`` whole blocks; or MASKED over one, of which those before ``stop``.
+    """The sums over ``steps`` whole blocks; if MASKED, over one block's latents before ``stop``.
 
-    Behind them, the largest mean of p that a thread has.
+    After them comes the largest mean of p of any thread.
     """
     at = first + tl.arange(0, BLOCK_N)
     sums = ()
@@ -138,14 +139,14 @@ def _sum_chunk(
     return totals
 
 
-@triton.jit(do_not_specialize=["M", "N", "share_size", "shares"])
-def rows_kernel(
+@triton.jit(do_not_specialize=["M", "N", "split_size", "num_splits"])
+def narrow_rows_kernel(
     a,
     partial_ptr,
     M,
     N,
-    share_size,
-    shares,
+    split_size,
+    num_splits,
     D: tl.constexpr,
     HAS: tl.constexpr,
     WANT: tl.constexpr,
@@ -154,13 +155,13 @@ def rows_kernel(
     CHUNK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """One program a tile of queries and share of latents; ``a`` is an ``Arguments``."""
+    """One program for each tile of queries and split of latents; ``a`` is an ``Arguments``."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
     FIELDS: tl.constexpr = 1 + (WANT & 1) + D * ((WANT // 2 & 1) + (WANT // 4 & 1) + WANT // 8)
-    grid, share, offs_m, inside, field, own = own_tile(M, shares, BLOCK_M)
+    grid, split, offs_m, inside, field, own = own_tile(M, num_splits, BLOCK_M)
     y_at, scale_at, beta_at = query_pointers(a, grid, offs_m, D)
     beta = tl.load(beta_at, mask=inside, other=0.0)
-    # A bad number is kept apart, lest the whole tile look for a reference that is none.
+    # Invalid queries are set to 0. Otherwise the whole tile would search for their shift.
     sound = beta >= 0
     y, s = (), ()
     for i in tl.static_range(D):
@@ -177,13 +178,13 @@ def rows_kernel(
         sound_s = sound_s + (tl.where(sound, s[i], 0.0)[:, None],)
     c = tl.where(sound, coldness(beta), 0.0)[:, None]
 
-    first, stop = own_share(share, share_size, N)
+    first, stop = own_split(split, split_size, N)
     m = tl.full((BLOCK_M,), largest(dtype), dtype)
     k = tl.zeros((BLOCK_M,), dtype)
     sample = tl.minimum(tl.maximum((stop - first) // (8 * BLOCK_N), 1), _SAMPLE)
     every = tl.cdiv(stop - first, sample * BLOCK_N)
     query = (sound_y, sound_s, c, m[:, None], k[:, None])
-    m, k, _ = reference(a, grid, first, stop, every, query, sound, D, HAS, BLOCK_M, BLOCK_N)
+    m, k, _ = find_shift(a, grid, first, stop, every, query, sound, D, HAS, BLOCK_M, BLOCK_N)
     totals = ()
     for _ in tl.static_range(FIELDS):
         totals = totals + (tl.zeros((BLOCK_M,), tl.float64),)
@@ -197,7 +198,7 @@ def rows_kernel(
                 a, grid, first, steps, stop, query, D, HAS, WANT, FIELDS, BLOCK_M, BLOCK_N,
                 UNROLL, True, True,
             )  # fmt: skip
-        elif any_of(split_reference(tl.reshape(c, (BLOCK_M,)), m, HAS)[2]):
+        elif any_of(split_shift(tl.reshape(c, (BLOCK_M,)), m, HAS)[2]):
             sums = _sum_chunk(
                 a, grid, first, steps, stop, query, D, HAS, WANT, FIELDS, BLOCK_M, BLOCK_N,
                 UNROLL, True, False,
@@ -211,7 +212,7 @@ def rows_kernel(
         beaten = (sums[0] <= _LIMIT) == 0
         beaten = beaten | (m >= largest(dtype))
         if any_of(beaten) & (tried == 0):
-            new_m, k, shrink = reference(
+            new_m, k, shrink = find_shift(
                 a, grid, first, next_first, 1, query, beaten, D, HAS, BLOCK_M, BLOCK_N
             )
             peak *= shrink
@@ -245,7 +246,7 @@ def rows_kernel(
     for i in tl.static_range(1, FIELDS):
         tl.store(out + (i + SKIP) * field, totals[i], mask=inside)
 
-    # No latent is within reach of an infinite query, and what was summed is of none.
+    # No latent is within reach of an infinite query: its sums are meaningless, and F is inf.
     far = (sound == 0) & (tl.load(beta_at, mask=inside, other=0.0) >= 0)
     for i in tl.static_range(D):
         x = tl.load(y_at + i, mask=inside, other=0.0)

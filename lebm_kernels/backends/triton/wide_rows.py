@@ -1,10 +1,10 @@
-"""Queries outside, any D: partial sums over a share of the latents, by tiles.
+"""Row pass, any D: partial sums over a split of the latents, tile by tile.
 
-The sums and their place in ``partial[field, share, b, m]`` are those of rows.py. A tile of energies
-is held while it is summed over the latents once for each dimension, the differences y - s g anew:
-that costs as much as the energies did, and no product y.g or mean of g has to cancel. The
-reference (m, k) is brought up to date with every tile: m is the least energy, and without weights
-nothing is known to lie below it. Sums of vectors live in ``partial``.
+The sums and their places in ``partial[field, split, b, m]`` are those of narrow_rows.py. A tile of
+posterior weights is held and summed over the latents once for each dimension, with the differences
+y - s g computed anew. That costs as much as the energies did, and no product y.g or mean of g can
+cancel. The shift (m, k) is updated with every tile: m is the least energy, so without weights no
+latent lies below it. Sums of vectors live in ``partial``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lebm_kernels.backends.triton.narrow_rows import ENERGY, MEAN, PULL, STRETCH
 from lebm_kernels.backends.triton.pairs import (
     LATENT_ENERGY,
     LOG_WEIGHT,
@@ -24,25 +25,24 @@ from lebm_kernels.backends.triton.pairs import (
 )
 from lebm_kernels.backends.triton.programs import (
     latent_pointers,
-    own_share,
+    own_split,
     own_tile,
     query_pointers,
 )
-from lebm_kernels.backends.triton.rows import ENERGY, MEAN, PULL, STRETCH
 
 
-@triton.jit(do_not_specialize=["M", "N", "D", "share_size", "shares"])
-def tiled_rows_kernel(
-    a, partial_ptr, M, N, D, share_size, shares, HAS: tl.constexpr, WANT: tl.constexpr,
+@triton.jit(do_not_specialize=["M", "N", "D", "split_size", "num_splits"])
+def wide_rows_kernel(
+    a, partial_ptr, M, N, D, split_size, num_splits, HAS: tl.constexpr, WANT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of queries and share of latents."""
+    """One program for each tile of queries and split of latents."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
-    grid, share, offs_m, inside, field, own = own_tile(M, shares, BLOCK_M)
+    grid, split, offs_m, inside, field, own = own_tile(M, num_splits, BLOCK_M)
     y_at, scale_at, beta_at = query_pointers(a, grid, tl.minimum(offs_m, M - 1), D)
     beta = tl.load(beta_at)
     y_at, scale_at = y_at[:, None], scale_at[:, None]
-    # A query that is none: its energies are no reference.
+    # Invalid queries: their energies must not become a shift.
     sound = (beta >= 0)[:, None]
     for i in range(0, D):
         y = tl.load(y_at + i)
@@ -59,7 +59,7 @@ def tiled_rows_kernel(
     energy = total
     for i in range(4, 4 + D * ((WANT // 2 & 1) + (WANT // 4 & 1) + WANT // 8)):
         tl.store(out + i * field, total, mask=inside)
-    first, stop = own_share(share, share_size, N)
+    first, stop = own_split(split, split_size, N)
     for start in range(first, stop, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
         decoded_at, log_weight_at, latent_energy_at = latent_pointers(
@@ -97,7 +97,7 @@ def tiled_rows_kernel(
         total = shrink * total + tl.sum(p, axis=1).to(tl.float64)
         m, k = new_m, new_k
         if (WANT // 2) > 0:
-            # What the threads of this program wrote, others of its threads read.
+            # Threads of this program read what its other threads wrote.
             tl.debug_barrier()
             for i in range(0, D):
                 at = out + (4 + i) * field

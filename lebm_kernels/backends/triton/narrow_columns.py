@@ -1,24 +1,27 @@
-"""Latents outside, D <= 4: gradients of what belongs to the latents.
+"""Column pass, D <= 4: gradients of the latent-side arguments.
 
-With q = G exp2(l - c (E - m)) / exp(L), which is G p for the incoming gradient G, m and L of state,
+With q = G exp2(l - c (E - m)) / exp(L), which is the incoming gradient G times p, m and L from the
+state:
 
     dF/dg[n] = -2 sum_m q s (y - s g);       dF/dr[n] = sum_m q
 
-A first kernel packs what the pairs need of a query, a block of BLOCK_M queries at a time, so that
-the other finds it side by side and needs no mask: ``packed[b, block, field, BLOCK_M]``. There
-log2 |q| at E = m is split into a power of two, 2^j, and a rest near 0 for the exponent, whose
-rounding would else be that of log N; a whole number that j cannot take meets l before rounding.
-The sign of G and 2^j cost nothing where there is no scale: they multiply y and g, and so
-d = sign 2^j (y - g), exactly; E and m are then 4^j too large, c 4^j too small, exactly. Fields:
+A first kernel packs the fields of each query that the pairs need, a block of BLOCK_M queries at a
+time, so that the second reads them contiguously and needs no mask: ``packed[b, block, field,
+BLOCK_M]``. There log2 |q| at E = m is split into a power of two, 2^j, and a rest near 0 for the
+exponent; otherwise the exponent's rounding would be that of log N. An integer that j cannot take is
+added to l before rounding. Without a scale, the sign of G and 2^j cost nothing: they multiply y and
+g, so that d = sign 2^j (y - g), exactly; E and m are then 4^j too large and c is 4^j too small,
+exactly. Fields:
 
     without scale:  sign 2^j y (D of them), c 4^-j, m 4^j, rest, sign 2^j, m' 4^j, whole
     with one:       y (D), c, m, rest, sign 2^j, m', whole, s (D)
 
-(m and m' as split_reference has them, whole apart only where there are weights.)
+Here m and m' are the two parts of split_shift; whole is separate only where there are weights.
 
-The second kernel has BLOCK_N latents, alike in all threads, and a block of queries at a time; sums
-stay in a thread for CHUNK blocks, then cross threads into float64. Where there are few latents,
-shares of the queries go to ``partial[field, share, b, n]`` and are merged by a third.
+The second kernel has BLOCK_N latents, the same in all threads, and a block of queries at a time.
+Sums stay within a thread for CHUNK blocks, then are added into float64. Where there are few
+latents, splits of the queries go to ``partial[field, split, b, n]``, and a third kernel merges
+them.
 """
 
 from __future__ import annotations
@@ -31,35 +34,35 @@ from lebm_kernels.backends.triton.pairs import (
     LOG2_E,
     LOG_WEIGHT,
     SCALE,
+    STATE,
     any_of,
     coldness,
     energy_from,
-    split_reference,
+    split_shift,
 )
-from lebm_kernels.backends.triton.programs import latent_pointers, own_tile, sum_of_shares
+from lebm_kernels.backends.triton.programs import latent_pointers, own_tile, sum_of_splits
 
 # Which gradients a column pass sums, as bits of WANT.
 DECODED = tl.constexpr(1)
 ENERGIES = tl.constexpr(2)
 
-# Powers of two that leave squares of usual numbers within a float32, c = COLDEST included.
+# Powers of two that keep squares of ordinary numbers within float32, even with c = COLDEST.
 _REACH = tl.constexpr(24)
 _COLD_REACH = tl.constexpr(12)
 
 
 @triton.jit
-def share_of(grad, state_at, N, beta, HAS: tl.constexpr):
-    """Of G exp2(-L log2 e) (/N where there are no weights): sign 2^j, and log2 of the rest.
+def scaled_grad(grad, state_at, N, beta, HAS: tl.constexpr):
+    """The factor sign 2^j of G exp2(-L log2 e) (/N without weights), and log2 of the rest.
 
-    The latter as a whole number and what is left.
+    The logarithm comes as an integer and a fraction.
     """
-    # See finish.py for what the state has at infinity.
-    bits = tl.where(beta == float("inf"), tl.load(state_at + 2), tl.load(state_at + 1) * LOG2_E)
+    bits = tl.where(beta == float("inf"), tl.load(state_at + 3), tl.load(state_at + 1) * LOG2_E)
     if (LOG_WEIGHT & HAS) == 0:
         bits += tl.where(beta == float("inf"), 0.0, tl.log2(N.to(tl.float64)))
     whole = -tl.floor(bits + 0.5)
     level = tl.log2(tl.abs(grad.to(tl.float64))) - (bits + whole)
-    # No whole part of infinity, where G or the sum is 0.
+    # Where G or the sum is 0, the level is infinite and has no integer part.
     carry = tl.where(tl.abs(level) < 1e6, tl.floor(level + 0.5), 0.0)
     whole = tl.where(tl.abs(whole) < 1e6, whole, 0.0) + carry
     reach = tl.where(beta > 1e15, _COLD_REACH, _REACH)
@@ -82,7 +85,7 @@ def pack_kernel(
     HAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """One program a block of queries; queries beyond the last weigh nothing."""
+    """One program for each block of queries; queries past the last weigh nothing."""
     dtype: tl.constexpr = packed_ptr.dtype.element_ty
     FIELDS: tl.constexpr = D + 6 + D * (SCALE & HAS)
     blocks = tl.cdiv(M, BLOCK_M)
@@ -91,17 +94,17 @@ def pack_kernel(
     offs_m = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_M + lanes
     inside = offs_m < M
     grad = tl.load(grad_ptr + grid * M + offs_m, mask=inside, other=0.0)
-    state_at = state_ptr + (grid * M + tl.minimum(offs_m, M - 1)) * 3
+    state_at = state_ptr + (grid * M + tl.minimum(offs_m, M - 1)) * STATE
     m = tl.load(state_at).to(dtype)
-    # Not 0 beyond the last: infinite energies are to have no share there, too.
+    # Not 0 past the last query: infinite energies must have posterior weight 0 there as well.
     beta = tl.load(
         a.beta_ptr + grid * a.beta_stride_b + offs_m * a.beta_stride_m, mask=inside, other=1.0
     )
     c = coldness(beta)
-    factor, whole, rest = share_of(grad, state_at, N, beta, HAS)
+    factor, whole, rest = scaled_grad(grad, state_at, N, beta, HAS)
     if (LOG_WEIGHT & HAS) == 0:
         rest += whole
-    m, late, strict = split_reference(c, m, HAS)
+    m, late, strict = split_shift(c, m, HAS)
     tl.store(strict_ptr + tl.program_id(0), any_of(inside & strict).to(tl.int32))
     out = packed_ptr + tl.program_id(0).to(tl.int64) * (FIELDS * BLOCK_M) + lanes
     for i in tl.static_range(D):
@@ -129,7 +132,7 @@ def _pull_block(
     sums, at, g, lw, r, D: tl.constexpr, HAS: tl.constexpr, WANT: tl.constexpr,
     BLOCK_M: tl.constexpr, STRICT: tl.constexpr,
 ):  # fmt: skip
-    """The sums with one block of queries added; ``at`` points to its first field."""
+    """The sums after adding one block of queries; ``at`` points to its first field."""
     c = tl.load(at + D * BLOCK_M)[None, :]
     m = tl.load(at + (D + 1) * BLOCK_M)[None, :]
     rest = tl.load(at + (D + 2) * BLOCK_M)[None, :]
@@ -163,17 +166,17 @@ def _pull_block(
     return out
 
 
-@triton.jit(do_not_specialize=["M", "N", "share_blocks", "shares"])
-def columns_kernel(
-    a, packed_ptr, strict_ptr, partial_ptr, M, N, share_blocks, shares, D: tl.constexpr,
+@triton.jit(do_not_specialize=["M", "N", "split_blocks", "num_splits"])
+def narrow_columns_kernel(
+    a, packed_ptr, strict_ptr, partial_ptr, M, N, split_blocks, num_splits, D: tl.constexpr,
     HAS: tl.constexpr, WANT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of latents and share of the blocks of queries."""
+    """One program for each tile of latents and split of the blocks of queries."""
     dtype: tl.constexpr = packed_ptr.dtype.element_ty
     FIELDS: tl.constexpr = D + 6 + D * (SCALE & HAS)
     SUMS: tl.constexpr = D * (WANT & 1) + WANT // 2
-    grid, share, offs_n, inside, size, own = own_tile(N, shares, BLOCK_N)
+    grid, split, offs_n, inside, size, own = own_tile(N, num_splits, BLOCK_N)
     decoded_at, log_weight_at, latent_energy_at = latent_pointers(a, grid, offs_n, D)
     lw, r, g = 0.0, 0.0, ()
     if LOG_WEIGHT & HAS:
@@ -187,8 +190,8 @@ def columns_kernel(
         g = g + (x,)
 
     blocks = tl.cdiv(M, BLOCK_M)
-    first = share * share_blocks
-    stop = tl.minimum(first + share_blocks, blocks)
+    first = split * split_blocks
+    stop = tl.minimum(first + split_blocks, blocks)
     lanes = tl.arange(0, BLOCK_M)
     totals = ()
     for _ in tl.static_range(SUMS):
@@ -221,23 +224,25 @@ def columns_kernel(
         tl.store(out + i * size, totals[i].to(kind), mask=inside)
 
 
-@triton.jit(do_not_specialize=["size", "D", "shares"])
+@triton.jit(do_not_specialize=["size", "D", "num_splits"])
 def merge_kernel(
-    partial_ptr, grad_decoded_ptr, grad_latent_energy_ptr, size, D, shares, WANT: tl.constexpr,
+    partial_ptr, grad_decoded_ptr, grad_latent_energy_ptr, size, D, num_splits, WANT: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """One program for BLOCK latents of any grids: the sum of shares, BLOCK_S at once."""
+    """One program for each BLOCK latents of any grid: the sum of splits, BLOCK_S at once."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     kind: tl.constexpr = grad_decoded_ptr.dtype.element_ty
-    field = shares * size.to(tl.int64)
+    field = num_splits * size.to(tl.int64)
     skip = D * (WANT & 1)
     if DECODED & WANT:
         for i in range(0, D):
-            total = sum_of_shares(
-                partial_ptr + i * field + at, inside, shares, size, BLOCK, BLOCK_S
+            total = sum_of_splits(
+                partial_ptr + i * field + at, inside, num_splits, size, BLOCK, BLOCK_S
             )
             tl.store(grad_decoded_ptr + at * D + i, (-2 * total).to(kind), mask=inside)
     if ENERGIES & WANT:
-        total = sum_of_shares(partial_ptr + skip * field + at, inside, shares, size, BLOCK, BLOCK_S)
+        total = sum_of_splits(
+            partial_ptr + skip * field + at, inside, num_splits, size, BLOCK, BLOCK_S
+        )
         tl.store(grad_latent_energy_ptr + at, total.to(kind), mask=inside)

@@ -1,7 +1,8 @@
-"""Latents outside, any D: gradients of what belongs to the latents, by tiles.
+"""Column pass, any D: gradients of the latent-side arguments, tile by tile.
 
-The sums are those of columns.py, in ``partial[field, share, b, n]``. A tile of shares q is held
-while it is summed over the queries once for each dimension, the differences y - s g anew.
+The sums are those of narrow_columns.py, in ``partial[field, split, b, n]``. A tile of q = G p is
+held and summed over the queries once for each dimension, with the differences y - s g computed
+anew.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lebm_kernels.backends.triton.columns import DECODED, ENERGIES, share_of
+from lebm_kernels.backends.triton.narrow_columns import DECODED, ENERGIES, scaled_grad
 from lebm_kernels.backends.triton.pairs import (
     LATENT_ENERGY,
     LOG_WEIGHT,
     SCALE,
+    STATE,
     add_to,
     coldness,
     difference,
@@ -21,20 +23,20 @@ from lebm_kernels.backends.triton.pairs import (
 )
 from lebm_kernels.backends.triton.programs import (
     latent_pointers,
-    own_share,
+    own_split,
     own_tile,
     query_pointers,
 )
 
 
-@triton.jit(do_not_specialize=["M", "N", "D", "share_size", "shares"])
-def tiled_columns_kernel(
-    a, grad_ptr, state_ptr, partial_ptr, M, N, D, share_size, shares, HAS: tl.constexpr,
+@triton.jit(do_not_specialize=["M", "N", "D", "split_size", "num_splits"])
+def wide_columns_kernel(
+    a, grad_ptr, state_ptr, partial_ptr, M, N, D, split_size, num_splits, HAS: tl.constexpr,
     WANT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of latents and share of queries."""
+    """One program for each tile of latents and split of queries."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
-    grid, share, offs_n, inside_n, size, own = own_tile(N, shares, BLOCK_N)
+    grid, split, offs_n, inside_n, size, own = own_tile(N, num_splits, BLOCK_N)
     decoded_at, log_weight_at, latent_energy_at = latent_pointers(
         a, grid, tl.minimum(offs_n, N - 1), D
     )
@@ -48,7 +50,7 @@ def tiled_columns_kernel(
     total = tl.zeros((BLOCK_N,), tl.float64)
     for i in range(0, D * (WANT & 1)):
         tl.store(out + i * size, total, mask=inside_n)
-    first, stop = own_share(share, share_size, M)
+    first, stop = own_split(split, split_size, M)
     for start in range(first, stop, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
         inside = offs_m < stop
@@ -57,10 +59,10 @@ def tiled_columns_kernel(
         y_at, scale_at = y_at[None, :], scale_at[None, :]
         beta = tl.load(beta_at)
         grad = tl.load(grad_ptr + grid * M + safe_m)
-        state_at = state_ptr + (grid * M + safe_m) * 3
+        state_at = state_ptr + (grid * M + safe_m) * STATE
         m = tl.load(state_at).to(dtype)[None, :]
         c = coldness(beta)
-        factor, whole, rest = share_of(grad, state_at, N, beta, HAS)
+        factor, whole, rest = scaled_grad(grad, state_at, N, beta, HAS)
         factor, whole, rest = factor[None, :], whole[None, :], rest[None, :]
         e = tile_energy(y_at, scale_at, decoded_at, r, D, BLOCK_N, BLOCK_M, HAS) - m
         if LOG_WEIGHT & HAS:
@@ -73,7 +75,7 @@ def tiled_columns_kernel(
         if ENERGIES & WANT:
             total += tl.sum(q, axis=1).to(tl.float64)
         if DECODED & WANT:
-            # What the threads of this program wrote, others of its threads read.
+            # Threads of this program read what its other threads wrote.
             tl.debug_barrier()
             for i in range(0, D):
                 g = tl.load(decoded_at + i)
