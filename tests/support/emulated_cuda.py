@@ -20,7 +20,14 @@ import simt
 import torch
 from torch import Tensor
 
-from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
+from lebm_kernels.backends.contract import (
+    STATE_SIZE,
+    Columns,
+    ColumnWants,
+    Problem,
+    Rows,
+    RowWants,
+)
 
 HARNESS = simt.HERE / "harness" / "operators.cpp"
 
@@ -120,7 +127,7 @@ def row_outputs(problem: Problem, want: RowWants) -> list[Any]:
     vector = problem.y.shape
     shapes = (vector, vector, scalar, vector, scalar)
     dtypes = (like, like, like, like, np.int64)
-    outputs: list[Any] = [np.zeros(scalar, like), np.zeros((*scalar, 3))]
+    outputs: list[Any] = [np.zeros(scalar, like), np.zeros((*scalar, STATE_SIZE))]
     for wanted, shape, dtype in zip(want, shapes, dtypes, strict=True):
         outputs.append(np.zeros(shape, dtype) if wanted else None)
     return outputs
