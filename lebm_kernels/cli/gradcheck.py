@@ -1,4 +1,4 @@
-"""``lebm gradcheck``: whether F and its gradients are right here, as a table and an exit status."""
+"""``lebm gradcheck``: whether F and its gradients are right here; a table and an exit status."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.shared import Precision, console, print_wide, progress_bar, save, writable
 
 if TYPE_CHECKING:
-    from lebm_kernels.diagnostics.gradient_checks import GradientCheck, Subject
+    from lebm_kernels.diagnostics.gradient_checks import GradientCheck
+    from lebm_kernels.diagnostics.subjects import Subject
 
 _EACH = "each of an argument, backend, instruction set and dtype"
-"""What is counted as one check, however many cases it has."""
+"""The unit that is counted as one check, however many cases it has."""
 
 
 def gradcheck(
@@ -43,13 +44,9 @@ def gradcheck(
     float64 against finite differences, to second order; the other dtypes against float64 by the
     README's promise.
     """
-    from lebm_kernels.diagnostics.gradient_checks import (
-        check_subject,
-        nasty_cases,
-        random_cases,
-        standard_cases,
-        subjects,
-    )
+    from lebm_kernels.diagnostics.gradient_cases import nasty_cases, random_cases, standard_cases
+    from lebm_kernels.diagnostics.gradient_checks import check_subject
+    from lebm_kernels.diagnostics.subjects import subjects
 
     known = [row.name for row in lebm_kernels.backends()]
     for name in backend or ():
@@ -62,7 +59,7 @@ def gradcheck(
             raise typer.BadParameter(reason, param_hint="'--backend'")
     if cases < 0:
         raise typer.BadParameter(f"must be at least 0, got {cases}", param_hint="'--cases'")
-    # Whoever names a folder for the picture wants one.
+    # A folder for the picture asks for the picture too.
     folder = writable(output or Path("out")) if picture or output else None
     problems = [*standard_cases(seed), *random_cases(seed, cases), *nasty_cases(seed)]
     tasks = [(subject, precision) for subject in subjects(backend) for precision in Precision]
@@ -85,7 +82,7 @@ def gradcheck(
 
 
 def _gradient_table(checks: Sequence[Sequence[GradientCheck]]) -> Table:
-    """One line a backend and dtype: its worst argument, and where that is."""
+    """One line for each subject and dtype: its worst argument, and the place of that error."""
     title = "F and its gradients: float64 against differences, others against float64"
     caption = "cases of all the checks together; the largest errors, as shares of what is allowed"
     table = Table(
@@ -116,7 +113,7 @@ def _gradient_table(checks: Sequence[Sequence[GradientCheck]]) -> Table:
 
 
 def _draw_accuracy(folder: Path, checked: Sequence[Subject], seed: int) -> None:
-    from lebm_kernels.diagnostics.gradient_checks import BETAS, accuracy
+    from lebm_kernels.diagnostics.accuracy import BETAS, accuracy
     from lebm_kernels.figures.benchmarks import accuracy_figure
 
     with thread_count(1), console.status("accuracy"):
