@@ -16,7 +16,8 @@ from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.shared import Precision, console, print_wide, progress_bar, save, writable
 
 if TYPE_CHECKING:
-    from lebm_kernels.diagnostics.gradient_checks import GradientCheck, Subject
+    from lebm_kernels.diagnostics.gradient_checks import GradientCheck
+    from lebm_kernels.diagnostics.subjects import Subject
 
 _EACH = "each of an argument, backend, instruction set and dtype"
 """What counts as one check, regardless of its number of cases."""
@@ -43,13 +44,9 @@ def gradcheck(
     float64 is compared with finite differences, to second order. The other dtypes are compared with
     float64, within the README's promise.
     """
-    from lebm_kernels.diagnostics.gradient_checks import (
-        check_subject,
-        nasty_cases,
-        random_cases,
-        standard_cases,
-        subjects,
-    )
+    from lebm_kernels.diagnostics.gradient_cases import nasty_cases, random_cases, standard_cases
+    from lebm_kernels.diagnostics.gradient_checks import check_subject
+    from lebm_kernels.diagnostics.subjects import subjects
 
     known = [row.name for row in lebm_kernels.backends()]
     for name in backend or ():
@@ -116,7 +113,7 @@ def _gradient_table(checks: Sequence[Sequence[GradientCheck]]) -> Table:
 
 
 def _draw_accuracy(folder: Path, checked: Sequence[Subject], seed: int) -> None:
-    from lebm_kernels.diagnostics.gradient_checks import BETAS, accuracy
+    from lebm_kernels.diagnostics.accuracy import BETAS, accuracy
     from lebm_kernels.figures.benchmarks import accuracy_figure
 
     with thread_count(1), console.status("accuracy"):

@@ -1,1 +1,1 @@
-"""Checks of the gradients, the accuracy promise, and the facts of this machine for a bug report."""
+"""The promise on accuracy, checks of F and its gradients, and the facts of this machine."""

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from lebm_kernels.benchmarks.sweeps import Record
+from lebm_kernels.diagnostics.promise import ROUNDINGS
 from lebm_kernels.figures.drawing import line_style, new_figure
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def accuracy_figure(betas: Sequence[float], errors: Mapping[str, Sequence[float]
     places = range(len(betas))
     for number, (name, line) in enumerate(errors.items()):
         axes.plot(places, [max(x, _LEAST_ERROR) for x in line], label=name, **line_style(number))
-    axes.axhline(16, color="0.4", linewidth=1)
-    axes.annotate("promised", (0, 16), (2, 3), textcoords="offset points", color="0.3")
+    axes.axhline(ROUNDINGS, color="0.4", linewidth=1)
+    axes.annotate("promised", (0, ROUNDINGS), (2, 3), textcoords="offset points", color="0.3")
     axes.set_yscale("log")
     names = ["∞" if b == math.inf else f"{b:.0e}" if b else "0" for b in betas]
     shown = [i for i in places if i in (0, len(betas) - 1) or i % 6 == 4]

@@ -1,4 +1,4 @@
-"""`lebm gradcheck` passes what is right, finds what is planted, and measures as the tests do."""
+"""`lebm gradcheck` passes right results, and finds and places planted errors."""
 
 from __future__ import annotations
 
@@ -7,34 +7,24 @@ import re
 
 import pytest
 import torch
-from support.accuracy import gradients
-from support.oracle import exact
 from typer.testing import CliRunner
 
 import lebm_kernels
-from lebm_kernels import cli, reference
+from lebm_kernels import cli
 from lebm_kernels.backends import native
 from lebm_kernels.benchmarks import providers
 from lebm_kernels.benchmarks.cases import ARGUMENTS
-from lebm_kernels.diagnostics import gradient_checks
-from lebm_kernels.diagnostics.gradient_checks import (
-    BETAS,
-    SECOND,
-    VALUE,
-    Sizes,
-    Subject,
-    accuracy,
-    check_subject,
-    nasty_cases,
-    random_cases,
-    standard_cases,
-    subjects,
-)
+from lebm_kernels.diagnostics import accuracy as over_beta
+from lebm_kernels.diagnostics import gradient_cases, gradient_checks, promise
+from lebm_kernels.diagnostics.accuracy import BETAS, accuracy
+from lebm_kernels.diagnostics.gradient_cases import nasty_cases, random_cases, standard_cases
+from lebm_kernels.diagnostics.gradient_checks import SECOND, VALUE, check_subject
+from lebm_kernels.diagnostics.subjects import Subject, subjects
 
 runner = CliRunner()
 REFERENCE = Subject("reference")
 
-# Hundreds of differences are taken: by the backend that is the fastest at them.
+# The fastest backend here: a check takes hundreds of differences.
 FASTEST = providers.default_backend()
 
 
@@ -44,10 +34,10 @@ def lebm(*arguments):
 
 @pytest.fixture
 def few_cases(monkeypatch):
-    """One standard case and no nasty one, for what does not depend on the cases."""
+    """One standard case and no nasty ones, for tests that do not depend on the cases."""
     hot = list(standard_cases(0))[:1]
-    monkeypatch.setattr(gradient_checks, "standard_cases", lambda seed: iter(hot))
-    monkeypatch.setattr(gradient_checks, "nasty_cases", lambda seed: iter(()))
+    monkeypatch.setattr(gradient_cases, "standard_cases", lambda seed: iter(hot))
+    monkeypatch.setattr(gradient_cases, "nasty_cases", lambda seed: iter(()))
 
 
 class _Wrong(torch.autograd.Function):
@@ -196,28 +186,6 @@ def test_finite_differences_agree_on_nasty_cases():
     assert by_name["beta"] == by_name["y"] - 4
 
 
-def test_magnitudes_are_those_of_the_oracle():
-    for title, arguments in [*standard_cases(1), *nasty_cases(1)]:
-        sizes = Sizes(arguments)
-        grad = torch.rand(sizes.free_energy.shape, dtype=torch.float64) + 0.5
-        truth = exact(**arguments, grad=grad)
-
-        def close(found, wanted, what, title=title):
-            wanted = torch.tensor(wanted.astype("float64"))
-            torch.testing.assert_close(
-                found, wanted, rtol=1e-6, atol=1e-9, msg=lambda text: f"{title}, {what}: {text}"
-            )
-
-        close(sizes.free_energy, truth.free_energy, "F")
-        close(sizes.magnitude, truth.magnitude, "magnitude of F")
-        for name, (magnitude, noise) in sizes.of_gradients(grad).items():
-            close(magnitude, truth.gradient_magnitudes[name], f"magnitude of {name}")
-            close(noise, truth.gradient_noises[name], f"noise of {name}")
-        found = gradients(reference.free_energy, arguments, grad)
-        for name, value in found.items():
-            close(value, truth.gradients[name], f"gradient of {name}")
-
-
 def test_cases_follow_from_the_seed():
     for make in (standard_cases, nasty_cases, lambda seed: random_cases(seed, 3)):
         first, second, other = (dict(make(seed)) for seed in (0, 0, 1))
@@ -246,14 +214,14 @@ def test_a_backend_on_its_instruction_sets():
 def test_accuracy_over_beta():
     errors = accuracy(REFERENCE)
     assert len(errors) == len(BETAS)
-    assert max(errors) <= 16
+    assert max(errors) <= promise.ROUNDINGS
     # Squares of 100 cancel: the expansion is what the package does not do.
     assert max(accuracy(None)) > 1000
 
 
 @pytest.mark.parametrize("asked", [["--picture"], ["--out", "pictures"]])
 def test_the_picture_is_written(tmp_path, few_cases, monkeypatch, asked):
-    monkeypatch.setattr(gradient_checks, "BETAS", (0.0, 1.0, math.inf))
+    monkeypatch.setattr(over_beta, "BETAS", (0.0, 1.0, math.inf))
     monkeypatch.chdir(tmp_path)
     result = lebm("gradcheck", "--backend", FASTEST, "--cases", 0, *asked)
     assert result.exit_code == 0, result.output

@@ -18,6 +18,7 @@ from support.subset import check, check_posterior, chosen, fewer, restricted, ti
 from torch import Tensor
 
 from lebm_kernels import free_energy
+from lebm_kernels.diagnostics import promise
 
 # Enough queries for series to be made, and latents for three layers of blocks.
 M, N = 520, 1100
@@ -114,7 +115,7 @@ def check_rest(backend: str, arguments: dict[str, Tensor], rest: Tensor) -> None
     lost = 0 if beta == math.inf else math.log(len(rest) / int(rest.sum())) / beta
     truth = exact(**finite)
     value = function(**arguments)[some].double().numpy()
-    bound = 16 * torch.finfo(dtype).eps * (truth.magnitude + lost)
+    bound = promise.allowed(truth.magnitude + lost, dtype)
     assert (np.abs(value - truth.free_energy - lost) <= bound).all()
     grad = torch.zeros(len(arguments["y"]), dtype=dtype)
     grad[some] = 1
@@ -141,7 +142,7 @@ def test_tol(backend: str, dtype: torch.dtype, D: int, beta: float, tol: float) 
     some = chosen(len(arguments["y"]), 8)
     truth = exact(**restricted(arguments, some))
     value = free_energy(**arguments, tol=tol, backend=backend)[some].double().numpy()
-    slack = 16 * torch.finfo(dtype).eps * truth.magnitude
+    slack = promise.allowed(truth.magnitude, dtype)
     assert (value - truth.free_energy >= -slack).all()
     assert (value - truth.free_energy <= slack - math.log1p(-tol) / beta).all()
 

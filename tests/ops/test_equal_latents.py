@@ -17,6 +17,7 @@ import torch
 from support.backends import identify, kernel_parameters, selected
 
 from lebm_kernels import free_energy, posterior
+from lebm_kernels.diagnostics import promise
 
 NEARER = [5, 7, 501]
 EXTENDED = mpmath.mp.clone()
@@ -47,11 +48,10 @@ def assert_exact(found: torch.Tensor, N: int, a: Any, least: Any, excess: Any, b
     """The promise on F."""
     b = 1 - a
     value = b * excess if beta == 0 else -EXTENDED.log(a + b * EXTENDED.exp(-beta * excess)) / beta
-    per_beta = (1 + math.log(N)) / beta if beta else math.inf
-    scale = float(least) + min(float(b * excess), per_beta)
-    eps = torch.finfo(torch.float64).eps
+    scale = promise.value_scale(float(least), float(b * excess), beta, N, -math.log(N))
+    bound = promise.allowed(float(scale), torch.float64)
     for f in found.tolist():
-        assert abs(float(least + value - EXTENDED.mpf(f))) <= 16 * eps * scale
+        assert abs(float(least + value - EXTENDED.mpf(f))) <= bound
 
 
 @ON_CPU
@@ -70,9 +70,9 @@ def test_equal_latents_round_no_more_than_promised(
     assert_exact(found, N, a, least, excess, beta)
     of_far = (1 - a) * EXTENDED.exp(-beta * excess)
     wanted = (a * EXTENDED.mpf(place) + of_far) / (a + of_far)
-    eps = torch.finfo(torch.float64).eps
+    bound = promise.allowed(float(wanted), torch.float64)
     for g in mean.flatten().tolist():
-        assert abs(float(wanted - EXTENDED.mpf(g))) <= 16 * eps * float(wanted)
+        assert abs(float(wanted - EXTENDED.mpf(g))) <= bound
 
 
 @ON_CPU
@@ -97,6 +97,5 @@ def test_many_equal_latents_at_every_temperature(
         of_far = (1 - a) * EXTENDED.exp(-beta.item() * excess)
         mean, gap = of_far * excess / (a + of_far), EXTENDED.log(a + of_far) / beta.item()
         wanted, size = (mean + gap) / beta.item(), (mean - gap) / beta.item()
-        assert abs(float(wanted - slope.item())) <= 16 * torch.finfo(torch.float64).eps * float(
-            size
-        )
+        bound = promise.allowed(float(size), torch.float64)
+        assert abs(float(wanted - slope.item())) <= bound

@@ -20,6 +20,7 @@ from support.oracle import Array, every_pair, exact, to_array, undecided
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
+from lebm_kernels.diagnostics import promise
 
 Parameter = tuple[str, str | None]
 Arguments = dict[str, Tensor]
@@ -34,28 +35,23 @@ def share(part: float) -> float:
     return part / len(PARAMETERS)
 
 
-def finfo(x: Tensor) -> torch.finfo:
-    """Of the dtype that is computed in."""
-    return torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
 @ON_EACH
 @examples(share(0.4), 25)
 @given(case=cases(), seed=SEEDS)
 def test_values_and_gradients_keep_the_promise(parameter: Parameter, case: Case, seed: int) -> None:
     arguments = case.arguments
     leaves = {name: x.detach().requires_grad_(name in case.wanted) for name, x in arguments.items()}
-    limits = finfo(arguments["y"])
+    dtype = arguments["y"].dtype
     with selected(*parameter) as backend:
         value = free_energy(**leaves, backend=backend)
         assert_accurate(value, **arguments)
         grad = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)).to(value)
         # Energies wrong by a rounding give those another posterior, and any gradient.
         pairs = every_pair(arguments)
-        grad[torch.from_numpy(undecided(pairs, limits.eps))] = 0
+        grad[torch.from_numpy(undecided(pairs, promise.eps(dtype)))] = 0
         found = torch.autograd.grad(value, [leaves[name] for name in case.wanted], grad)
     got = dict(zip(case.wanted, found, strict=True))
-    beneath = dict.fromkeys(arguments, 2**20 * limits.smallest_normal)
+    beneath = dict.fromkeys(arguments, 2**20 * torch.finfo(value.dtype).smallest_normal)
     assert_gradients_accurate(got, arguments, grad, of=case.wanted, beneath=beneath)
 
 
@@ -68,21 +64,21 @@ def test_the_posterior_is_the_exact_one(parameter: Parameter, case: Case) -> Non
         found = posterior(**arguments, backend=backend)
     truth, pairs = exact(**arguments), every_pair(arguments)
     assert_accurate(found.free_energy, **arguments)
-    eps = finfo(arguments["y"]).eps
+    dtype = arguments["y"].dtype
     # The index is a latent's that no energy is below by more than its rounding.
     at = found.index.numpy()[..., None]
     excess, bulk, w = (
         np.take_along_axis(x, at, -1) for x in (pairs.energy - pairs.least, pairs.bulk, pairs.w)
     )
     assert (w > 0).all() or not w.size
-    assert (excess <= 16 * eps * bulk).all()
+    assert (excess <= promise.allowed(bulk, dtype)).all()
     # A relative error of eps in E is one of beta eps E in p; one of eps in log w, of log w eps.
-    known = ~undecided(pairs, eps)
+    known = ~undecided(pairs, promise.eps(dtype))
     p = np.where(pairs.p > 0, pairs.p, 0)
     share_of_bulk = (p * pairs.bulk).sum(-1)
     beta = np.where(np.isinf(pairs.beta), 0, pairs.beta)[..., 0]
     rarity = (p * np.where(pairs.w > 0, np.abs(pairs.log_w), 0)).sum(-1)
-    blur = 16 * eps * (1 + 2 * beta * share_of_bulk + rarity)
+    blur = promise.allowed(1 + 2 * beta * share_of_bulk + rarity, dtype)
     reach = np.abs(to_array(arguments["decoded"])).max(initial=0)
     largest = np.where(pairs.w > 0, pairs.bulk, 0).max(initial=0)
     for name, size in (
@@ -105,7 +101,7 @@ def test_a_tolerance_raises_f_by_no_more_than_it_may(
     with selected(*parameter) as backend:
         value = free_energy(**arguments, tol=tol, backend=backend)
     truth = exact(**arguments)
-    rounding = 16 * finfo(value).eps * truth.magnitude
+    rounding = promise.allowed(truth.magnitude, value.dtype)
     with np.errstate(all="ignore"):
         rise = np.where(tol > 0, -math.log1p(-tol) / to_array(arguments["beta"]), 0)
     error = to_array(value) - truth.free_energy
@@ -115,10 +111,9 @@ def test_a_tolerance_raises_f_by_no_more_than_it_may(
 
 def close(one: Tensor, of_one: Any, other: Array, of_other: Any, factor: float = 1) -> None:
     """Two values agree to what the promise leaves both, of their own arguments."""
-    eps = finfo(one).eps
     size = exact(**of_one).magnitude + factor * exact(**of_other).magnitude
     with np.errstate(all="ignore"):
-        assert (np.abs(to_array(one) - other) <= 16 * eps * size).all()
+        assert (np.abs(to_array(one) - other) <= promise.allowed(size, one.dtype)).all()
 
 
 def with_latents(arguments: Arguments, change: Any) -> Arguments:
@@ -170,11 +165,11 @@ def test_the_laws(parameter: Parameter, case: Case, seed: int) -> None:
             close(found, arguments, to_array(value(high)) - 5, high)
         # Between the minimum and the mean; never rising with beta.
         pairs, size = every_pair(arguments), exact(**arguments).magnitude
-        slack = 16 * finfo(found).eps * size
+        slack = promise.allowed(size, found.dtype)
         assert (to_array(found) >= pairs.least[..., 0] - slack).all()
         assert (to_array(found) <= (pairs.least + pairs.mean_excess)[..., 0] + slack).all()
         colder = {**arguments, "beta": 2 * arguments["beta"]}
-        colder_slack = slack + 16 * finfo(found).eps * exact(**colder).magnitude
+        colder_slack = slack + promise.allowed(exact(**colder).magnitude, found.dtype)
         assert (to_array(value(colder)) <= to_array(found) + colder_slack).all()
         # The grid in two parts: w exp(-beta F) adds up.
         check_merging(arguments, found, value)
@@ -203,7 +198,7 @@ def check_merging(arguments: Arguments, found: Tensor, value: Any) -> None:
         warm = least - np.log1p(total) / b
     merged = np.where(np.isinf(b), least, np.where(b == 0, w0 * low + w1 * high, warm))
     size = sum(exact(**x).magnitude for x in (arguments, *parts))
-    assert (np.abs(to_array(found) - merged) <= 16 * finfo(found).eps * size).all()
+    assert (np.abs(to_array(found) - merged) <= promise.allowed(size, found.dtype)).all()
 
 
 @ON_EACH

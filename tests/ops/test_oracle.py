@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.oracle import exact
 
+# Bounds here are on the oracle itself, in its own roundings; the promise allows far more.
 EPS = float(np.finfo(np.longdouble).eps)
 
 
@@ -76,7 +77,7 @@ def test_float64_is_enough_for_what_is_narrower(beta: float) -> None:
     assert got.free_energy.dtype == np.float64
     truth = exact(**{name: x.double() for name, x in arguments.items()}, beta=beta)
     assert truth.free_energy.dtype == np.longdouble
-    # Far less than half a rounding of float32, by which what is measured is allowed to be off.
+    # Far less than half a rounding of float32, the smallest error that a bound allows.
     slight, nothing = 2.0**-40, 1e-300
     assert (np.abs(got.free_energy - truth.free_energy) <= slight * truth.magnitude).all()
     np.testing.assert_array_equal(got.index, truth.index)
