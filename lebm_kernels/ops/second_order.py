@@ -261,12 +261,14 @@ def along(
         direction = direction._replace(beta=torch.where(cold, 0.0, direction.beta))
     if direction.log_weight is not None:
         direction = direction._replace(log_weight=_centred(direction.log_weight, problem))
-    sizes = (problem.y, problem.decoded, problem.beta, problem.y, *2 * (problem.decoded[..., 0],))
+    (B, M, D), N = problem.y.shape, problem.decoded.shape[1]
+    sizes = {"M": M, "N": N, "D": D}
+    shapes = [(B, *(sizes[dim] for dim in row.dims)) for row in TENSORS]
     out = Second(
         torch.zeros_like(problem.beta),
         *(
-            torch.zeros(x.shape, dtype=torch.float64, device=x.device) if w else None
-            for x, w in zip(sizes, want, strict=True)
+            torch.zeros(shape, dtype=torch.float64, device=problem.y.device) if w else None
+            for shape, w in zip(shapes, want, strict=True)
         ),
     )
     curved = direction.beta is not None or want.beta
