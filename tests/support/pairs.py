@@ -1,8 +1,9 @@
-"""Cases in which every pair of parameters' values occurs, instead of all combinations.
+"""Chooses cases that contain every pair of parameter values, instead of all combinations.
 
-Of a test with the factors backend, dtype, dimension and beta, each value of a factor then meets
-each value of every other one in some case: a fault that takes two particular values is found. What
-takes three at once is looked for by ``LEBM_KERNELS_TEST_ALL=1``.
+A test may have the parameters backend, dtype, dimension and beta. Each value of one parameter then
+occurs together with each value of every other parameter in some case. So a fault that needs two
+particular values is found. A fault that needs three is found with ``LEBM_KERNELS_TEST_ALL=1``, which
+runs all combinations.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _Pair = tuple[tuple[str, Hashable], ...]
 def covering(cases: Sequence[Case]) -> list[int]:
     """The indices of cases that have all the pairs of values which occur in ``cases``.
 
-    Greedy: the case with the most pairs that are still missing is next, of equals the first.
+    Greedy: the next case is the one with the most missing pairs; of equal ones, the first.
     """
     missing = [_pairs(case) for case in cases]
     uncovered = set().union(*missing)
