@@ -2,8 +2,8 @@
 
 A test may have the parameters backend, dtype, dimension and beta. Each value of one parameter then
 occurs together with each value of every other parameter in some case. So a fault that needs two
-particular values is found. A fault that needs three is found with ``LEBM_KERNELS_TEST_ALL=1``, which
-runs all combinations.
+particular values is found. ``LEBM_KERNELS_TEST_ALL=1`` runs all combinations, and finds a fault
+that needs three.
 """
 
 from __future__ import annotations
