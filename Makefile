@@ -37,7 +37,7 @@ test: say-test setup ## run the tests, print their coverage
 	@$(MAKE) -s test-triton FILES='$(addprefix tests/,$(addsuffix .py,$(TRITON)))'
 	@$(MAKE) -s coverage
 
-test-all: ## the same with every case of every test; takes much longer
+test-all: ## run the tests with all combinations of parameters; takes much longer
 	@LEBM_KERNELS_TEST_ALL=1 $(MAKE) -s test TRITON=
 
 test-triton: setup ## run all tests of the Triton backend in Triton's interpreter; FILES selects some
@@ -72,7 +72,7 @@ wheel: setup ## build the source distribution and the wheel into dist/
 
 # WITH is an interpreter with PyTorch (any version >= 2.10) and the packages that the tests import.
 WITH ?= $(BIN)/python
-wheel-test: wheel ## install the wheel alone, run the operators' tests on it; WITH=PYTHON chooses where
+wheel-test: wheel ## test the wheel without the source tree; WITH=PYTHON chooses the interpreter
 	@$(BIN)/python tests/packaging/wheel.py "$$(ls -t dist/*.whl | head -n 1)" --python $(WITH)
 
 bench: say-bench setup $(VENV)/peers ## measure the package against its speed targets, print one table

@@ -39,7 +39,8 @@ template <typename T>
 lebm::Parallel pool(const lebm::Problem<T>& p) {
   if (double(p.B) * double(p.M) * double(p.N) * double(p.D) < kFewProducts)
     return lebm::on_this_thread();
-  // The number of threads decides the splits, and so the last bits: it is the same either way.
+  // The number of threads determines the splits, and so the last bits. A forked child runs on one
+  // thread but keeps the number, so that its bits are the same.
   const bool forked = getpid() != kLoader;
   return {forked ? lebm::on_this_thread().run : run_on_pool,
           int64_t(torch::stable::get_num_threads())};

@@ -44,12 +44,13 @@ def free_energy(
         E[b,n] = \sum_d (y[b,d] - s[b,d]\, g[n,d])^2 + r[n] \qquad
         F[b] = -\tfrac1\beta \log \sum_n w[n] e^{-\beta E[b,n]}, \quad w = softmax(l)
 
-    The minimum over the latents at ``beta = inf`` (zero temperature, "cold"), their weighted mean
-    at ``beta = 0`` ("hot"), the marginal in between; continuous and non-increasing in beta.
-    Differentiable in every tensor argument. Memory is O((M + N) D), forward and backward, on every
-    backend but ``reference``. Leading dimensions broadcast as in :func:`torch.cdist`. Under
-    autocast, float16, bfloat16 and float32 may be mixed: all are computed in float32, and each
-    gradient comes back in its tensor's dtype.
+    F is the minimum of E over the latents at ``beta = inf`` (zero temperature, "cold") and their
+    weighted mean at ``beta = 0`` ("hot"). In between it is -1/beta times the log of the marginal
+    over the latents. F is continuous and non-increasing in beta, and differentiable in every tensor
+    argument. Memory is O((M + N) D), forward and backward, on every backend but ``reference``.
+    Leading dimensions broadcast as in :func:`torch.cdist`. Under autocast, float16, bfloat16 and
+    float32 may be mixed: all are computed in float32, and each gradient comes back in its tensor's
+    dtype.
 
     Args:
         y: queries, ``[..., M, D]``, float16, bfloat16, float32 or float64. float16 and bfloat16
@@ -61,10 +62,10 @@ def free_energy(
         log_weight: l, log-weights of the latents, ``[..., N]``, normalised away. -inf drops a
             latent.
         latent_energy: r, ``[..., N]``, a regulariser that belongs to the energy.
-        tol: the part of a query's sum that may be pruned, in [0, 1); None prunes only what rounding
-            hides. F rises by at most -log(1 - tol)/beta. Its gradient in y changes by at most 2 tol
-            times the diameter of the scaled latents. Only ``native`` on CPU prunes, at D <= 4 and
-            without log-weights.
+        tol: the fraction of a query's sum that may be pruned, in [0, 1); None prunes only what
+            rounding hides. F rises by at most -log(1 - tol)/beta. Its gradient in y changes by at
+            most 2 tol times the diameter of the scaled latents. Only ``native`` on CPU prunes, at
+            D <= 4 and without log-weights.
         backend: one of ``backends()``, or None for the first that can run on y's device.
 
     Returns:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 NO_POSTERIOR = "y must have a posterior to draw from, got a query with none: NaN or out of reach"
-"""The error message of draws from a query without a posterior."""
+"""The error message when a query has no posterior to draw from."""
 
 
 class Posterior(NamedTuple):

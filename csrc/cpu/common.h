@@ -26,8 +26,8 @@ static void fill(T* x, int64_t count, T value) {
   for (int64_t i = 0; x && i < count; ++i) x[i] = value;
 }
 
-// A sum over many blocks, in double. A sum of doubles also keeps its rounding errors: where the
-// terms are alike, these all go the same way.
+// A sum over many blocks, in double. A sum of doubles also keeps its rounding errors: if the terms
+// are nearly equal, the errors have the same sign and add up.
 template <typename T>
 struct Total {
   double value;

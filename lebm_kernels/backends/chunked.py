@@ -8,8 +8,8 @@ are kept in float64. In the notation of :mod:`lebm_kernels.backends.tiles`:
     dF/dl[n] = -(p - w) / beta   =  w (E - F) psi_1(tau)
 
 The right-hand forms are exact for small beta, and at 0. Where one latent has nearly all of the
-weight, F cannot be told from its energy c, and that sum would be the square of a rounding. There,
-with a = E - c in place of E - F,
+weight, F equals its energy c up to rounding, and the sum would be the square of a rounding error.
+There, with a = E - c in place of E - F,
 
     delta = F - c = -log(1 - beta sum_n w a psi_1(-beta a)) / beta
     dF/dbeta = -e^(beta delta) (sum_n w a^2 psi_2(-beta a) - delta^2 psi_2(-beta delta))

@@ -34,7 +34,7 @@ class Problem(NamedTuple):
         scale: ``[B, M, D]`` or None.
         log_weight: ``[B, N]`` or None; not normalised.
         latent_energy: ``[B, N]`` or None.
-        tol: the part of a query's sum that may be pruned; None prunes only what rounding hides.
+        tol: the fraction of a query's sum that may be pruned; None prunes only what rounding hides.
     """
 
     y: Tensor

@@ -102,8 +102,9 @@ def differentiate(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``free_energy``'s arguments.
 
-    ``columns`` replaces ``free_energy_columns`` where no transform can have hidden from the forward
-    pass which gradients would be wanted, and where the gradients are not differentiated.
+    ``columns`` replaces ``free_energy_columns``. Two conditions must hold: the forward pass knew
+    which gradients are wanted, which a transform can hide, and the gradients are not
+    differentiated.
     """
     if grad is None:
         return _absent(ctx)
@@ -159,7 +160,7 @@ def _gradients(
         n and slope.dim() == 1 and slope.numel() == 0
         for n, slope in zip(asked, slopes, strict=True)
     ):
-        # A transform hid from the forward pass that this gradient would be wanted.
+        # Because of a transform, the forward pass did not know that this gradient is wanted.
         _, *slopes, state = free_energy(*given, tol, backend, asked)
 
     def by_query(argument: Tensor, slope: Tensor) -> Tensor:
@@ -318,7 +319,7 @@ def _sample_latent_vmap(info: Any, in_dims: Any, *args: Any) -> Any:
 def _own_each(
     info: Any, tensors: list[Any], dims: list[Any], positions: Sequence[int], wanted: Sequence[bool]
 ) -> list[torch.Size | None]:
-    """Give every sample an argument of its own where its gradient is wanted; the gradients' shapes.
+    """Expand the arguments whose gradients are wanted to one per sample; return gradients' shapes.
 
     Samples that shared an argument would get the sum of their gradients.
     """
@@ -475,7 +476,7 @@ def _by_minimum_entropy(
     log_weight, latent_energy = given.log_weight, given.latent_energy
     assert log_weight is not None
     zero = torch.zeros_like(log_weight)
-    # sum_b weight p is the gradient by a latent energy, so there must be one, of l's shape.
+    # sum_b weight p is the gradient by a latent energy: pass one, of l's shape.
     energy = zero if latent_energy is None else latent_energy + zero
     mask = [TENSORS[i].name == "latent_energy" for i in COLUMNS]
     found = free_energy_columns(

@@ -105,8 +105,8 @@ struct CentredColumn {
 // Queries [first, last) against kL vectors of latents from j on, added to r and sum_g.
 //
 // Far from the block, u and v replace the difference: y - s g = u - s v. That takes one operation a
-// pair and dimension, and no product with grad: v is multiplied at the end. Near a latent it would
-// be wrong by a rounding of the block's size, as in is_near.
+// pair and dimension, and no product with grad: v is multiplied at the end. For a query near
+// a latent, this form has an error of one rounding of the block's size: see is_near.
 template <typename T, int kD, bool kHasScale, bool kFloor, bool kNear, int kL>
 LEBM_INLINE void centred_pairs(const Exp2<T>& power, const CentredColumn<T, kD>* queries,
                                int64_t first, int64_t last, const Vec<T> (&square)[kL],

@@ -1,7 +1,7 @@
 // The column pass over a whole problem: packs each grid, sorts the queries, and divides the blocks
 // of latents among the threads.
 //
-//     columns: G [B, M], state [B, M, 3], y, decoded, ... -> grad_decoded [B, N, D],
+//     columns: G [B, M], state [B, M, 4], y, decoded, ... -> grad_decoded [B, N, D],
 //     grad_log_weight and grad_latent_energy [B, N]
 #pragma once
 

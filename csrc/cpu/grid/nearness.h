@@ -1,14 +1,15 @@
-// Which moments about a block's centre would show their rounding, at D > 4.
+// Which moments about a block's centre would be too inexact, at D > 4.
 #pragma once
 
 #include "grid.h"
 
 LEBM_BEGIN_TARGET
 
-// The latents of a block lie too many times as far from the centre as the query from its nearest
-// latent, and p tells them apart. The error is one of a component of y - s g, which is smaller the
-// more components there are. In float, the rest of the sums is subtracted in double; in double it
-// rounds again. `square_scale` is the largest s^2.
+// Whether a query is too near to a block for moments about its centre: the block's latents lie many
+// times farther from the centre than the query from its nearest latent, and their posterior weights
+// differ. The error is a rounding of one component of y - s g, which is smaller at larger D. Float
+// sums are subtracted in double, which adds no rounding; double sums round once more.
+// `square_scale` is the largest s^2.
 template <typename T>
 LEBM_INLINE bool is_too_near(const Grid<T>& grid, int64_t i, T smallest, T rate, T square_scale) {
   const T most = sizeof(T) == 4 ? 32 : 4, of_many = T(512) / T(grid.D);

@@ -5,8 +5,9 @@
 //
 //     E[q][j] = |u[q]|^2 + (|v[j]|^2 + r[j]) - 2 sum_d u[q][d] v[j][d]
 //
-// is one multiplication a dimension where differences are two operations. It cancels where E is
-// much less than |u|^2 + |v|^2. The least energy of a block tells how much is lost:
+// is one multiplication a dimension where differences are two operations. The product form loses
+// digits where E is much less than |u|^2 + |v|^2. The least energy of a block tells how much is
+// lost:
 //
 //     error    the rounding of `dot` and of |u|^2, |v|^2 and their sum
 //     allowed  a rounding of E, and of 1 / beta, the scale at which p tells energies apart
@@ -15,7 +16,7 @@
 // differences. This depends only on the query, the block and the product itself, not on the rest of
 // the tile or on earlier blocks. So the row and the column pass take the energies of a query and a
 // block that matters in the same way; otherwise p would be wrong by beta times the difference of
-// the two ways. At beta = inf only differences are compared.
+// the two ways. At beta = inf minima are chosen by energies from differences alone.
 //
 // Only without latent energies: with them, sums have roundings of the size of these energies.
 #pragma once
@@ -31,10 +32,10 @@ struct TileState {
   T shift[kWideTile];  // the least energy so far, or of all latents
   bool weighted;       // log-weights may make up for any energy
   bool exact;          // the least energy and its place must be those of differences
-  int64_t postpone;    // blocks for which products that can only prune are not tried
+  int64_t postpone;    // blocks for which products are skipped: they could only prune
 };
 
-// In units of a last bit, for roundings that add up at random.
+// Error estimates in units of the last bit, which assume independent roundings.
 constexpr double kRoundingOfDot = 0.6, kRoundingOfSquares = 0.25;
 constexpr double kEnergyRoundings = 1.5, kBetaRoundings = 6;
 

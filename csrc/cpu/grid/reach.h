@@ -12,8 +12,8 @@ LEBM_BEGIN_TARGET
 template <typename T>
 constexpr T kRise = 16;
 
-// Rounding moves an exponent by that of its largest term. The bound on F is 16 roundings of (1 +
-// log N) / beta, so few latents allow less.
+// The error of an exponent is one rounding of its largest term. The promised bound on F is 16
+// roundings of (1 + log N) / beta, which is tighter for small N.
 template <typename T>
 LEBM_INLINE T most_fall(const Grid<T>& grid) {
   const double most = 6 * (1 + __builtin_log(double(grid.N)));

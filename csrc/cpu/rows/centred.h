@@ -103,7 +103,7 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
       }
       if constexpr (kIsSmall) {
         each([&](int k, int q, int64_t n) LEBM_INLINE_LAMBDA {
-          // Absent latents, which need the floor, have no weight and would bring -1 each.
+          // An absent latent has weight 0. Without the weight it would add exp(-inf) - 1 = -1.
           const Vec<T> weight = kFloor ? load(block.w + n) : broadcast(T(1));
           const Vec<T> minus = exp2m1_of<T, kFloor>(x[k]);
           const Vec<T> weighted = kFloor ? mul(weight, minus) : minus;
@@ -134,7 +134,7 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
         }
       }
       if constexpr (kByPair) {
-        // The floor of exp2 times itself is nothing.
+        // exp2 returns at least 2^lowest, never 0; times x that is negligible.
         each([&](int k, int q, int64_t)
                  LEBM_INLINE_LAMBDA { excess[q] = fma(p[k], x[k], excess[q]); });
       }

@@ -1,7 +1,7 @@
 // The row pass over a whole problem: packs each grid, runs its passes on the threads, writes
 // results.
 //
-//     rows: y [B, M, D], decoded [B, N, D], ... -> F [B, M], state [B, M, 3], slopes (problem.h)
+//     rows: y [B, M, D], decoded [B, N, D], ... -> F [B, M], state [B, M, 4], slopes (problem.h)
 #pragma once
 
 #include "../grid/pack.h"

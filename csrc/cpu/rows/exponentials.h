@@ -41,7 +41,7 @@ LEBM_INLINE Vec<T> weigh(const BlockOfQuery<T>& of, int64_t j, VectorSums<T>& su
     const Vec<T> x = mul(excess, rate);
     const Vec<T> p =
         exp2_of<T>(kWeighted ? add(x, sub(load(block.log2_w + j), broadcast(of.offset))) : x);
-    // The floor of exp2 times the x of an absent latent must be nothing.
+    // For an absent latent exp2 returns 2^lowest, not 0: x is limited so that the product vanishes.
     if (kExcess) sums.excess = fma(p, max(x, broadcast(-Exponent<T>::far)), sums.excess);
     return p;
   } else if constexpr (kRegime == kSmall) {

@@ -91,8 +91,8 @@ static int64_t choose_blocks(const Grid<T>& grid, int64_t first, int64_t last, d
   return chosen;
 }
 
-// Whether the queries would meet fewer blocks in another order: energies differ by enough for
-// blocks to be pruned, and the tiles as given are not compact.
+// Whether sorting the queries would let more blocks be pruned: the energies differ enough, and the
+// given tiles are not compact.
 template <typename T>
 static bool sorts_queries(const Problem<T>& p, int64_t b, const Grid<T>& grid, double log2_tol) {
   if (p.D > 3 || grid.weighted || grid.has_nan || grid.num_blocks < 16 || p.M < 8 * kNarrowTile ||

@@ -8,9 +8,10 @@
 //
 // The first term is the same for the whole block; the second takes a product or two a pair. So the
 // sum over a block is 2^start sum_n 2^x. Blocks are small, so x is too: it needs no running
-// minimum, and is more exact than a difference of large numbers. Its rounding is one of beta (|u|^2
-// - E), which is kept below kRise; below -most_fall it would round too much, or need the floor.
-// Elsewhere the energies are taken one by one (add_block).
+// minimum, and is more exact than a difference of large numbers. The rounding error of
+// x is one rounding of beta (|u|^2 - E). The sum is used while that number lies between -most_fall
+// and kRise. Below, it rounds too much, or 2^x needs its lower limit. Outside this range the
+// energies are computed one by one (add_block).
 //
 // A block's energies lie within (|u| -+ rho)^2 for its radius rho, plus its range of latent
 // energies (grid/reach.h). The least of the upper ends is above an energy that is attained. A block

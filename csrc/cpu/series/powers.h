@@ -59,9 +59,9 @@ constexpr OrderTable kOrderTable = order_table();
 // The order that makes a sum as exact as it must be, or kNoOrder. `below`: the block's largest
 // exponential is at most 2^-below of the sum over all N that it is added to.
 //
-// Either the block's own sum, whose terms are all at least e^-X h, is exact to a rounding; or each
-// of its terms is wrong by less than 1/N of a rounding of the whole sum. The same holds for moments
-// about the block's centre.
+// One of two conditions must hold. (1) The relative error of the block's sum is one rounding; its
+// terms are all at least e^-X h. (2) The error of each term is below 1/N of a rounding of the whole
+// sum. The same holds for moments about the block's centre.
 template <typename T>
 LEBM_INLINE int order_for(T reach, T below, T log2_N) {
   constexpr T rounding = sizeof(T) == 4 ? T(26) : T(55), own = sizeof(T) == 4 ? T(6) : T(1.25);

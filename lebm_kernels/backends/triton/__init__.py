@@ -6,15 +6,16 @@
     pairs.py           arithmetic on a pair, shared by the kernels
     shifts.py          D <= 4: the shift of each query
     narrow_rows.py     row pass, D <= 4: partial sums over a split of the latents
-    wide_rows.py       row pass, any D, tile by tile
+    wide_rows.py       row pass, D > 4, tile by tile
     finish.py          merges the splits; F, its state and slopes; lists hot queries
     hot.py             recomputes hot queries
     index.py           the latent of least energy
     narrow_columns.py  column pass, D <= 4: gradients of decoded and latent_energy
-    wide_columns.py    the same for any D, tile by tile
+    wide_columns.py    the same for D > 4, tile by tile
     weights.py         the gradient of log_weight
 
-The kernels are imported when the backend first runs: importing Triton itself is slow.
+The kernels are imported when the backend first runs: importing Triton itself is slow. No submodule
+may be called rows or columns: its import would replace the function of that name here.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def describe() -> str:
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """The interpreter keeps its place in a global, and NumPy warns of what kernels expect."""
+    """One call at a time in the interpreter, whose state is global, without NumPy's warnings."""
     if not _INTERPRETED:
         yield
         return

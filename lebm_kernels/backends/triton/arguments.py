@@ -209,7 +209,8 @@ def plan(shape: Shape, device: Device, *, columns: bool = False) -> Plan:
         pairs, chunk = _INTERPRETED_PAIRS, _INTERPRETED_CHUNK
         inner = 512 if summed <= 1 << 14 else 1 << 14
     else:
-        # By tiles, float32 has room for several latents a thread; more of what is kept is better.
+        # Wide kernels in float32 have registers for several latents a thread. Elsewhere more kept
+        # items are the better use.
         inner = threads if shape.narrow or shape.double else 4 * threads
     inner = min(inner, _power_of_two(summed))
     outer = min(pairs // inner, _power_of_two(kept))

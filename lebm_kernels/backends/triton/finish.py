@@ -5,8 +5,8 @@
     dF/dy = 2 sum p (y - s g) / S;       dF/ds = -2 sum p (y - s g) g / S;       mean = sum p g / S
     dF/dbeta = (sum p (E - m) / S + L/beta) / beta
 
-Without weights k is 0; the maximum of the bounds stored in its place, and of 0, then bounds how
-much c (m - E) rises.
+Without weights k is 0; the maximum of the lower bounds stored in its place, and of 0, then is a
+lower bound of how much c (m - E) rises.
 
 Hot queries are those whose L is near 0: the sum has lost the digits of F - m. They are listed, and
 hot.py computes their F - m, L and dF/dbeta anew. L is near 0 as well where p is far from w but m
@@ -138,7 +138,7 @@ def finish_kernel(
     tl.store(state_at, m, mask=inside)
     tl.store(state_at + 1, log_sum, mask=inside)
     tl.store(state_at + 2, gap, mask=inside)
-    # A log-weight of -300 rounds L by more than the posterior weights of the minima may be wrong.
+    # Tiny weights make L large: it rounds by more than the minima's posterior weights may err.
     tl.store(state_at + 3, tl.where(cold, tl.log2(total) + k, 0.0), mask=inside)
     dtype: tl.constexpr = outputs.free_energy_ptr.dtype.element_ty
     tl.store(outputs.free_energy_ptr + at, (m + gap).to(dtype), mask=inside)

@@ -1,4 +1,4 @@
-"""Hot queries, whose exponents are all near 0: recovers what a sum of exponentials near one loses.
+"""Recomputes F - m, L and dF/dbeta of hot queries: a sum of exponentials near 1 loses digits.
 
 With e = E - m, psi_1(x) = (e^x - 1)/x, psi_2(x) = (e^x (x - 1) + 1)/x^2, E0 = m + sum p (E - m) as
 the row pass found it, and u = E - E0:
@@ -124,7 +124,7 @@ def hot_kernel(
 
 @triton.jit
 def _without_infinity(e, beta, term):
-    """The term e psi_1(-beta e): 1/beta where e is infinite, and infinite only at beta = 0."""
+    """The term e psi_1(-beta e). For an infinite e: 1/beta if beta > 0, and inf at beta = 0."""
     return tl.where((e == float("inf")) & (beta > 0), 1.0 / beta, term)
 
 

@@ -1,4 +1,4 @@
-"""Column pass, any D: gradients of the latent-side arguments, tile by tile.
+"""Column pass, D > 4: gradients of the latent-side arguments, tile by tile.
 
 The sums are those of narrow_columns.py, in ``partial[field, split, b, n]``. A tile of q = G p is
 held and summed over the queries once for each dimension, with the differences y - s g computed

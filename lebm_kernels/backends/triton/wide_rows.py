@@ -1,4 +1,4 @@
-"""Row pass, any D: partial sums over a split of the latents, tile by tile.
+"""Row pass, D > 4: partial sums over a split of the latents, tile by tile.
 
 The sums and their places in ``partial[field, split, b, m]`` are those of narrow_rows.py. A tile of
 posterior weights is held and summed over the latents once for each dimension, with the differences
