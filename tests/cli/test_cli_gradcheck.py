@@ -140,6 +140,15 @@ def test_every_nasty_case_passes_in_every_dtype(dtype):
             assert bad == []
 
 
+@pytest.mark.parametrize("seed", [1, 24])
+def test_posterior_weights_that_underflow_pass(seed):
+    # They are 1e-37 instead of 0, and several queries add up.
+    cases = [case for case in nasty_cases(seed) if case[0] == "beta 10000"]
+    assert len(cases) == 1
+    bad = [c for c in check_subject(Subject(FASTEST), cases, torch.float32) if not c.ok]
+    assert bad == []
+
+
 def second_derivatives(monkeypatch, cases):
     """Their verdict, without the first ones' differences, which take longer."""
     monkeypatch.setattr(gradient_checks, "_check_by_differences", lambda *a: None)
