@@ -259,7 +259,7 @@ def run_ninja(folder: Path) -> None:
         failed = re.search(r"^FAILED: .*\n(.*)\n", said, re.MULTILINE)
         words = shlex.split(failed[1]) if failed else command
         what = next((word for word in words if word.endswith((".cpp", ".cu"))), "the library")
-        last = "\n".join(said.splitlines()[-20:])
+        last = "\n".join(said[failed.end() if failed else 0 :].splitlines()[-20:])
         raise Unavailable(f"{words[0]} failed on {what}\n{last}")
 
 
