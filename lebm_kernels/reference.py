@@ -16,9 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NO_POSTERIOR = "y must have a posterior to draw from, got a query with none: NaN or out of reach"
-"""The error message when a query has no posterior to draw from."""
-
 
 class Posterior(NamedTuple):
     """Expectations over the latents, given the query: see :func:`lebm_kernels.posterior`.
@@ -217,31 +214,6 @@ def posterior(
         relative_entropy=(p * ratio).sum(-1),
         index=torch.where(kept, energy, torch.inf).argmin(-1),
     )
-
-
-def sample_latent(
-    y: Tensor,
-    decoded: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    log_weight: Tensor | None,
-    latent_energy: Tensor | None,
-    num_samples: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Draws from p, ``[..., M, num_samples]``, by :func:`torch.multinomial`.
-
-    Raises:
-        ValueError: a query has no posterior.
-    """
-    energy = energies(y, decoded, scale, latent_energy)
-    p = softargmin(energy, beta, _beside_queries(log_weight))
-    if p.isnan().any():
-        raise ValueError(NO_POSTERIOR)
-    if num_samples == 0 or p.numel() == 0:
-        return p.new_empty((*p.shape[:-1], num_samples), dtype=torch.int64)
-    flat = torch.multinomial(p.flatten(0, -2), num_samples, True, generator=generator)
-    return flat.reshape((*p.shape[:-1], num_samples))
 
 
 def _beside_queries(log_weight: Tensor | None) -> Tensor | None:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lebm_kernels.backends import tiles
 from lebm_kernels.backends.contract import STATE_SIZE, Problem
-from lebm_kernels.reference import NO_POSTERIOR
+
+NO_POSTERIOR = "y must have a posterior to draw from, got a query with none: NaN or out of reach"
+"""The error message when a query has no posterior to draw from."""
 
 
 def sample(problem: Problem, num_samples: int, generator: torch.Generator | None) -> Tensor:

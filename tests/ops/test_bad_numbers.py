@@ -14,7 +14,7 @@ from support.page import rows
 from torch import Tensor
 
 from lebm_kernels import free_energy, posterior, sample_latent, softargmin, softmin
-from lebm_kernels.reference import NO_POSTERIOR
+from lebm_kernels.ops.sampling import NO_POSTERIOR
 
 Arguments = dict[str, Any]
 Outcome = Callable[[str, Arguments], None]
