@@ -108,7 +108,7 @@ def fit(
 ) -> list[float]:
     """Fit a mapping by expectation-maximisation, in place.
 
-    Each iteration raises ``sum_b log p(y[b]) - decay/2 |W|^2``, where |W|^2 excludes the row of
+    Each iteration raises ``sum_b log p(y[b]) - decay/2 |W|^2``, where ``|W|^2`` excludes the row of
     the constant.
 
     Args:

@@ -1,4 +1,4 @@
-"""Regularisers: the energy R(z) of a latent in E(y, z) = |y - decoder(z)|^2 + R(z).
+"""Regularisers: the energy R(z) of a latent in ``E(y, z) = |y - decoder(z)|^2 + R(z)``.
 
 A latent with as many dimensions as the data can decode to every point. The free energy is then low
 everywhere, and does not distinguish data from other points. R gives most latents a high energy, so
