@@ -2,7 +2,8 @@
 
 A pair of the loop takes two FMAs for the exponent, one exponential and one addition, all in
 registers. The special function units limit it: 16 exponentials per clock and multiprocessor. At a
-large D the matrix product of the same shape limits F, see :class:`lebm_kernels.limits.Product`.
+large D the matrix product of the same shape limits F, see
+:class:`lebm_kernels.benchmarks.limits.Product`.
 """
 
 from __future__ import annotations

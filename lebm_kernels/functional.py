@@ -80,8 +80,8 @@ def free_energy(
             message gives their size and what to do.
 
     Warns:
-        UserWarning: once a process, where ``backend`` is None and only the slow ``chunked`` can
-            run; the message gives the reason.
+        UserWarning: once a process and device type, where ``backend`` is None and only the slow
+            ``chunked`` can run; the message gives the reasons. Not inside compiled graphs.
 
     Example:
         >>> y = torch.tensor([[3.0, 0.0]])

@@ -21,6 +21,7 @@ from support.backends import (
 )
 
 import lebm_kernels
+from lebm_kernels.backends import hindrances
 
 collect_ignore = [] if torch.cuda.is_available() else ["kernels/test_gpu.py"]
 """Files that are left out, with a word in the report's header."""
@@ -30,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """One thread, so that a busy machine takes no longer; test_determinism.py sets its own."""
     config.addinivalue_line("markers", "no_cover: counts no covered lines (of pytest-cov)")
     torch.set_num_threads(1)
+    # Where there is no extension, each process would have one test that gets the warning.
+    hindrances._announced.update(("cpu", "cuda"))
     # A graph that Inductor cached in an earlier run has the shapes that our operators had then.
     os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
     if os.environ.get("LEBM_KERNELS_EXPECT_GPU") == "1" and collect_ignore:

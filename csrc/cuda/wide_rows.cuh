@@ -240,7 +240,8 @@ __global__ void __launch_bounds__(kThreads)
       } else if (q.regime == Regime::kHot) {
         // If the sample has no finite energy, the shift of the first pass stays.
         const int64_t m = first_query + row * kQueriesPerRow + i;
-        q.m = energy < infinity(T()) ? energy : T(task.out.state[kStateSize * (b * p.M + m)]);
+        q.m = energy < infinity(T()) ? energy
+                                     : T(task.out.state[kStateSize * (b * p.M + m) + kStateShift]);
       }
     }
     __syncthreads();  // the sample is read

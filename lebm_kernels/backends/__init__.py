@@ -86,10 +86,15 @@ def backends() -> BackendTable:
 
 def _first_that_runs(device: str) -> str:
     """The backend for ``backend=None``; a slow one is announced, with the reason, once."""
-    name = next(name for name in _TABLE if _TABLE[name].unavailable(device) is None)
-    if name == "chunked":
-        announce_fallback(name, device, native.unavailable(device) or "native is not preferred")
-    return name
+    reasons = []
+    for name, backend in _TABLE.items():
+        reason = backend.unavailable(device)
+        if reason is None:
+            if name == "chunked":
+                announce_fallback(name, device, "; ".join(reasons))
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise AssertionError("chunked runs on every device")
 
 
 def choose(backend: str | None, device: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -95,19 +97,35 @@ def raise_explained(error: Exception, explanation: Callable[[], str]) -> NoRetur
 
 
 _announced: set[str] = set()
+_announcing = threading.Lock()
 
 
 def announce_fallback(name: str, device: str, reason: str) -> None:
-    """Warn, once a process and device type, that a slow backend stands in for a fast one."""
+    """Warn that a slow backend stands in for a fast one.
+
+    The warning is given once for each process and device type, and not while a graph is compiled.
+    """
     if torch.compiler.is_compiling() or device in _announced:
         return
-    _announced.add(device)
-    warnings.warn(
-        f"free energies on {device} are computed by the slow backend {name!r}: {reason}. "
-        f"To silence this warning, pass backend={name!r}.",
-        UserWarning,
-        stacklevel=5,  # the caller of the public function
-    )
+    with _announcing:
+        if device in _announced:
+            return
+        warnings.warn(
+            f"free energies on {device} are computed by the slow backend {name!r}: {reason}. "
+            f"To silence this warning, pass backend={name!r}.",
+            UserWarning,
+            stacklevel=_levels_to_caller(),
+        )
+        # Not before: a warning that is an error must be one each time.
+        _announced.add(device)
+
+
+def _levels_to_caller() -> int:
+    """The stack level, seen from the calling function, of the first frame outside the package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("lebm_kernels"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def is_out_of_memory(error: BaseException) -> bool:
