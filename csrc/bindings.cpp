@@ -46,18 +46,18 @@ lebm::Parallel pool(const lebm::Problem<T>& p) {
           int64_t(torch::stable::get_num_threads())};
 }
 
-Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
-           const std::optional<Tensor>& scale, const std::optional<Tensor>& log_weight,
-           const std::optional<Tensor>& latent_energy, std::optional<double> tol, bool slope_y,
-           bool slope_scale, bool slope_beta, bool mean, bool index) {
-  const Seven out = row_outputs(y, aoti_torch_device_type_cpu(), 0, slope_y, slope_scale,
-                                slope_beta, mean, index);
+Nine rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
+          const std::optional<Tensor>& scale, const std::optional<Tensor>& log_weight,
+          const std::optional<Tensor>& latent_energy, std::optional<double> tol, bool slope_y,
+          bool slope_scale, bool slope_beta, bool mean, bool energy, bool relative_entropy,
+          bool index) {
+  const RowWants want{slope_y, slope_scale, slope_beta, mean, energy, relative_entropy, index};
+  const Nine out = row_outputs(y, aoti_torch_device_type_cpu(), 0, want);
   if (std::get<0>(out).numel() == 0) return out;
   auto run = [&](auto zero) {
     using T = decltype(zero);
     const Problem<T> p = problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol);
-    lebm::kernels().rows(p, pointers<T>(out, slope_y, slope_scale, slope_beta, mean, index),
-                         pool(p));
+    lebm::kernels().rows(p, pointers<T>(out, want), pool(p));
   };
   y.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
   return out;
@@ -99,8 +99,8 @@ STABLE_TORCH_LIBRARY(lebm_kernels_native, m) {
   m.def(
       "rows(Tensor y, Tensor decoded, Tensor beta, Tensor? scale, Tensor? log_weight, "
       "Tensor? latent_energy, float? tol, bool slope_y, bool slope_scale, bool slope_beta, bool "
-      "mean, "
-      "bool index) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "mean, bool energy, bool relative_entropy, bool index) -> (Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "columns(Tensor grad, Tensor state, Tensor y, Tensor decoded, Tensor beta, Tensor? scale, "
       "Tensor? log_weight, Tensor? latent_energy, float? tol, bool decoded_grad, bool "

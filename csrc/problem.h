@@ -39,8 +39,9 @@ struct RowOutputs {
   double* state;
   T* slope_y;
   T* slope_scale;
-  T* slope_beta;
+  double* slope_beta;  // in double: the square of an energy may leave the range of T
   T* mean;
+  T *energy, *relative_entropy;
   int64_t* index;
 };
 

@@ -94,43 +94,51 @@ inline Tensor dense(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
+// Which of the optional outputs of `rows` are wanted: RowWants of backends/contract.py.
+struct RowWants {
+  bool slope_y, slope_scale, slope_beta, mean, energy, relative_entropy, index;
+};
+
 // The results of `rows`: F, the state and the optional outputs; of `columns`: the latent-side
 // gradients.
-using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
 // The outputs of `rows` for queries y; an output that is not wanted is another tensor, to be
 // ignored.
-inline Seven row_outputs(const Tensor& y, int32_t device_type, int32_t device_index, bool slope_y,
-                         bool slope_scale, bool slope_beta, bool mean, bool index) {
+inline Nine row_outputs(const Tensor& y, int32_t device_type, int32_t device_index,
+                        const RowWants& want) {
   const std::vector<int64_t> scalar = sizes(y, 1, {}), vector = sizes(y, 0, {});
   const ScalarType dtype = y.scalar_type();
   auto make = [&](const std::vector<int64_t>& size, ScalarType of) {
     return empty(size, of, device_type, device_index);
   };
   const Tensor value = make(scalar, dtype);
-  auto of = [&](bool wanted, const std::vector<int64_t>& size) {
-    return wanted ? make(size, dtype) : value;
+  auto of = [&](bool wanted, const std::vector<int64_t>& size, ScalarType of_dtype) {
+    return wanted ? make(size, of_dtype) : value;
   };
   return {value,
           make(sizes(y, 1, {lebm::kStateSize}), ScalarType::Double),
-          of(slope_y, vector),
-          of(slope_scale, vector),
-          of(slope_beta, scalar),
-          of(mean, vector),
-          index ? make(scalar, ScalarType::Long) : value};
+          of(want.slope_y, vector, dtype),
+          of(want.slope_scale, vector, dtype),
+          of(want.slope_beta, scalar, ScalarType::Double),
+          of(want.mean, vector, dtype),
+          of(want.energy, scalar, dtype),
+          of(want.relative_entropy, scalar, dtype),
+          of(want.index, scalar, ScalarType::Long)};
 }
 
 template <typename T>
-lebm::RowOutputs<T> pointers(const Seven& out, bool slope_y, bool slope_scale, bool slope_beta,
-                             bool mean, bool index) {
+lebm::RowOutputs<T> pointers(const Nine& out, const RowWants& want) {
   return {data<T>(std::get<0>(out)),
           data<double>(std::get<1>(out)),
-          data<T>(std::get<2>(out), slope_y),
-          data<T>(std::get<3>(out), slope_scale),
-          data<T>(std::get<4>(out), slope_beta),
-          data<T>(std::get<5>(out), mean),
-          data<int64_t>(std::get<6>(out), index)};
+          data<T>(std::get<2>(out), want.slope_y),
+          data<T>(std::get<3>(out), want.slope_scale),
+          data<double>(std::get<4>(out), want.slope_beta),
+          data<T>(std::get<5>(out), want.mean),
+          data<T>(std::get<6>(out), want.energy),
+          data<T>(std::get<7>(out), want.relative_entropy),
+          data<int64_t>(std::get<8>(out), want.index)};
 }
 
 // The same for `columns`.

@@ -4,10 +4,13 @@
 //   F         = m - L / beta
 //   dF/dy     = 2 sum p~ (y - s g) / S
 //   dF/dscale = -2 sum p~ g (y - s g) / S
-//   dF/dbeta  = (<E> - F) / beta
 //   mean      = sum p~ g / S
+//   <E>       = m + sum p~ (E - m) / S
+//   KL(p|w)   = -beta <E - m> - L
+//   dF/dbeta  = -KL / beta^2
 //
-// Outputs: F, dF/dbeta [B, M]; state [B, M, 4] = (m, L, F - m, rest); the others [B, M, D].
+// Outputs: F, dF/dbeta, <E>, KL [B, M]; state [B, M, 4] = (m, L, F - m, rest); the others
+// [B, M, D].
 #pragma once
 
 #include <cmath>
@@ -25,9 +28,9 @@ namespace lebm::cuda {
 
 // The sums of a query about the shift (m, a): the mass S; `energy`, of p~ (E - m); and for each
 // dimension those of p~ (y - s g), p~ g (y - s g) and p~ g, null if the kernel does not compute
-// them.
+// them. `least` is the least energy, and -inf if the kernel does not find it.
 struct Totals {
-  double m, a, mass, energy, largest_chunk;
+  double m, a, mass, energy, largest_chunk, least;
   const double *residual, *stretch, *mean;
 };
 
@@ -58,6 +61,15 @@ __device__ __forceinline__ void store_vectors(const RowOutputs<T>& out, int64_t 
   if (out.mean) out.mean[at] = T(mean / mass);
 }
 
+// Writes <E> and, from KL, dF/dbeta. At beta = 0 it is the third pass that computes the slope.
+template <typename T>
+__device__ void store_energy(const RowOutputs<T>& out, int64_t query, double beta, double energy,
+                             double entropy) {
+  if (out.energy) out.energy[query] = T(energy);
+  if (out.relative_entropy) out.relative_entropy[query] = T(entropy);
+  if (out.slope_beta) out.slope_beta[query] = -(entropy / beta) / beta;
+}
+
 // Finishes the first pass. Returns the divisor of the vectors.
 template <typename T>
 __device__ double finish_first(const RowTask<T>& task, int64_t b, int64_t m, const Totals& t) {
@@ -68,12 +80,12 @@ __device__ double finish_first(const RowTask<T>& task, int64_t b, int64_t m, con
   // A NaN latent makes the mass NaN, whether or not the query is valid.
   if (!valid && !(t.mass == t.mass && is_out_of_reach(problem, b, m))) {
     store_state(task.out, query, nan, nan, nan);
-    if (task.out.slope_beta) task.out.slope_beta[query] = T(nan);
+    store_energy(task.out, query, beta, nan, nan);
     return nan;
   }
   if (!valid || t.mass == 0) {  // no energy is finite
     store_state(task.out, query, double(INFINITY), 0.0, 0.0);
-    if (task.out.slope_beta) task.out.slope_beta[query] = T(nan);
+    store_energy(task.out, query, beta, nan, nan);
     return nan;
   }
   const double L = log_normaliser(problem, t.mass, t.a);
@@ -85,11 +97,10 @@ __device__ double finish_first(const RowTask<T>& task, int64_t b, int64_t m, con
   task.normaliser_bound[query] = above > 0 ? L - above : L;
   // At beta = 0 the second pass computes the gap.
   store_state(task.out, query, t.m, L, -L / beta);
-  if (task.out.slope_beta) {
-    // -KL / beta^2 with KL = -beta <E - m> - L.
-    const double excess = t.energy / t.mass;
-    task.out.slope_beta[query] = T((excess + L / beta) / beta);
-  }
+  // The least energy of all, where it is known: m is the least of a sample.
+  const double excess = t.energy / t.mass, entropy = -beta * excess - L;
+  const double energy = excess < t.least - t.m ? t.least : t.m + excess;
+  store_energy(task.out, query, beta, energy, beta > 0 && entropy < 0 ? 0.0 : entropy);
   return t.mass;
 }
 
@@ -107,7 +118,10 @@ __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const T
   // underflow.
   const bool flat = beta == 0 || beta * largest <= double(Range<T>::kEps) / 4;
   const double gap = flat ? t.energy / t.mass : -L / beta;
-  store_state(task.out, b * task.problem.M + m, t.m, L - beta * t.a, gap + t.a);
+  const int64_t query = b * task.problem.M + m;
+  store_state(task.out, query, t.m, L - beta * t.a, gap + t.a);
+  // At beta = 0 the first pass has exponents of 0 times infinity.
+  if (beta == 0 && task.out.energy) task.out.energy[query] = T(t.m + (gap + t.a));
 }
 
 // Finishes the second pass of a cold query, whose sums are over the latents of least energy.
@@ -115,9 +129,9 @@ __device__ void finish_hot(const RowTask<T>& task, int64_t b, int64_t m, const T
 template <typename T>
 __device__ double finish_cold(const RowTask<T>& task, int64_t b, int64_t m, const Totals& t) {
   const int64_t query = b * task.problem.M + m;
-  if (task.out.slope_beta) task.out.slope_beta[query] = T(0);
   if (t.mass == 0) {
     store_state(task.out, query, double(INFINITY), 0.0, 0.0);
+    store_energy(task.out, query, double(INFINITY), not_a_number(), not_a_number());
     return not_a_number();
   }
   const double L = log_normaliser(task.problem, t.mass, t.a);
@@ -126,6 +140,8 @@ __device__ double finish_cold(const RowTask<T>& task, int64_t b, int64_t m, cons
   const bool is_number = t.mass == t.mass && t.m > -double(INFINITY);
   store_state(task.out, query, is_number ? t.m : not_a_number(), L, 0.0);
   task.out.state[kStateSize * query + kStateRest] = log2(t.mass);
+  const double least = is_number ? t.m : not_a_number();
+  store_energy(task.out, query, double(INFINITY), least, is_number ? -L : least);
   return t.mass;
 }
 
@@ -138,6 +154,7 @@ __device__ Totals totals_of(const double (&fields)[kFields<kD, kWants>]) {
           fields[2],
           kWantsEnergy<kWants> ? fields[3] : 0.0,
           fields[kLargestChunk<kD, kWants>],
+          kWants == kEverything ? fields[kFields<kD, kWants> - 2] : -double(INFINITY),
           kWants >= kSlopeY ? sums : nullptr,
           kWants >= kSlopeYScale ? sums + kD : nullptr,
           kWants == kEverything ? sums + 2 * kD : nullptr};
@@ -180,11 +197,15 @@ __device__ __forceinline__ void finish_narrow_second(
   }
 }
 
-// Finishes the third pass: -dF/dbeta = sum w (E - F)^2 Phi / sum w.
+// Finishes the third pass: K = sum w (E - F)^2 Phi / sum w, of energies times Z; -K is dF/dbeta.
 template <typename T>
 __device__ void finish_third(const RowTask<T>& task, int64_t b, int64_t m, double weight,
-                             double slope) {
-  task.out.slope_beta[b * task.problem.M + m] = T(-slope / weight);
+                             double sum) {
+  const int64_t query = b * task.problem.M + m;
+  const double z = unit_of(task, b, m), curvature = sum / weight;
+  const double rate = double(load(task.problem.beta, b, m)) / z;
+  if (task.out.slope_beta) task.out.slope_beta[query] = -(curvature / z) / z;
+  if (task.out.relative_entropy) task.out.relative_entropy[query] = T(rate * rate * curvature);
 }
 
 }  // namespace lebm::cuda

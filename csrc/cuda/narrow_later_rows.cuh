@@ -2,7 +2,8 @@
 //
 //   second, hot:   sum w (exp(-t) - 1), t = beta (E - m);  sum w (E - m);  sum w
 //   second, cold:  sums of w, w (y - s g), ... over the latents of least energy
-//   third, hot:    sum w (E - F)^2 Phi(-beta (E - F)) = -dF/dbeta, with the F of the second pass
+//   third, hot:    sum w (E - F)^2 Phi(-beta (E - F)) = -dF/dbeta = KL / beta^2, with the F of the
+//                  second pass
 //
 // Shapes as in narrow_rows.cuh. The host does not read beta, and launches these passes for all
 // queries. A thread block without hot or cold queries returns at once. Otherwise these queries
@@ -149,12 +150,16 @@ __global__ void __launch_bounds__(kThreads)
   sums.chunk[0] = sums.chunk[1] = sums.chunk[2] = T(0);
   sums.fields[kAll - 1] = double(problem.N);
   query.m = infinity(T());
-  T gap = T(0);
+  T gap = T(0), unit = T(1), ratio = T(0);
   if (regime == Regime::kHot) {
     const double* state = task.out.state + kStateSize * (b * problem.M + m);
     query.m = T(state[kStateShift]);
     query.a = T(0);
     gap = T(state[kStateGap]);
+    if (kThird) {
+      unit = unit_of(task, b, m);
+      ratio = beta > T(0) ? unit / beta : T(0);
+    }
   }
   if (!kThird) {
     const int sample = int(problem.N < kSample ? problem.N : kSample);
@@ -185,9 +190,8 @@ __global__ void __launch_bounds__(kThreads)
       if (kThird) {
         if (w > T(0)) {
           const T e = excess_of(query, beta, record);
-          const T inverse_beta = beta > T(0) ? T(1) / beta : T(0);
           sums.chunk[0] += w;
-          sums.chunk[1] += slope_beta_term(beta, inverse_beta, e, gap, w);
+          sums.chunk[1] += curvature_term(beta, unit, ratio, e, gap, w);
         }
       } else if (regime == Regime::kHot) {
         add_hot(query, beta, record, w, sums);

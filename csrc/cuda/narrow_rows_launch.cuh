@@ -33,11 +33,11 @@ RowPlan plan_narrow_rows(const Problem<T>& p, int multiprocessors) {
 
 template <typename T>
 Wants wants_of(const RowOutputs<T>& out) {
-  return out.mean || out.index ? kEverything
-         : out.slope_beta      ? kSlopes
-         : out.slope_scale     ? kSlopeYScale
-         : out.slope_y         ? kSlopeY
-                               : kValue;
+  return out.mean || out.index || out.energy ? kEverything
+         : wants_curvature(out)              ? kSlopes
+         : out.slope_scale                   ? kSlopeYScale
+         : out.slope_y                       ? kSlopeY
+                                             : kValue;
 }
 
 // The number of doubles of workspace for the partial sums.
@@ -115,7 +115,7 @@ void launch_narrow_rows(const RowTask<T>& task, cudaStream_t stream) {
     launch_first<T, kD, false>(task, stream);
   }
   launch_later<T, kD, RowPass::kSecond>(task, stream);
-  if (task.out.slope_beta) launch_later<T, kD, RowPass::kThird>(task, stream);
+  if (wants_curvature(task.out)) launch_later<T, kD, RowPass::kThird>(task, stream);
 }
 
 }  // namespace lebm::cuda

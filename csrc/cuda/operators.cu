@@ -42,18 +42,19 @@ class CurrentDevice {
   torch::stable::accelerator::DeviceGuard guard_;
 };
 
-Seven rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
-           const std::optional<Tensor>& scale, const std::optional<Tensor>& log_weight,
-           const std::optional<Tensor>& latent_energy, std::optional<double> tol, bool slope_y,
-           bool slope_scale, bool slope_beta, bool mean, bool index) {
+Nine rows(const Tensor& y, const Tensor& decoded, const Tensor& beta,
+          const std::optional<Tensor>& scale, const std::optional<Tensor>& log_weight,
+          const std::optional<Tensor>& latent_energy, std::optional<double> tol, bool slope_y,
+          bool slope_scale, bool slope_beta, bool mean, bool energy, bool relative_entropy,
+          bool index) {
+  const RowWants want{slope_y, slope_scale, slope_beta, mean, energy, relative_entropy, index};
   const CurrentDevice device(y);
-  const Seven out = row_outputs(y, aoti_torch_device_type_cuda(), device.index, slope_y,
-                                slope_scale, slope_beta, mean, index);
+  const Nine out = row_outputs(y, aoti_torch_device_type_cuda(), device.index, want);
   if (std::get<0>(out).numel() == 0) return out;
   auto run = [&](auto zero) {
     using T = decltype(zero);
     const auto p = problem<T>(y, decoded, beta, scale, log_weight, latent_energy, tol);
-    const auto outputs = pointers<T>(out, slope_y, slope_scale, slope_beta, mean, index);
+    const auto outputs = pointers<T>(out, want);
     const Tensor workspace =
         device.workspace(lebm::cuda::rows_workspace(p, outputs, device.multiprocessors));
     lebm::cuda::launch_rows(p, outputs, data<double>(workspace), device.multiprocessors,

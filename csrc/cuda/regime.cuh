@@ -72,14 +72,24 @@ __device__ Regime later_regime(const RowTask<T>& task, int64_t b, int64_t m,
   return hot && may_be_hot && is_finite(state[kStateShift]) ? Regime::kHot : Regime::kWarm;
 }
 
-// A latent's term of -dF/dbeta in the third pass: w (E - F)^2 Phi(-beta (E - F)).
-// e = E - m, gap = F - m, inverse_beta = 1 / beta.
+// Z of a query in the third pass, the larger of beta and 1 / F: times Z, energies are numbers of
+// ordinary size, whose squares stay within the range of T.
 template <typename T>
-__device__ T slope_beta_term(T beta, T inverse_beta, T e, T gap, T w) {
-  const T above = e - gap, tau = -beta * above;
-  if (tau >= T(-0.5) && tau <= T(0.5)) return w * above * above * phi_near(tau);
-  if (!(e < infinity(T()))) return w * inverse_beta * inverse_beta;
-  return w * fused(exponential(tau), tau - T(1), T(1)) * inverse_beta * inverse_beta;
+__device__ T unit_of(const RowTask<T>& task, int64_t b, int64_t m) {
+  const double beta = double(load(task.problem.beta, b, m));
+  const double* state = task.out.state + kStateSize * (b * task.problem.M + m);
+  const double z = fmax(beta, 1 / (fabs(state[kStateShift]) + fabs(state[kStateGap])));
+  return z > 0 && z <= double(Range<T>::kLargest) ? T(z) : beta > 0 ? T(beta) : T(1);
+}
+
+// A latent's term of K in the third pass: w (Z (E - F))^2 Phi(-beta (E - F)).
+// e = E - m, gap = F - m; `ratio` is Z / beta.
+template <typename T>
+__device__ T curvature_term(T beta, T unit, T ratio, T e, T gap, T w) {
+  const T above = e - gap, tau = -beta * above, a = unit * above;
+  if (tau >= T(-0.5) && tau <= T(0.5)) return w * a * a * phi_near(tau);
+  if (!(e < infinity(T()))) return w * ratio * ratio;
+  return w * fused(exponential(tau), tau - T(1), T(1)) * ratio * ratio;
 }
 
 }  // namespace lebm::cuda

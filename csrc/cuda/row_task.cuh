@@ -10,7 +10,13 @@ namespace lebm::cuda {
 // What is computed beside F: nothing; dF/dy; dF/dy and dF/dscale; these and dF/dbeta; everything.
 enum Wants { kValue, kSlopeY, kSlopeYScale, kSlopes, kEverything };
 
-// Whether the sum of p (E - m) is computed, for dF/dbeta.
+// Whether dF/dbeta or KL is wanted. Hot queries get a third pass for them.
+template <typename T>
+bool wants_curvature(const RowOutputs<T>& out) {
+  return out.slope_beta || out.relative_entropy;
+}
+
+// Whether the sum of p (E - m) is computed, for <E>, KL and dF/dbeta.
 template <int kWants>
 constexpr bool kWantsEnergy = kWants >= kSlopes;
 

@@ -73,7 +73,7 @@ void launch_wide_rows(const RowTask<T>& task, cudaStream_t stream) {
   }
   launch(wide_rows_kernel<T, RowPass::kSecond, true, kEverything>,
          wide_finish_kernel<T, RowPass::kSecond>);
-  if (task.out.slope_beta) {
+  if (wants_curvature(task.out)) {
     launch(wide_rows_kernel<T, RowPass::kThird, true, kValue>,
            wide_finish_kernel<T, RowPass::kThird>);
   }

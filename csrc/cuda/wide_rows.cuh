@@ -80,9 +80,9 @@ __device__ __forceinline__ void best_of_row(T minus_c, const T (&e)[kPerThread<T
 template <typename T>
 struct WideQuery {
   Regime regime;
-  T m, a, minus_c, beta, gap;
+  T m, a, minus_c, beta, gap, unit;
   double mass, energy;
-  double extra;  // second pass: sum w (exp(-beta (E - m)) - 1); third pass: -dF/dbeta sum w
+  double extra;  // second pass: sum w (exp(-beta (E - m)) - 1); third pass: K sum w
   T least;
   int64_t index;
 };
@@ -148,8 +148,8 @@ __device__ __forceinline__ T add_pair(WideQuery<T>& q, T e, T weight) {
     const T w = power(weight), excess = e - q.m;
     if (!(w > T(0))) return T(0);
     if (kPass == RowPass::kThird) {
-      const T inverse_beta = q.beta > T(0) ? T(1) / q.beta : T(0);
-      q.extra += double(slope_beta_term(q.beta, inverse_beta, excess, q.gap, w));
+      const T ratio = q.beta > T(0) ? q.unit / q.beta : T(0);
+      q.extra += double(curvature_term(q.beta, q.unit, ratio, excess, q.gap, w));
     } else {
       const T p_minus_1 = excess < infinity(T()) ? power_minus_1(-q.beta * excess) : T(-1);
       q.extra += double(w * p_minus_1);
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kQueriesPerRow; ++i) {
     WideQuery<T>& q = queries[i];
     const int64_t m = first_query + row * kQueriesPerRow + i;
-    q = {Regime::kInvalid, T(0), infinity(T()), T(0), T(0), T(0), 0, 0, 0, infinity(T()), 0};
+    q = {Regime::kInvalid, T(0), infinity(T()), T(0), T(0), T(0), T(1), 0, 0, 0, infinity(T()), 0};
     if (m >= p.M) continue;
     q.beta = load(p.beta, b, m);
     if (kPass == RowPass::kFirst) {
@@ -217,6 +217,7 @@ __global__ void __launch_bounds__(kThreads)
       if (kPass == RowPass::kThird) {
         q.m = T(state[kStateShift]);
         q.gap = T(state[kStateGap]);
+        q.unit = kPass == RowPass::kThird ? unit_of(task, b, m) : T(1);
       }
       active = active || q.regime == Regime::kHot ||
                (q.regime == Regime::kCold && kPass == RowPass::kSecond);
@@ -342,7 +343,8 @@ __global__ void __launch_bounds__(kThreads)
     merge<0, kEverything>(c, all, fields);
   }
   __syncthreads();  // all threads have read the state, which thread 0 changes
-  Totals totals = {all[0], all[1], all[2], all[3], all[4], nullptr, nullptr, nullptr};
+  const double least = task.out.energy ? all[5] : -double(INFINITY);
+  Totals totals = {all[0], all[1], all[2], all[3], all[4], least, nullptr, nullptr, nullptr};
   if (kPass == RowPass::kThird) {
     if (threadIdx.x == 0) finish_third(task, b, m, all[2], extra);
     return;

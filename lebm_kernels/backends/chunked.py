@@ -4,15 +4,19 @@ A row pass reads the latents up to three times: for the least energy, which is t
 log-normaliser L; and, where slopes are asked for, for the sums that they are made of. Partial sums
 are kept in float64. In the notation of :mod:`lebm_kernels.backends.tiles`:
 
-    dF/dbeta = -KL(p|w) / beta^2 = -sum_n w (E - F)^2 psi_2(tau)
-    dF/dl[n] = -(p - w) / beta   =  w (E - F) psi_1(tau)
+    <E>      = m + sum_n p (E - m)
+    KL(p|w)  = beta^2 K,     K = sum_n w (E - F)^2 psi_2(tau) = -dF/dbeta
+    dF/dl[n] = -(p - w) / beta = w (E - F) psi_1(tau)
 
 The right-hand forms are exact for small beta, and at 0. Where one latent has nearly all of the
 weight, F equals its energy c up to rounding, and the sum would be the square of a rounding error.
 There, with a = E - c in place of E - F,
 
     delta = F - c = -log(1 - beta sum_n w a psi_1(-beta a)) / beta
-    dF/dbeta = -e^(beta delta) (sum_n w a^2 psi_2(-beta a) - delta^2 psi_2(-beta delta))
+    K = e^(beta delta) (sum_n w a^2 psi_2(-beta a) - delta^2 psi_2(-beta delta))
+
+K is summed from Z (E - F), with the Z of :func:`~lebm_kernels.backends.tiles.inverse_size`: the
+square of an energy may leave the range of the dtype.
 """
 
 from __future__ import annotations
@@ -34,11 +38,13 @@ from lebm_kernels.backends.tiles import (
     costs,
     differences,
     energies,
+    inverse_size,
     latent_tiles,
     log_weights,
     narrowed,
     normalised,
     posterior_weights,
+    present,
     psi,
     query_tiles,
 )
@@ -89,8 +95,10 @@ def rows(problem: Problem, want: RowWants) -> Rows:
         state=problem.y.new_empty((*scalar, STATE_SIZE), dtype=torch.float64),
         slope_y=problem.y.new_empty(vector) if want.slope_y else None,
         slope_scale=problem.y.new_empty(vector) if want.slope_scale else None,
-        slope_beta=problem.y.new_empty(scalar) if want.slope_beta else None,
+        slope_beta=problem.y.new_empty(scalar, dtype=torch.float64) if want.slope_beta else None,
         mean=problem.y.new_empty(vector) if want.mean else None,
+        energy=problem.y.new_empty(scalar) if want.energy else None,
+        relative_entropy=problem.y.new_empty(scalar) if want.relative_entropy else None,
         index=problem.y.new_empty(scalar, dtype=torch.int64) if want.index else None,
     )
     for grid, query in query_tiles(problem):
@@ -100,7 +108,7 @@ def rows(problem: Problem, want: RowWants) -> Rows:
         out.state[grid, query] = state
         if out.index is not None:
             out.index[grid, query] = normaliser.index
-        if want.slope_y or want.slope_scale or want.slope_beta or want.mean:
+        if any(want._replace(index=False)):
             _slopes(normaliser, state, out, (grid, query))
     return out
 
@@ -108,7 +116,11 @@ def rows(problem: Problem, want: RowWants) -> Rows:
 def _slopes(normaliser: Normaliser, state: Tensor, out: Rows, where: tuple[slice, slice]) -> None:
     """The third pass over the latents, for a tile of queries; written into ``out`` at ``where``."""
     beta = normaliser.problem.beta[where]
-    if out.slope_beta is not None:
+    z = inverse_size(beta, state)
+    coldness = torch.where(beta == torch.inf, 0.0, beta.double() / z)
+    log_normaliser, value_gap = state[..., 1], state[..., 2]
+    curved = out.slope_beta is not None or out.relative_entropy is not None
+    if curved:
         state = _about_the_heaviest(normaliser, state)
     residual = torch.zeros(
         (*beta.shape, normaliser.problem.y.shape[-1]), dtype=torch.float64, device=beta.device
@@ -117,10 +129,13 @@ def _slopes(normaliser: Normaliser, state: Tensor, out: Rows, where: tuple[slice
     # 1, except for the rounding of L, or of c where c stands for F.
     mass = torch.zeros_like(residual[..., :1])
     spread = torch.zeros_like(residual[..., 0])
-    drift = torch.zeros_like(spread)
+    drift, above = torch.zeros_like(spread), torch.zeros_like(spread)
     for _, tile, energy, log_w in normaliser.tiles():
-        p, tau, gap = posterior_weights(tile, energy - normaliser.least[:, :, None], log_w, state)
+        excess = energy - normaliser.least[:, :, None]
+        p, tau, gap = posterior_weights(tile, excess, log_w, state)
         mass += p.sum(-1, keepdim=True)
+        if out.energy is not None:
+            above += (p * present(excess)).double().sum(-1)
         for d in range(residual.shape[-1]) if out.slope_y is not None else ():
             difference = differences(tile, d)
             residual[..., d] += (p * difference).sum(-1)
@@ -130,34 +145,49 @@ def _slopes(normaliser: Normaliser, state: Tensor, out: Rows, where: tuple[slice
         # Not a matmul: autocast and TF32 would change it.
         for d in range(residual.shape[-1]) if out.mean is not None else ():
             mean[..., d] += (p * tile.decoded[:, None, :, d]).sum(-1)
-        if out.slope_beta is not None:
-            weight = log_w.exp()
-            near = weight * gap.square() * psi(torch.where(tau.abs() <= 0.5, tau, 0.0), 2)
+        if curved:
+            weight, close = log_w.exp(), tau.abs() <= 0.5
+            rate = coldness[:, :, None].to(gap.dtype)
+            relative, x = z[:, :, None].to(gap.dtype) * gap, torch.where(close, tau, 0.0)
+            near = weight * relative * relative * psi(x, 2)
             far = p * (torch.where(p > 0, tau, 0.0) - 1) + weight
             # A dropped latent has weight 0 and would divide it by beta = 0.
-            far = torch.where(log_w > -torch.inf, far / tile.beta[:, :, None].square(), 0.0)
-            spread += torch.where(tau.abs() <= 0.5, near, far).sum(-1)
-            near = weight * gap * psi(torch.where(tau.abs() <= 0.5, tau, 0.0), 1)
-            far = torch.where(log_w > -torch.inf, (weight - p) / tile.beta[:, :, None], 0.0)
-            drift += torch.where(tau.abs() <= 0.5, near, far).sum(-1)
+            far = torch.where(log_w > -torch.inf, far / rate / rate, 0.0)
+            spread += torch.where(close, near, far).sum(-1)
+            near = weight * relative * psi(x, 1)
+            far = torch.where(log_w > -torch.inf, (weight - p) / rate, 0.0)
+            drift += torch.where(close, near, far).sum(-1)
     if out.slope_y is not None:
         out.slope_y[where] = (2 * residual / mass).to(out.slope_y.dtype)
     if out.slope_scale is not None:
         out.slope_scale[where] = (-2 * stretch / mass).to(out.slope_scale.dtype)
     if out.mean is not None:
         out.mean[where] = (mean / mass).to(out.mean.dtype)
-    if out.slope_beta is not None:
-        slope = _slope_about(beta.double(), spread, drift)
-        out.slope_beta[where] = torch.where(beta == torch.inf, 0.0, slope).to(beta.dtype)
+    if out.energy is not None:
+        energy = normaliser.least.double() + above / mass[..., 0]
+        # At beta = 0 an infinite energy counts.
+        energy = torch.where(value_gap == torch.inf, value_gap, energy)
+        out.energy[where] = energy.to(beta.dtype)
+    if curved:
+        curvature = _curvature(coldness, spread, drift)
+        if out.slope_beta is not None:
+            out.slope_beta[where] = torch.where(beta == torch.inf, 0.0, -curvature / z / z)
+        if out.relative_entropy is not None:
+            warm = torch.where(beta == 0, 0.0 * log_normaliser, coldness.square() * curvature)
+            entropy = torch.where(beta == torch.inf, -log_normaliser, warm)
+            out.relative_entropy[where] = entropy.to(beta.dtype)
 
 
-def _slope_about(beta: Tensor, spread: Tensor, drift: Tensor) -> Tensor:
-    """The slope dF/dbeta from the sums of w a^2 psi_2 (``spread``) and w a psi_1 (``drift``)."""
-    rest = torch.where((beta * drift).abs() < 0.5, -beta * drift, 0.0)
-    delta = -torch.log1p(rest) / torch.where(beta == 0, 1.0, beta)
-    delta = torch.where(beta == 0, drift, delta)
-    relative = (spread - delta.square() * psi(-beta * delta, 2)).clamp(min=0)
-    return -(beta * delta).exp() * relative
+def _curvature(rate: Tensor, spread: Tensor, drift: Tensor) -> Tensor:
+    """K Z^2 from the sums of w (Z a)^2 psi_2 (``spread``) and w Z a psi_1 (``drift``).
+
+    ``rate`` is beta / Z.
+    """
+    rest = torch.where((rate * drift).abs() < 0.5, -rate * drift, 0.0)
+    delta = -torch.log1p(rest) / torch.where(rate == 0, 1.0, rate)
+    delta = torch.where(rate == 0, drift, delta)
+    relative = (spread - delta.square() * psi(-rate * delta, 2)).clamp(min=0)
+    return (rate * delta).exp() * relative
 
 
 @explained("chunked")

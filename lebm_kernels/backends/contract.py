@@ -57,6 +57,8 @@ class RowWants(NamedTuple):
     slope_scale: bool = False
     slope_beta: bool = False
     mean: bool = False
+    energy: bool = False
+    relative_entropy: bool = False
     index: bool = False  # type: ignore[assignment]
 
 
@@ -77,8 +79,12 @@ class Rows(NamedTuple):
               backend reads it.
         slope_y: dF/dy, ``[B, M, D]``.
         slope_scale: dF/dscale, ``[B, M, D]``.
-        slope_beta: dF/dbeta, ``[B, M]``; 0 at beta = inf, -Var_w(E)/2 at beta = 0.
+        slope_beta: dF/dbeta, ``[B, M]``, float64, whose range has room for the square of an energy;
+            0 at beta = inf, -Var_w(E)/2 at beta = 0.
         mean: sum_n p g, ``[B, M, D]``.
+        energy: <E> = sum_n p E, ``[B, M]``, never below the least energy.
+        relative_entropy: KL(p|w), ``[B, M]``, never negative. Neither is a difference of F and
+            the other slopes: where one is small beside F, the difference is only rounding.
         index: argmin_n E, the first of equals, ``[B, M]``, int64.
     """
 
@@ -88,6 +94,8 @@ class Rows(NamedTuple):
     slope_scale: Tensor | None = None
     slope_beta: Tensor | None = None
     mean: Tensor | None = None
+    energy: Tensor | None = None
+    relative_entropy: Tensor | None = None
     index: Tensor | None = None  # type: ignore[assignment]
 
 

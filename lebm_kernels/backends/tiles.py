@@ -150,6 +150,18 @@ def posterior_weights(
     return p, tau, present(excess) - state[:, :, None, 2].to(excess.dtype)
 
 
+def inverse_size(beta: Tensor, state: Tensor) -> Tensor:
+    """Z, the larger of beta and 1/F, and 1 where neither is a positive number; float64.
+
+    A sum of squared energies may leave the range of the dtype where F does not. Z (E - F) has no
+    unit: it is at most 1 where beta (E - F) is, except for latents far above the others.
+    """
+    size = state[..., 0].abs() + state[..., 2].abs()
+    z = torch.maximum(torch.where(beta < torch.inf, beta.double(), 0.0), 1 / size)
+    usable = (z > 0) & (z <= torch.finfo(beta.dtype).max)
+    return torch.where(usable, z, torch.where((beta > 0) & (beta < torch.inf), beta.double(), 1.0))
+
+
 def psi(x: Tensor, j: int) -> Tensor:
     """psi_j(x) for j >= 1 and |x| <= 1; psi_1 for any x."""
     if j == 1:
@@ -222,7 +234,7 @@ class Normaliser:
             minus = torch.where(kept | (weight > 0), torch.expm1(-t), 0.0)
             deficit += (weight * minus).sum(-1).double()
             excess = torch.where(kept, excess, 0.0)
-            mean_excess += (weight * excess).sum(-1).double()
+            mean_excess += (weight * excess).sum(-1, dtype=torch.float64)
             largest = torch.maximum(largest, excess.amax(-1))
         beta = self.problem.beta[self.grid, self.query].double()
         small = deficit > -0.25

@@ -259,7 +259,7 @@ def _check_by_precision(
             truth.gradient_magnitudes[name],
             truth.gradient_noises[name],
             arguments[name].dtype,
-            _UNDERFLOW,
+            truth.gradient_remnants[name] + _UNDERFLOW,
         )
         verdicts[name].compare(title, found[name], wanted, bound)
 

@@ -21,8 +21,9 @@ slopes with mpmath.
 Each result comes with the sizes that the promise on accuracy (promise.py) needs:
 
     its magnitude: the sum of the absolute values of its terms;
-    for a gradient, its noise: its change through p where every E has a relative error of 1, to
-    first order.
+    for a gradient, its noise: its change through p where every E and every log-weight has a
+    relative error of 1, to first order;
+    for a gradient, its remnants: the magnitude of the terms whose p may count as 0.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lebm_kernels.diagnostics.promise import Array, value_scale
+from lebm_kernels.diagnostics.promise import Array, least_weight, value_scale
 
 ARGUMENTS = ("y", "decoded", "beta", "scale", "log_weight", "latent_energy")
 
@@ -57,6 +58,7 @@ class Exact:
     gradients: dict[str, Array]
     gradient_magnitudes: dict[str, Array]
     gradient_noises: dict[str, Array]
+    gradient_remnants: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Pairs:
     least: Array  # min E
     gap: Array  # F - min E
     mean_excess: Array  # <E>_w - min E
+    rarity: Array  # |log w| where log-weights are given, else 0
 
 
 def to_array(x: Tensor, number: type[np.floating[Any]] = np.longdouble) -> Array:
@@ -123,10 +126,12 @@ def exact(
         gradients: dict[str, Array] = {}
         magnitudes: dict[str, Array] = {}
         noises: dict[str, Array] = {}
+        remnants: dict[str, Array] = {}
         if grad is not None:
             wanted = set(of) & set(arguments)
-            for name, parts in _gradients(pairs, wanted, grad):
-                gradients[name], magnitudes[name], noises[name] = (
+            least = least_weight(arguments["y"].dtype)
+            for name, parts in _gradients(pairs, wanted, grad, least):
+                gradients[name], magnitudes[name], noises[name], remnants[name] = (
                     _summed_to(x, tuple(arguments[name].shape)) for x in parts
                 )
         return Exact(
@@ -140,6 +145,7 @@ def exact(
             gradients=gradients,
             gradient_magnitudes=magnitudes,
             gradient_noises=noises,
+            gradient_remnants=remnants,
         )
 
 
@@ -197,6 +203,7 @@ def _every_pair(given: Mapping[str, Tensor]) -> Pairs:
     return Pairs(
         *(b, decoded, scale, difference, energy, bulk, log_w, w, p, tau, above),
         *(index, least, gap, mean_excess),
+        np.zeros_like(w) if log_weight is None else np.where(kept, np.abs(log_w), 0),
     )
 
 
@@ -212,15 +219,23 @@ def _value_magnitude(pairs: Pairs) -> Array:
     nearest = pairs.index[..., None]
     bulk, log_w = (np.take_along_axis(x, nearest, -1) for x in (pairs.bulk, pairs.log_w))
     num_latents = pairs.w.shape[-1]
-    return value_scale(bulk, pairs.mean_excess, pairs.beta, num_latents, log_w)[..., 0]
+    excess = np.where(pairs.w > 0, pairs.energy - pairs.least, 0)
+    mean_excess = (pairs.w * _blur(pairs) * excess).sum(-1, keepdims=True)
+    return value_scale(bulk, mean_excess, pairs.beta, num_latents, log_w)[..., 0]
+
+
+def _blur(pairs: Pairs) -> Array:
+    """What the rounding of a log-weight adds to that of its exponential: 100 eps for one of 100."""
+    return 1 + np.where(pairs.w > 0, np.abs(pairs.log_w), 0) / 16
 
 
 def _gradients(
-    pairs: Pairs, wanted: set[str], upstream: Tensor
-) -> Iterator[tuple[str, tuple[Array, Array, Array]]]:
-    """By name, derivatives of sum(upstream F), their magnitudes and noises.
+    pairs: Pairs, wanted: set[str], upstream: Tensor, least: float
+) -> Iterator[tuple[str, tuple[Array, Array, Array, Array]]]:
+    """By name, derivatives of sum(upstream F), their magnitudes, noises and remnants.
 
-    The dimensions that broadcasting added are not summed yet.
+    Remnants are the magnitudes of the terms with p below ``least``. The dimensions that
+    broadcasting added are not summed yet.
     """
     beta, w, p, tau = pairs.beta, pairs.w, pairs.p, pairs.tau
     grad = to_array(upstream, p.dtype.type)
@@ -230,23 +245,29 @@ def _gradients(
     finite = np.where(beta == 0, 1, beta)
     mean_bulk = (p * pairs.bulk).sum(-1, keepdims=True)
     shaken = pairs.bulk + mean_bulk  # log p changes by beta times this
-    # p comes from exp(log w - ...): a log-weight of 100, rounded, moves it by 100 eps.
-    blur = 1 + np.where(w > 0, np.abs(pairs.log_w), 0) / 16
+    blur = _blur(pairs)  # p comes from exp(log w - ...)
     cold = beta == np.inf
-    jitter = _finite(beta) * shaken
+    jitter = _finite(beta) * shaken + pairs.rarity + (p * pairs.rarity).sum(-1, keepdims=True)
 
-    def by_query(terms: Array) -> tuple[Array, Array, Array]:
+    # Twice: p, as computed, may be on the other side.
+    small = p < 2 * least
+
+    def by_query(terms: Array) -> tuple[Array, Array, Array, Array]:
         terms = G[..., None] * terms
         size = np.abs(terms)
-        return terms.sum(-2), size.sum(-2), (size * jitter[..., None]).sum(-2)
+        remnant = np.where(small[..., None], size, 0).sum(-2)
+        return terms.sum(-2), size.sum(-2), (size * jitter[..., None]).sum(-2), remnant
 
-    def by_latent(terms: Array, size: Array, noise: Array) -> tuple[Array, Array, Array]:
+    def by_latent(
+        terms: Array, size: Array, noise: Array, remnant: Array
+    ) -> tuple[Array, Array, Array, Array]:
         weight = G if terms.ndim == G.ndim else G[..., None]
         axis = G.ndim - 2
         return (
             (weight * terms).sum(axis),
             (np.abs(weight) * size).sum(axis),
             (np.abs(weight) * noise).sum(axis),
+            (np.abs(weight) * remnant).sum(axis),
         )
 
     if "y" in wanted:
@@ -255,9 +276,11 @@ def _gradients(
         yield "scale", by_query(-pull * pairs.decoded)
     if "decoded" in wanted:
         pulled = -pull if pairs.scale is None else -pull * pairs.scale
-        yield "decoded", by_latent(pulled, np.abs(pulled), np.abs(pulled) * jitter[..., None])
+        size = np.abs(pulled)
+        remnant = np.where(small[..., None], size, 0)
+        yield "decoded", by_latent(pulled, size, size * jitter[..., None], remnant)
     if "latent_energy" in wanted:
-        yield "latent_energy", by_latent(p, p, p * jitter)
+        yield "latent_energy", by_latent(p, p, p * jitter, np.where(small, p, 0))
     if "beta" in wanted:
         # dF/dbeta = -KL(p|w)/beta^2 = -sum_n w (E - F)^2 phi(tau), phi(x) = (e^x (x - 1) + 1)/x^2
         phi = _series(tau, lambda k: (k - 1) / math.factorial(k))
@@ -271,7 +294,9 @@ def _gradients(
         )
         shift = np.where(cold, 0, p * np.abs(pairs.above) * shaken).sum(-1)
         slope = np.where(cold, 0, by_beta).sum(-1)
-        yield "beta", (grad * slope, np.abs(grad) * size, np.abs(grad) * shift)
+        lost = np.where(small & ~near & (p > 0), p * (np.abs(tau) + 1) / finite**2, 0)
+        remnant = np.where(cold, 0, lost).sum(-1)
+        yield "beta", (grad * slope, *(np.abs(grad) * x for x in (size, shift, remnant)))
     if "log_weight" in wanted:
         # dF/dl = -(p - w)/beta = w (E - F) psi(tau), psi(x) = (e^x - 1)/x
         psi = _series(tau, lambda k: 1 / math.factorial(k), start=1)
@@ -279,7 +304,9 @@ def _gradients(
         weight_size = blur * np.fmin(
             (p + w) / beta, np.maximum(w, p) * (np.abs(pairs.above) + pairs.bulk)
         )
-        yield "log_weight", by_latent(by_weight, weight_size, np.where(cold, 0, p * shaken))
+        remnant = np.where(small & ~near, p / finite, 0)
+        noise = np.where(cold, 0, p * shaken)
+        yield "log_weight", by_latent(by_weight, weight_size, noise, remnant)
 
 
 def _finite(beta: Array) -> Array:

@@ -5,13 +5,16 @@ The truth is computed in a wider format from the same (rounded) arguments: see
 
     F           |F - F64| <= 16 eps scale
                 scale = min E + min(<E>_w - min E, (1 + log N) / beta)
-    gradients   |d - d64| <= 2 max(reference error, eps / 2 noise) + 16 eps magnitude
+    gradients   |d - d64| <= 2 max(reference error, eps noise) + 16 eps magnitude
+
+A posterior weight below 2^-64 (2^-256 in float64) may count as 0: its terms may be absent from a
+gradient.
 
 Here ``min E`` stands for the sum of the absolute terms of the smallest energy, and log N for
 -log w of its latent where that is larger. The reference is the formulas in the same dtype, with
 differences and not with the expansion of the squares. ``magnitude`` is the sum of the absolute
-terms of a gradient; ``noise`` is the change of a gradient through the posterior where every E has a
-relative error of 1, to first order.
+terms of a gradient; ``noise`` is the change of a gradient through the posterior where every E and
+every log-weight has a relative error of 1, to first order.
 """
 
 from __future__ import annotations
@@ -31,6 +34,14 @@ ROUNDINGS = 16
 
 REFERENCE_ERRORS = 2
 """How many times the error of the reference a gradient may be wrong by, beside the roundings."""
+
+
+_LEAST_WEIGHT = {torch.float32: 2.0**-64, torch.float64: 2.0**-256}
+
+
+def least_weight(dtype: torch.dtype) -> float:
+    """The posterior weight below which a latent may be absent from a result of ``dtype`` inputs."""
+    return _LEAST_WEIGHT[torch.float64 if dtype == torch.float64 else torch.float32]
 
 
 def eps(dtype: torch.dtype) -> float:
@@ -71,12 +82,12 @@ def gradient_bound(
     magnitude: npt.ArrayLike,
     noise: npt.ArrayLike,
     dtype: torch.dtype,
-    beneath: float = 0.0,
+    beneath: npt.ArrayLike = 0.0,
 ) -> Array:
     """The error allowed in every element of a gradient.
 
     The reference's error is its largest in the tensor: one element of it may be right by luck. All
-    of them may be, so the error counts as at least what a relative error of eps / 2 in E causes.
+    of them may be, so the error counts as at least what a relative error of eps in E causes.
 
     Args:
         truth: the gradient.
@@ -84,12 +95,13 @@ def gradient_bound(
         magnitude: the sum of the absolute terms of the gradient.
         noise: the change of the gradient where every E has a relative error of 1.
         dtype: the gradient's; a half is rounded once more.
-        beneath: an error too small to count, where terms are below the range of the dtype.
+        beneath: an error too small to count: terms below the range of the dtype, and those of
+            posterior weights below :func:`least_weight`.
     """
     reference_error = np.abs(by_reference - truth).max(initial=0)
-    at_least = eps(dtype) / 2 * np.asarray(noise)
+    at_least = eps(dtype) * np.asarray(noise)
     bound = REFERENCE_ERRORS * np.maximum(reference_error, at_least)
-    bound = bound + allowed(np.asarray(magnitude), dtype) + beneath
+    bound = bound + allowed(np.asarray(magnitude), dtype) + np.asarray(beneath)
     if dtype in (torch.float16, torch.bfloat16):
         half = torch.finfo(dtype)
         bound = bound + half.eps * np.abs(truth) + half.smallest_normal

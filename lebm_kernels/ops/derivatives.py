@@ -268,7 +268,7 @@ class _Rate(torch.autograd.Function):
 
 # How many dimensions are not leading ones: of each argument, of each rate, of G and of a state.
 _RANKS = tuple(len(row.dims) for row in TENSORS)
-_RATE_RANKS = (*_RANKS, 2, 1)
+_RATE_RANKS = (*_RANKS, 2, 1, 1)
 _GRAD_RANK, _STATE_RANK = 1, 2
 
 
@@ -432,33 +432,32 @@ def _differentiate_posterior(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``posterior``'s arguments.
 
-    <E> = F + beta dF/dbeta and KL = -beta^2 dF/dbeta are made of F and its rate along beta; the
-    mean's cotangent is a direction too. The gradient by beta itself would cancel when cold, and is
-    taken along the energy: <E> falls by Var(E), and KL rises by beta Var(E).
+    <E> = F + dF/dlog beta and KL = -beta dF/dlog beta are made of F and its rate along log beta;
+    the mean's cotangent is a direction too. The gradient by beta itself would cancel when cold, and
+    is taken along the energy: <E> falls by Var(E), and KL rises by beta Var(E).
     """
     if all(x is None for x in (by_value, by_mean, by_energy, by_entropy)):
         return _absent(ctx)
     *given, state = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:_GIVEN])
     beta = given[_BETA].to(accumulation_dtype(given[0].dtype))
-    cold = beta.square() == torch.inf
+    cold = beta == torch.inf
     finite = torch.where(cold, 0.0, beta)
-    weight, beta_dot, spread = by_value, None, None
+    weight, rate = by_value, None
     if by_energy is not None:
         weight = by_energy if weight is None else weight + by_energy
-        beta_dot, spread = by_energy * finite, torch.where(cold, 0.0, by_energy)
+        rate = torch.where(cold, 0.0, by_energy)
     if by_entropy is not None:
         falling = -by_entropy * finite
-        beta_dot = falling * finite if beta_dot is None else beta_dot + falling * finite
-        spread = falling if spread is None else spread + falling
+        rate = falling if rate is None else rate + falling
     grads: list[Any] = [None] * _GIVEN
     mask = [n and i != _BETA for i, n in enumerate(needs)]
     if any(mask):
-        along_beta = Direction(beta=beta_dot, mean=by_mean)
+        along_beta = Direction(log_beta=rate, mean=by_mean)
         _, *found = free_energy_second(None, weight, state, *along_beta, *given, mask)
         grads = _masked(found, mask)
     if needs[_BETA]:
-        along_energy = Direction(mean=by_mean, energy=spread)
+        along_energy = Direction(mean=by_mean, energy=rate)
         mask = [i == _BETA for i in range(_GIVEN)]
         _, *found = free_energy_second(None, by_value, state, *along_energy, *given, mask)
         grads[_BETA] = found[_BETA]

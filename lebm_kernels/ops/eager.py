@@ -48,7 +48,7 @@ class _FreeEnergy(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> Tensor:
         needs = ctx.needs_input_grad
         wanted = [needs[i] for i in SLOPES]
-        value, state, *slopes = native.call_rows(*given, None, *wanted, False, False)
+        value, state, *slopes = native.call_rows(*given, None, *RowWants(*wanted))
         kept = (x if w else None for x, w in zip(slopes, wanted, strict=False))
         ctx.save_for_backward(*given, *kept, state)
         ctx.set_materialize_grads(False)
@@ -73,7 +73,8 @@ def _weighted_slopes(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if slope is not None:
             product = (column if slope.dim() == 2 else grad) * slope
             # One beta, or one scale, for all queries.
-            grads[i] = product.sum(0) if saved[i].dim() < slope.dim() else product
+            product = product.sum(0) if saved[i].dim() < slope.dim() else product
+            grads[i] = product.to(saved[i].dtype)  # the slope of beta is float64
     return tuple(grads)
 
 

@@ -156,6 +156,11 @@ def _slope_shapes(shape: torch.Size, given: Arguments) -> list[torch.Size]:
     return [shape + given.y.shape[-1:] if "D" in TENSORS[i].dims else shape for i in SLOPES]
 
 
+def _slope_dtype(position: int, value: Tensor) -> torch.dtype:
+    """The dtype of the slope of an argument, see :class:`lebm_kernels.backends.contract.Rows`."""
+    return torch.float64 if TENSORS[position].name == "beta" else value.dtype
+
+
 def _fake_value(given: Arguments) -> Tensor:
     return given.y.new_empty(value_shape(given), dtype=accumulation_dtype(given.y.dtype))
 
@@ -170,8 +175,10 @@ def _free_energy_fake(
     value = _fake_value(given)
     shapes = _slope_shapes(value.shape, given)
     found = (
-        value.new_empty(shape if w and x is not None else 0)
-        for shape, w, x in zip(shapes, slopes, with_slopes(given), strict=True)
+        value.new_empty(shape, dtype=_slope_dtype(i, value))
+        if w and x is not None
+        else value.new_empty(0)
+        for i, shape, w, x in zip(SLOPES, shapes, slopes, with_slopes(given), strict=True)
     )
     return (value, *found, _fake_state(value))
 
@@ -179,28 +186,17 @@ def _free_energy_fake(
 def _posterior(given: Arguments, tol: float | None, backend: str) -> tuple[Tensor, ...]:
     layout, problem = canonical(given, tol)
     shape = layout.shape
-    want = RowWants(slope_beta=True, mean=True, index=True)
+    want = RowWants(mean=True, energy=True, relative_entropy=True, index=True)
     rows = module(backend).rows(problem, want)
-    assert rows.slope_beta is not None
     assert rows.mean is not None
+    assert rows.energy is not None
+    assert rows.relative_entropy is not None
     assert rows.index is not None
-    # Where beta^2 overflows, the posterior is that at beta = inf.
-    cold = problem.beta.square() == torch.inf
-    finite = torch.where(cold, 0.0, problem.beta)
-    # At beta = 0 a slope that overflows must not reach a product with it.
-    slope = torch.where((finite == 0) & rows.slope_beta.isinf(), 0.0, rows.slope_beta)
-    # dF/dbeta = (<E> - F)/beta = -KL/beta^2; when cold, KL is -log of the minima's weight.
-    entropy = torch.where(
-        cold,
-        -rows.state[..., 1].to(finite.dtype),
-        -finite.square() * slope,
-    )
-    energy = rows.free_energy + finite * slope
     return (
         rows.free_energy.reshape(shape),
         rows.mean.reshape(shape + given.y.shape[-1:]),
-        energy.reshape(shape),
-        entropy.reshape(shape),
+        rows.energy.reshape(shape),
+        rows.relative_entropy.reshape(shape),
         rows.index.reshape(shape),
         rows.state.reshape((*shape, STATE_SIZE)),
     )
@@ -279,6 +275,7 @@ def _free_energy_second(
             ),
             mean=None if dots.mean is None else layout.per_query(dots.mean, D),
             energy=None if dots.energy is None else layout.per_query(dots.energy),
+            log_beta=None if dots.log_beta is None else layout.per_query(dots.log_beta),
         ),
         SecondWants(*(w and x is not None for w, x in zip(output_mask, given, strict=True))),
     )

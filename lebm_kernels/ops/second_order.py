@@ -1,8 +1,8 @@
 r"""Second derivatives of the free energy in plain PyTorch tiles, for every backend.
 
 A direction changes every argument at a rate, written with a dot. Two more rates are energies that
-grow at the rate 1: c[b] . g[n] (``mean``) and e[b] u[b,n] (``energy``). With u = E - F, d = y - s g
-and x = -beta u = log(p/w):
+grow at the rate 1: c[b] . g[n] (``mean``) and e[b] u[b,n] (``energy``). A last one changes log beta
+(``log_beta``). With u = E - F, d = y - s g and x = -beta u = log(p/w):
 
     d_dot   = y_dot - s_dot g - s g_dot
     E_dot   = 2 d . d_dot + r_dot + c . g + e u
@@ -24,6 +24,10 @@ q = G p_dot + G_dot p:
 
 Here l_dot is relative to its average over w. The k_j are entire in beta, so nothing cancels
 at small beta. At beta = inf, p changes with l alone: the terms with beta and k_j are zero.
+
+u^3 and beta^-3 may leave the range of the dtype where the result does not. So each query has its
+own unit of energy, with the Z of :func:`~lebm_kernels.backends.tiles.inverse_size`: Z E, Z E_dot,
+beta / Z, beta_dot / Z, G / Z and Z F_dot satisfy the same formulas.
 """
 
 from __future__ import annotations
@@ -44,7 +48,8 @@ class Direction(NamedTuple):
     """The rate of each argument of a :class:`Problem`, in its shape; None: it does not change.
 
     ``mean`` is c, ``[B, M, D]``. ``energy`` is e, ``[B, M]``, for the gradient by beta alone: the
-    other gradients leave out their part through u.
+    other gradients leave out their part through u. ``log_beta`` is the rate of log beta,
+    ``[B, M]``: beta times it adds to ``beta``.
     """
 
     y: Tensor | None = None
@@ -55,6 +60,7 @@ class Direction(NamedTuple):
     latent_energy: Tensor | None = None
     mean: Tensor | None = None
     energy: Tensor | None = None
+    log_beta: Tensor | None = None
 
 
 class SecondWants(NamedTuple):
@@ -93,7 +99,7 @@ def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _narrowed(direction: Direction, grid: slice, query: slice, latent: slice) -> Direction:
-    of_queries = [*(row.of_queries for row in TENSORS), True, True]
+    of_queries = [*(row.of_queries for row in TENSORS), True, True, True]
     return Direction(
         *(
             None if x is None else x[grid, query if q else latent]
@@ -102,8 +108,21 @@ def _narrowed(direction: Direction, grid: slice, query: slice, latent: slice) ->
     )
 
 
+class _Units(NamedTuple):
+    """Z of a tile of queries and beta / Z with 0 in place of inf, both ``[b, m, 1]``."""
+
+    inverse: Tensor
+    beta: Tensor
+
+    @classmethod
+    def of(cls, beta: Tensor, state: Tensor) -> _Units:
+        z = tiles.inverse_size(beta, state)
+        finite = torch.where(beta == torch.inf, 0.0, beta.double())
+        return cls(z.to(beta.dtype)[..., None], (finite / z).to(beta.dtype)[..., None])
+
+
 class _Tile:
-    """The pairs of one tile: each quantity ``[b, m, n]`` and its rate."""
+    """The pairs of one tile: each quantity ``[b, m, n]`` and its rate, in units of 1/Z."""
 
     def __init__(
         self,
@@ -113,10 +132,12 @@ class _Tile:
         log_w: Tensor,
         state: Tensor,
         order: int,
+        units: _Units,
     ) -> None:
-        self.tile, self.dots, self.latent = tile, dots, latent
+        self.tile, self.dots, self.latent, self.units = tile, dots, latent, units
         excess = tiles.energies(tile) - state[:, :, None, 0].to(tile.y.dtype)
-        self.p, self.x, self.u = tiles.posterior_weights(tile, excess, log_w, state)
+        self.p, self.x, above = tiles.posterior_weights(tile, excess, log_w, state)
+        self.u = units.inverse * above
         self.w = log_w.exp()
         self.energy_dot = self._energy_dot(excess == torch.inf)
         self.log_weight_dot = None if dots.log_weight is None else dots.log_weight[:, None, :]
@@ -141,7 +162,7 @@ class _Tile:
         return _total((by_y, by_scale, by_decoded))
 
     def _energy_dot(self, unreached: Tensor) -> Tensor | None:
-        dots, D = self.dots, self.tile.y.shape[-1]
+        dots, D, units_inverse = self.dots, self.tile.y.shape[-1], self.units.inverse
         total = None if dots.latent_energy is None else dots.latent_energy[:, None, :]
         for d in range(D):
             change = self.difference_dot(d)
@@ -149,6 +170,7 @@ class _Tile:
                 total = _total((total, 2 * self.difference(d) * change))
             if dots.mean is not None:
                 total = _total((total, dots.mean[:, :, None, d] * self.tile.decoded[:, None, :, d]))
+        total = _times(units_inverse, total)
         if dots.energy is not None:
             total = _total((total, dots.energy[:, :, None] * self.u))
         # A latent out of reach has posterior weight 0: inf * 0 would be a NaN.
@@ -157,13 +179,13 @@ class _Tile:
     def _moments(self, order: int) -> list[Tensor]:
         """k_1 to k_order, order 1 to 3; 0 where beta = inf."""
         p, w, u = self.p, self.w, self.u
-        beta = self.tile.beta[:, :, None]
+        beta = self.units.beta
         near = self.x.abs() <= 1
-        cold = beta == torch.inf
+        cold = self.tile.beta[:, :, None] == torch.inf
         small = torch.where(near, self.x, 0.0)
         # p is 0 where x is -inf.
         x = torch.where(p > 0, self.x, torch.where(p.isnan(), p, 0.0))
-        inverse = torch.where((beta == 0) | cold, 0.0, 1 / beta)
+        inverse = torch.where(beta == 0, 0.0, 1 / beta)
         close = [w * u * psi for psi in tiles.psis(small, order)]
         far = [w - p, p * (x - 1) + w, 2 * w - p * (x * (x - 2) + 2)]
         for j in range(order):
@@ -216,9 +238,10 @@ class _Pass:
         where: tuple[slice, slice],
         state: Tensor,
         order: int,
+        units: _Units,
     ) -> None:
         self.problem, self.direction, self.where, self.state = problem, direction, where, state
-        self.order = order
+        self.order, self.units = order, units
         self.num_latents = problem.decoded.shape[1]
         whole = tiles.latents_per_tile(problem) >= self.num_latents
         self.only = self._tile(slice(0, self.num_latents)) if whole else None
@@ -234,7 +257,7 @@ class _Pass:
         tile = tiles.narrowed(self.problem, *self.where, latent)
         dots = _narrowed(self.direction, *self.where, latent)
         log_w = tiles.log_weights(tile, self.num_latents)
-        return _Tile(tile, dots, latent, log_w, self.state, self.order)
+        return _Tile(tile, dots, latent, log_w, self.state, self.order, self.units)
 
 
 def along(
@@ -271,25 +294,38 @@ def along(
             for shape, w in zip(shapes, want, strict=True)
         ),
     )
-    curved = direction.beta is not None or want.beta
+    cools = direction.beta is not None or direction.log_beta is not None
+    curved = cools or want.beta
     order = 1 if direction.log_weight is not None or want.log_weight else 0
     if curved:
-        order = 3 if direction.beta is not None and want.beta else 2
+        order = 3 if cools and want.beta else 2
 
     def visit(where: tuple[slice, slice], state: Tensor, trusted: bool = False) -> Tensor:
         """Add one tile of queries to ``out`` if the state belongs to its energies; say whether."""
-        latents = _Pass(problem, direction, where, state, order)
+        units = _Units.of(problem.beta[where], state)
+        latents = _Pass(problem, direction, where, state, order, units)
         averages = _Averages(latents, state, grad.dtype, curved)
         consistent = averages.consistent() | trusted
         value = averages.energy_dot + averages.slope
-        if direction.beta is not None:
-            value = value - direction.beta[where][..., None] * averages.curvature
-        out.value[where] = value[..., 0]
+        beta_dot = _total(
+            (
+                None
+                if direction.beta is None
+                else direction.beta[where][..., None] / units.inverse,
+                None
+                if direction.log_beta is None
+                else direction.log_beta[where][..., None] * units.beta,
+            )
+        )
+        if beta_dot is not None:
+            value = value - beta_dot * averages.curvature
+        out.value[where] = (value / units.inverse)[..., 0]
         if any(want):
             weights = _Weights(
                 grad[where][..., None],
                 None if grad_dot is None else grad_dot[where][..., None],
-                torch.where(cold, 0.0, problem.beta)[where][..., None],
+                beta_dot,
+                units,
                 consistent,
             )
             for tile in latents:
@@ -319,14 +355,15 @@ def _centred(log_weight_dot: Tensor, problem: Problem) -> Tensor:
 
 
 class _Weights(NamedTuple):
-    """Per query of a tile, ``[b, m, 1]``: G, G_dot, and beta with 0 in place of inf.
+    """Per query of a tile, ``[b, m, 1]``: G, G_dot, and the rate of beta / Z.
 
     Where ``consistent``, a scalar, is false, the tile adds nothing.
     """
 
     grad: Tensor
     grad_dot: Tensor | None
-    beta: Tensor
+    beta_dot: Tensor | None
+    units: _Units
     consistent: Tensor
 
 
@@ -340,8 +377,7 @@ def _add(
 ) -> None:
     """Add the terms of one tile to all the gradients wanted."""
     (grid, query), latent = where, t.latent
-    G, G_dot, beta, kept = weights
-    beta_dot = None if t.dots.beta is None else t.dots.beta[..., None]
+    G, G_dot, beta_dot, (z, beta), kept = weights
     p = t.p / mean.mass.to(t.p.dtype)
     # p first: the other factors may be large where it is 0.
     energy_part = None if t.energy_dot is None else p * (t.energy_dot - mean.energy_dot)
@@ -361,6 +397,10 @@ def _add(
     if out.latent_energy is not None and q is not None:
         _accumulate(out.latent_energy[grid, latent], q.sum(1), kept)
     if out.beta is not None:
+
+        def by_beta(x: Tensor) -> Tensor:
+            return x.double() / z[..., 0] / z[..., 0]
+
         terms = _total(
             (
                 None if energy_part is None else -energy_part * (t.u - mean.above),
@@ -369,16 +409,17 @@ def _add(
             )
         )
         if terms is not None:
-            _accumulate(out.beta[grid, query], (G * terms).sum(-1), kept)
+            _accumulate(out.beta[grid, query], by_beta((G * terms).sum(-1)), kept)
         if latent.start == 0:
             if beta_dot is not None:
                 _accumulate(
                     out.beta[grid, query],
-                    (G * beta_dot * beta * mean.curvature.square())[..., 0],
+                    by_beta((G * beta_dot * beta * mean.curvature.square())[..., 0]),
                     kept,
                 )
             if G_dot is not None:
-                _accumulate(out.beta[grid, query], -(G_dot * mean.curvature)[..., 0], kept)
+                part = by_beta(-(G_dot * mean.curvature)[..., 0])
+                _accumulate(out.beta[grid, query], part, kept)
     if out.log_weight is not None:
         terms = _total(
             (
@@ -387,7 +428,7 @@ def _add(
                 None if beta_dot is None else beta_dot * (p * mean.curvature - t.k[1]),
             )
         )
-        terms = _total((_times(G, terms), _times(G_dot, t.k[0])))
+        terms = _total((_times(G / z, terms), None if G_dot is None else G_dot / z * t.k[0]))
         if terms is not None:
             _accumulate(out.log_weight[grid, latent], terms.sum(1), kept)
 

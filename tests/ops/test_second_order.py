@@ -355,8 +355,8 @@ def test_opcheck(backend: str, absent: tuple[str, ...]) -> None:
     rates = [None if x is None else torch.randn_like(x) for x in tensors]
     weight, mean_dot = torch.randn_like(value), torch.randn_like(arguments["y"])
     for given in (
-        (weight, weight, state, *rates, mean_dot, weight, *tensors, mask),
-        (None, None, state, *rates, None, None, *tensors, [False] * 6),
+        (weight, weight, state, *rates, mean_dot, weight, weight, *tensors, mask),
+        (None, None, state, *rates, None, None, None, *tensors, [False] * 6),
     ):
         torch.library.opcheck(operator.free_energy_second.default, given)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lebm_kernels import free_energy, posterior
 from lebm_kernels.backends import native
+from lebm_kernels.backends.contract import RowWants
 
 NATIVE = pytest.mark.skipif(
     native.unavailable("cpu") is not None, reason="the extension is not built"
@@ -115,7 +116,7 @@ def test_the_interpreter_is_free_during_a_call() -> None:
     sys.setswitchinterval(1000)
     gate.release()
     before = ran.is_set()
-    native.call_rows(y, decoded, *others, None, True, True, True, False, False)
+    native.call_rows(y, decoded, *others, None, *RowWants(True, True, True))
     during = ran.is_set()
     sys.setswitchinterval(0.005)
     helper.join(60)

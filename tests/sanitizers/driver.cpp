@@ -114,8 +114,8 @@ enum Wanted { kFreeEnergy, kSlopeOfY, kGradients, kPosterior };
 
 template <typename T>
 struct Results {
-  std::vector<T> free_energy, slope_y, slope_scale, slope_beta, mean;
-  std::vector<double> state;
+  std::vector<T> free_energy, slope_y, slope_scale, mean, energy, relative_entropy;
+  std::vector<double> state, slope_beta;
   std::vector<int64_t> index;
   std::vector<T> grad_decoded, grad_log_weight, grad_latent_energy;
 
@@ -137,10 +137,14 @@ Results<T> solve(const Case& c, Wanted wanted, const Parallel& parallel) {
   if (wanted >= kGradients) r.slope_scale.resize(queries * c.D);
   if (wanted >= kGradients) r.slope_beta.resize(queries);
   if (wanted >= kPosterior) r.mean.resize(queries * c.D);
+  if (wanted >= kPosterior) r.energy.resize(queries);
+  if (wanted >= kPosterior) r.relative_entropy.resize(queries);
   if (wanted >= kPosterior) r.index.resize(queries);
-  const lebm::RowOutputs<T> rows{
-      r.free_energy.data(),    r.state.data(),    r.pointer(r.slope_y), r.pointer(r.slope_scale),
-      r.pointer(r.slope_beta), r.pointer(r.mean), r.pointer(r.index)};
+  const lebm::RowOutputs<T> rows{r.free_energy.data(),    r.state.data(),
+                                 r.pointer(r.slope_y),    r.pointer(r.slope_scale),
+                                 r.pointer(r.slope_beta), r.pointer(r.mean),
+                                 r.pointer(r.energy),     r.pointer(r.relative_entropy),
+                                 r.pointer(r.index)};
   r.grad_decoded.resize(latents * c.D);
   // For gradients of the weights, queries are sorted by regime and no series are used.
   if (wanted >= kGradients) r.grad_log_weight.resize(latents);

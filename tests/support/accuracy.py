@@ -51,7 +51,7 @@ def assert_gradients_accurate(
             truth.gradient_magnitudes[name],
             truth.gradient_noises[name],
             found.dtype,
-            (beneath or {}).get(name, 0.0),
+            truth.gradient_remnants[name] + (beneath or {}).get(name, 0.0),
         )
         _assert_within(found, truth.gradients[name], bound, f"gradient of {name}")
 

@@ -125,8 +125,8 @@ def row_outputs(problem: Problem, want: RowWants) -> list[Any]:
     """Arrays for F, the state and the other wanted outputs."""
     like, scalar = problem.y.numpy().dtype, problem.beta.shape
     vector = problem.y.shape
-    shapes = (vector, vector, scalar, vector, scalar)
-    dtypes = (like, like, like, like, np.int64)
+    shapes = (vector, vector, scalar, vector, scalar, scalar, scalar)
+    dtypes = (like, like, np.float64, like, like, like, np.int64)
     outputs: list[Any] = [np.zeros(scalar, like), np.zeros((*scalar, STATE_SIZE))]
     for wanted, shape, dtype in zip(want, shapes, dtypes, strict=True):
         outputs.append(np.zeros(shape, dtype) if wanted else None)

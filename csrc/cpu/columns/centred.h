@@ -55,7 +55,7 @@ static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, i
     store(chunk.floor + k, reach.lower_end(grid, i));
     const Vec<T> excess = add(sub(reach.square, load(chunk.shift + k)), r_floor);
     const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
-    store(chunk.factor + k, exp2_of<T>(sub(start, load(chunk.log2_mass + k))));
+    store(chunk.factor + k, factor_of<T>(sub(start, load(chunk.log2_mass + k))));
   }
 }
 
@@ -72,7 +72,7 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
     const ColumnQuery<T>& query = task.queries[first + k];
     // p <= 2^threshold would not show in a latent's gradient.
     if (query.rate * (query.shift - chunk.floor[k]) - query.log2_mass < threshold) continue;
-    if (chunk.rise[k] > kRise<T> || chunk.fall[k] > most ||
+    if (grid.N <= kFewLatents || chunk.rise[k] > kRise<T> || chunk.fall[k] > most ||
         is_coarse(grid, i, query.rate, chunk.square[k])) {
       const int64_t at = chunk.others++;
       chunk.other[at] = query;
@@ -132,9 +132,10 @@ LEBM_INLINE void centred_pairs(const Exp2<T>& power, const CentredColumn<T, kD>*
       }
     }
     if constexpr (kFloor) {
-      for (int i = 0; i < kL; ++i) x[i] = max(x[i], broadcast(Exp2<T>::kSteps * Exp2<T>::kLowest));
+      power.template bounded<true>(Exp2<T>::kNormal, x, p, scale);
+    } else {
+      power(x, p, scale);
     }
-    power(x, p, scale);
     const Vec<T> grad = broadcast(query.grad);
     for (int i = 0; i < kL; ++i) {
       p[i] = Exp2<T>::value(p[i], scale[i]);

@@ -45,11 +45,13 @@ struct ColumnMemory {
   }
 };
 
+// The row pass has L = 0 and a gap for a hot query. L rounds to 0 without a gap where one latent
+// has nearly all of the weight, or all energies are equal.
 template <typename T>
-static Regime regime_of(double beta, double L, bool wants_l) {
+static Regime regime_of(double beta, double L, double gap, bool wants_l) {
   if (is_cold<T>(beta)) return kCold;
   if (!wants_l) return kWarm;
-  if (L == 0) return kHot;  // hot, or all energies are equal and any regime is right
+  if (beta == 0 || (L == 0 && (gap != 0 || !is_finite(T(1 / beta))))) return kHot;
   return L > kSmallL ? kSmall : kWarm;
 }
 
@@ -68,7 +70,7 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
     const double* own = state + kStateSize * m;
     poisoned |= !is_finite(own[kStateShift]) || !is_finite(own[kStateLogNormaliser]);
     const double beta = *p.beta.at(b, m);
-    memory.regime[m] = regime_of<T>(beta, own[kStateLogNormaliser], task.wants_l);
+    memory.regime[m] = regime_of<T>(beta, own[kStateLogNormaliser], own[kStateGap], task.wants_l);
     ++count[memory.regime[m]];
   }
   ends[0] = 0;

@@ -67,9 +67,10 @@ LEBM_INLINE Vec<T> grad_p_of(const ColumnQuery<T>& q, Vec<T> e, Vec<T> log2_w, V
     return mul(p, broadcast(q.grad));
   } else {
     const Vec<T> a = sub(excess, broadcast(q.gap));
-    const Vec<T> minus = exp2m1_of<T>(mul(a, broadcast(-q.rate)));
+    Vec<T> value;
+    const Vec<T> minus = exp2m1_of<T>(mul(a, broadcast(-q.rate)), value);
     if (kWantsL) l = fma(kRegime == kHot ? a : minus, broadcast(q.pull), l);
-    return mul(mul(w, add(minus, broadcast(T(1)))), broadcast(q.grad));
+    return mul(mul(w, value), broadcast(q.grad));
   }
 }
 

@@ -80,15 +80,14 @@ static void warm_grad_p_of_one(const ColumnQuery<T>& query, int64_t size, T* gra
   const Power power;
   const Vec<T> shift_ = broadcast(query.shift), rate = broadcast(-Power::kSteps * query.rate);
   const Vec<T> log2_mass = broadcast(-Power::kSteps * query.log2_mass);
-  const Vec<T> lowest = broadcast(Power::kSteps * Power::kLowest);
   const Vec<T> of_query = broadcast(T(double(query.grad) * Power::kUnit));
   for (int64_t j = 0; j < size; j += K * kLanes<T>) {
     Vec<T> x[K], p[K], scale[K];
     for (int k = 0; k < K; ++k) {
       const Vec<T> excess = sub(load(grad_p + j + k * kLanes<T>), shift_);
-      x[k] = max(fma(excess, rate, log2_mass), lowest);
+      x[k] = fma(excess, rate, log2_mass);
     }
-    power(x, p, scale);
+    power.template bounded<true>(Power::kLowest, x, p, scale);
     for (int k = 0; k < K; ++k) {
       const int64_t at = j + k * kLanes<T>;
       p[k] = mul(Power::value(p[k], scale[k]), of_query);

@@ -6,10 +6,6 @@
 
 LEBM_BEGIN_TARGET
 
-// Close to the largest number.
-template <typename T>
-constexpr double kMost = sizeof(T) == 4 ? 3.4e38 : 1.7e308;
-
 template <typename T>
 LEBM_INLINE T middle_of(T low, T high) {
   return T(0.5 * (double(low) + double(high)));

@@ -3,7 +3,7 @@
 // Dimensions lie one after the other, so that a vector holds consecutive latents. The centre is the
 // mean of the block's latents (the middle of their box, where there are series): moments summed in
 // v don't cancel when the data lie far from the origin. A latent that does not count (padding, or a
-// log-weight of -inf) has g = 0, weight 0 and the energy kAbsent, above every real energy.
+// log-weight of -inf) has g = 0, weight 0 and an infinite energy.
 //
 // A plain grid has contiguous latents at D <= 4 and neither weights nor energies: it is packed by
 // vectors, and its whole blocks share one r, log2_w and w. A long plain grid that meets few queries
@@ -18,7 +18,7 @@
 LEBM_BEGIN_TARGET
 
 template <typename T>
-constexpr T kAbsent = sizeof(T) == 4 ? T(8.0e37) : T(4.0e307);
+constexpr T kAbsent = Exponent<T>::infinity;
 
 template <typename T>
 struct Block {
@@ -35,6 +35,10 @@ struct Block {
 
 // D is narrow up to here: the kernels then know it at compile time.
 constexpr int64_t kNarrow = 4;
+
+// A grid of this many latents is summed by differences alone. A query may be much nearer to one of
+// them than any is to their centre, and no other query's error may hide that of its gradient.
+constexpr int64_t kFewLatents = 32;
 
 // From here on energies may be taken as products, see product.h.
 constexpr int64_t kProductDimensions = 48;

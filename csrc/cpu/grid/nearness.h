@@ -15,7 +15,9 @@ LEBM_INLINE bool is_too_near(const Grid<T>& grid, int64_t i, T smallest, T rate,
   const T most = sizeof(T) == 4 ? 32 : 4, of_many = T(512) / T(grid.D);
   const T times = of_many > most ? most : of_many > 2 ? of_many : T(2);
   const T reach = square_scale * grid.extent[i];
-  return !(rate * reach < T(2)) && times * (smallest - grid.r_top[i]) < reach;
+  if (grid.N <= kFewLatents) return true;
+  const bool differ = grid.weighted || !(rate * reach < T(2));
+  return differ && times * (smallest - grid.r_top[i]) < reach;
 }
 
 template <typename T>

@@ -35,7 +35,7 @@ LEBM_INLINE bool is_near(const Grid<T>& grid, int64_t i, const T* s, T smallest,
     const T half = s[d] * grid.half[i * kD + d];
     size += half * half;
   }
-  return !v.mean && smallest - grid.r_top[i] < size;
+  return !v.mean && (grid.N <= kFewLatents || smallest - grid.r_top[i] < size);
 }
 
 // At beta = inf: adds the minima of a block, with their weights. They are usually few, so no
@@ -72,8 +72,8 @@ static void add_minima(const Grid<T>& grid, const Block<T>& block, const Query<T
   }
 }
 
-// Above this squared size of a block, a latent out of a query's reach may be so large that its p,
-// which is 2^lowest instead of 0, shows in the moments.
+// Above this squared size of a block, differences of a latent out of a query's reach may overflow,
+// and infinity times its p of 0 would be NaN.
 template <typename T>
 constexpr T kHuge = sizeof(T) == 4 ? T(1e30) : T(1e300);
 
@@ -109,8 +109,9 @@ static T offset_of(const Grid<T>& grid, const Block<T>& block, const Query<T>& q
     const T largest = q.regime == kCold
                           ? largest_exponent<T, true>(block, grid.block, q.rate, m, energy)
                           : largest_exponent<T, false>(block, grid.block, q.rate, m, energy);
-    // No exponent exceeds 0, and a sum that reaches 2^-60 needs no offset.
-    raise_offset(a, v, grid.D, largest > -60 ? 0.0 : largest);
+    // No exponent exceeds 0, and a sum that reaches 2^-10 needs no offset: a p that counts as 0
+    // is far less.
+    raise_offset(a, v, grid.D, largest > -10 ? 0.0 : largest);
   }
   return T(a.offset);
 }
@@ -199,7 +200,7 @@ static LEBM_INLINE BlockSums<T> sum_in_regime(const BlockOfQuery<T>& of, Moments
       }
       return sum_exponentials<T, kWarm, true, kExcess>(of, moments);
     case kSmall:
-      return sum_exponentials<T, kSmall, true, false>(of, moments);
+      return sum_exponentials<T, kSmall, true, kExcess>(of, moments);
     case kHot:
       return sum_exponentials<T, kHot, true, false>(of, moments);
     case kSlope:
@@ -243,8 +244,7 @@ static void add_block(const Grid<T>& grid, const Block<T>& block, const Query<T>
     a.weight += grid.block_weight[i];
     return;
   }
-  // No latent is in reach, or none has p above 2^lowest, which would stand for all of them and show
-  // in the moments where they are far away.
+  // No latent is in reach, or none has a p that is not 0.
   const T reach = q.regime == kWarm ? (smallest - m) * q.rate + offset : T(0);
   const bool matters = smallest < kAbsent<T> && reach < -Exponent<T>::lowest;
   if (!matters && (q.regime == kWarm || q.regime == kSmall)) {

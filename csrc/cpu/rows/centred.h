@@ -104,17 +104,17 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
       if constexpr (kIsSmall) {
         each([&](int k, int q, int64_t n) LEBM_INLINE_LAMBDA {
           // An absent latent has weight 0. Without the weight it would add exp(-inf) - 1 = -1.
-          const Vec<T> weight = kFloor ? load(block.w + n) : broadcast(T(1));
-          const Vec<T> minus = exp2m1_of<T, kFloor>(x[k]);
-          const Vec<T> weighted = kFloor ? mul(weight, minus) : minus;
-          partial[q] = add(partial[q], weighted);
-          p[k] = add(weighted, weight);
+          const Vec<T> weight = load(block.w + n);
+          const Vec<T> minus = exp2m1_of<T, kFloor>(x[k], p[k]);
+          partial[q] = add(partial[q], kFloor ? mul(weight, minus) : minus);
+          if (kFloor) p[k] = mul(weight, p[k]);
         });
       } else {
         if constexpr (kFloor) {
-          for (int k = 0; k < K; ++k) x[k] = max(x[k], broadcast(kSteps * Power::kLowest));
+          power.template bounded<kLevel != kSumOnly>(Power::kNormal, x, p, scale);
+        } else {
+          power(x, p, scale);
         }
-        power(x, p, scale);
         each([&](int k, int q, int64_t) LEBM_INLINE_LAMBDA {
           if constexpr (kLevel == kSumOnly) {
             partial[q] = Power::add_to(partial[q], p[k], scale[k]);
@@ -134,7 +134,6 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
         }
       }
       if constexpr (kByPair) {
-        // exp2 returns at least 2^lowest, never 0; times x that is negligible.
         each([&](int k, int q, int64_t)
                  LEBM_INLINE_LAMBDA { excess[q] = fma(p[k], x[k], excess[q]); });
       }

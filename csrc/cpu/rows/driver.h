@@ -13,6 +13,13 @@
 
 LEBM_BEGIN_TARGET
 
+// Whether the first pass takes energies one by one, at D <= 4: sums about a block's centre give
+// neither the index of the least energy nor, where exponents are small, <E>. See kFewLatents too.
+template <typename T>
+static bool takes_energies(const Grid<T>& grid, const RowOutputs<T>& out) {
+  return grid.N <= kFewLatents || out.index || out.energy;
+}
+
 template <typename T, int kD>
 static void pass_at_level(const Pass<T>& pass, int layer, int64_t first_block, int64_t last_block,
                           int64_t count, Tile<T>& tile) {
@@ -22,19 +29,20 @@ static void pass_at_level(const Pass<T>& pass, int layer, int64_t first_block, i
     if (pass.settle >= 0) settle_gaps<T, kD>(grid, pass.settle, tile.sums, count, tile.queries);
     if (!grid.weighted) {
       auto sweep_at = [&](auto level) {
-        NarrowTile<T, kD, level.value> sum_exponentials{grid,
-                                                        *pass.layers,
-                                                        layer,
-                                                        first_block,
-                                                        last_block,
-                                                        pass.log2_tol,
-                                                        pass.first && pass.out->index,
-                                                        tile.queries,
-                                                        count,
-                                                        tile.energy,
-                                                        tile.sums,
-                                                        tile.vectors,
-                                                        {}};
+        NarrowTile<T, kD, level.value> sum_exponentials{
+            grid,
+            *pass.layers,
+            layer,
+            first_block,
+            last_block,
+            pass.log2_tol,
+            pass.first && takes_energies(grid, *pass.out),
+            tile.queries,
+            count,
+            tile.energy,
+            tile.sums,
+            tile.vectors,
+            {}};
         sum_exponentials.run();
       };
       return pass.level == kSumOnly ? sweep_at(Constant<Level, kSumOnly>{})
@@ -155,14 +163,16 @@ static void rows_of_grid(const Problem<T>& p, const RowOutputs<T>& out, int64_t 
   const Packed<T> packed(p, b, room, flags, sorts(p) ? order : nullptr, parallel);
   const Grid<T>& grid = packed.grid;
   const bool moments = out.slope_y || out.mean;
-  const Level level = out.slope_scale || out.slope_beta ? kAllMoments : moments ? kMean : kSumOnly;
+  const bool excess = out.slope_beta || out.energy || out.relative_entropy;
+  const Level level = out.slope_scale || excess ? kAllMoments : moments ? kMean : kSumOnly;
   const double log2_tol = p.tol < 0 ? kLog2Rounding<T> : __builtin_log2(p.tol);
   const bool sorted = sorts_queries(p, b, grid, log2_tol);
   const Scratch order_memory(sorted ? order_bytes(p.M) : 0);
   const int64_t* by_place =
       sorted ? sort_by_place(p.y, b, p.M, p.D, kNarrowTile, order_memory.get(), parallel) : nullptr;
-  // Series give neither the index of the least energy nor <E> of latent energies that differ.
-  const bool in_series = !out.index && !(level == kAllMoments && grid.r_low != grid.r_high);
+  // Nor do series give <E> of latent energies that differ.
+  const bool in_series =
+      !takes_energies(grid, out) && !(level == kAllMoments && grid.r_low != grid.r_high);
   const BuiltLayers<T> built(p, b, grid, in_series, parallel);
   Pass<T> pass{&p, &out, &grid, b, regime, by_place, p.M, &built.layers, level, log2_tol, true};
   run(pass, parallel);

@@ -41,38 +41,45 @@ LEBM_INLINE Vec<T> weigh(const BlockOfQuery<T>& of, int64_t j, VectorSums<T>& su
     const Vec<T> x = mul(excess, rate);
     const Vec<T> p =
         exp2_of<T>(kWeighted ? add(x, sub(load(block.log2_w + j), broadcast(of.offset))) : x);
-    // For an absent latent exp2 returns 2^lowest, not 0: x is limited so that the product vanishes.
+    // x may be infinite where p is 0.
     if (kExcess) sums.excess = fma(p, max(x, broadcast(-Exponent<T>::far)), sums.excess);
     return p;
   } else if constexpr (kRegime == kSmall) {
     Vec<T> value;
     const Vec<T> weight = load(block.w + j);
-    const Vec<T> minus = mul(weight, exp2m1_of<T>(mul(excess, rate), value));
+    const Vec<T> x = max(mul(excess, rate), broadcast(-Exponent<T>::far));
+    const Vec<T> minus = mul(weight, exp2m1_of<T>(x, value));
     sums.sum = add(sums.sum, minus);
-    // A small p has lost digits to the 1; many equal ones lose the same digits.
-    return sizeof(T) == 4 ? add(minus, weight) : mul(weight, value);
+    // Not minus + weight: a small p would lose digits to the 1.
+    const Vec<T> p = mul(weight, value);
+    if (kExcess) sums.excess = fma(p, x, sums.excess);
+    return p;
   } else if constexpr (kRegime == kHot) {
     const Vec<T> p = load(block.w + j);
-    sums.sum = fnma(p, excess, sums.sum);
+    // An absent latent has an infinite energy and the weight 0.
+    const Vec<T> relative = min(mul(excess, broadcast(of.query.unit)), broadcast(T(kMost<T>)));
+    sums.sum = fnma(p, relative, sums.sum);
     return p;
   } else {
-    // w a^2 Phi(x) with x = -beta a. For |x| >= 1 it is w (e^x (x - 1) + 1) / beta^2, whose factors
-    // don't overflow for a latent far away.
-    const Vec<T> one = broadcast(T(1)), a = sub(excess, broadcast(of.query.gap));
-    const Vec<T> bits = max(mul(a, rate), broadcast(-Exponent<T>::far));
+    // w (Z a)^2 Phi(x) with x = -beta a. For |x| >= 1 it is w (e^x (x - 1) + 1) (Z / beta)^2, whose
+    // factors don't overflow for a latent far away.
+    const Vec<T> one = broadcast(T(1)), above = sub(excess, broadcast(of.query.gap));
+    const Vec<T> bits = max(mul(above, rate), broadcast(-Exponent<T>::far));
     const Vec<T> x = mul(bits, broadcast(T(kLn2))), square = mul(x, x);
     const Vec<T> weight = load(block.w + j), inverse = broadcast(of.query.inverse);
+    const Vec<T> a = mul(above, broadcast(of.query.unit));
     const Vec<T> near = mul(mul(mul(a, weight), a), phi_near<T>(x));
     Vec<T> power;
     const Vec<T> minus = exp2m1_of<T>(bits, power);
-    const Vec<T> far = mul(mul(fma(power, sub(x, one), one), inverse), inverse);
-    const Vec<T> curve = select_less(square, one, near, mul(weight, far));
+    const Vec<T> small = mul(weight, inverse);  // Z / beta is large where the weight is small
+    const Vec<T> far = mul(mul(fma(power, sub(x, one), one), small), inverse);
+    const Vec<T> curve = select_less(square, one, near, far);
     if constexpr (kWeighted) {
-      // w a Psi(x). Psi is 1 where e^x - 1 is x and 1 / beta may overflow. Where weights are equal,
-      // c is F, and this would sum to nothing.
+      // w Z a Psi(x). Psi is 1 where e^x - 1 is x and Z / beta may overflow. Where weights are
+      // equal, c is F, and this would sum to nothing.
       const Vec<T> linear = broadcast(sizeof(T) == 4 ? T(1e-20) : T(1e-36));
-      const Vec<T> plus = mul(sub(zero, minus), inverse);
-      const Vec<T> slope = mul(weight, select_less(square, linear, a, plus));
+      const Vec<T> plus = mul(sub(zero, minus), small);
+      const Vec<T> slope = select_less(square, linear, mul(weight, a), plus);
       sums.sum = add(sums.sum, select_less(zero, weight, slope, zero));
     }
     // The square of an absent latent may overflow; its weight of 0 must win.
@@ -113,15 +120,13 @@ static T sum_powers(int64_t size, T rate, T m, T* energy) {
   constexpr int K = 2;
   const Power power;
   const Vec<T> shift_ = broadcast(m), by = broadcast(-Power::kSteps * rate);
-  const Vec<T> lowest = broadcast(Power::kSteps * Power::kLowest),
-               unit = broadcast(T(Power::kUnit));
+  const Vec<T> unit = broadcast(T(Power::kUnit));
   Vec<T> total[K];
   for (int k = 0; k < K; ++k) total[k] = broadcast(T(0));
   for (int64_t j = 0; j < size; j += K * kLanes<T>) {
     Vec<T> x[K], p[K], scale[K];
-    for (int k = 0; k < K; ++k)
-      x[k] = max(mul(sub(load(energy + j + k * kLanes<T>), shift_), by), lowest);
-    power(x, p, scale);
+    for (int k = 0; k < K; ++k) x[k] = mul(sub(load(energy + j + k * kLanes<T>), shift_), by);
+    power.template bounded<kStore>(Power::kLowest, x, p, scale);
     for (int k = 0; k < K; ++k) {
       if constexpr (kStore) {
         p[k] = Power::value(p[k], scale[k]);

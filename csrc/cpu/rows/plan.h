@@ -117,7 +117,7 @@ static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exa
     const Vec<T> excess = add(sub(reach.square, load(plan.shift + q)), broadcast(grid.r_floor[i]));
     const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
     store(plan.start + q, start);
-    store(lifted + q, exp2_of<T>(add(start, select_less(start, below, lift, zero))));
+    store(lifted + q, factor_of<T>(add(start, select_less(start, below, lift, zero))));
     store(plan.factor_minus_1 + q, exp2m1_of<T>(start));
     Vec<T> growth = zero;
     for (int d = 0; d < kD; ++d) {

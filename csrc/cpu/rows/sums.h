@@ -11,9 +11,11 @@
 //
 // Where all of beta (E - m) is small, the logarithm of a sum near 1 would lose L. Then the sum of
 // w (exp(-beta (E - m)) - 1) is taken instead (kSmall), or at beta = 0 that of w (E - m) (kHot). A
-// warm query whose sum turns out to be near 1 gets a second pass as kSmall. rows/slope.h has the
-// further pass that finds dF/dbeta in these regimes; elsewhere it is -KL(p|w) / beta^2 with
-// KL = -beta <E - m> - L.
+// warm query whose sum turns out to be near 1 gets a second pass as kSmall.
+//
+//     <E> = m + <E - m>,   KL(p|w) = -beta <E - m> - L,   dF/dbeta = -KL / beta^2
+//
+// Where most of KL cancels, a further pass sums it anew (rows/slope.h).
 #pragma once
 
 #include "../common.h"
@@ -32,7 +34,8 @@ struct Query {
   Regime regime;
   T rate;          // beta log2 e
   T gap;           // c - m, for kSlope
-  T inverse;       // 1 / beta, for kSlope; 0 at beta = 0
+  T unit;          // Z, for kHot and kSlope: times this, energies are numbers of ordinary size
+  T inverse;       // Z / beta, for kSlope; 0 at beta = 0
   T square_scale;  // the largest s^2, at D > 4
   double beta;
   const T *y, *s;
@@ -42,8 +45,9 @@ struct Query {
 template <typename T>
 struct Sums {
   double shift, offset;
-  Total<T> sum;  // of p; of p - w in kSmall, of w (m - E) in kHot, of w a^2 Phi in kSlope
-  // Of p; of w a Psi in kSlope. Its value, without the rounding errors, divides the vectors.
+  // Of p; of p - w in kSmall, of w Z (m - E) in kHot, of w (Z a)^2 Phi in kSlope.
+  Total<T> sum;
+  // Of p; of w Z a Psi in kSlope. Its value, without the rounding errors, divides the vectors.
   Total<T> mass;
   Total<T> excess;  // of p log2(exp(-beta (E - m)))
   Total<T> weight;  // of w
@@ -100,13 +104,14 @@ static void lower_shift(const Query<T>& q, bool weighted, Sums<T>& a, Vectors& v
       break;
     case kSmall: {
       const double factor = __builtin_exp2(-bits);
+      a.excess += -bits * a.mass;
       a.sum *= factor;
       a.sum += a.weight * __builtin_expm1(-bits * kLn2);
       multiply(a, v, D, factor);
       break;
     }
     case kHot:
-      a.sum += -fall * a.weight;
+      a.sum += -fall * q.unit * a.weight;
       break;
     case kCold:
       a.sum = {};

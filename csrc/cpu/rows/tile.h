@@ -3,6 +3,7 @@
 
 #include "../../problem.h"
 #include "../series/layers.h"
+#include "slope.h"
 #include "sums.h"
 #include "wide.h"
 
@@ -27,7 +28,8 @@ struct Pass {
   int64_t query_at(int64_t i) const { return query ? query[i] : i; }
 };
 
-// The width of a range that contains every energy of a query, from the grid's bounding box.
+// The width of a range that contains every energy of a query, from the grid's bounding box; at most
+// the largest number of T.
 template <typename T>
 static double energy_range(const Grid<T>& grid, const T* y, const T* s) {
   double low = 0, high = 0;
@@ -38,7 +40,8 @@ static double energy_range(const Grid<T>& grid, const T* y, const T* s) {
     high += a2 > b2 ? a2 : b2;
     if (a * b > 0) low += a2 < b2 ? a2 : b2;
   }
-  return (high - low) + (grid.r_high - grid.r_low);
+  const double range = (high - low) + (grid.r_high - grid.r_low);
+  return range < kMost<T> ? range : kMost<T>;
 }
 
 template <typename T>
@@ -110,7 +113,13 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
     q.regime = pass.first ? first_regime(*pass.grid, q) : Regime(pass.regime[m]);
     const double* state = pass.out->state + kStateSize * (pass.b * p.M + m);
     q.gap = pass.first ? T(0) : T(state[kStateGap]);
-    q.inverse = q.beta == 0 ? T(0) : T(1 / q.beta);
+    q.unit = q.inverse = T(1);
+    if (q.regime == kHot) {
+      const double range = energy_range(*pass.grid, q.y, q.s);
+      q.unit = range > 1 / kMost<T> ? T(1 / range) : T(1);
+    } else if (q.regime == kSlope) {
+      set_unit(state[kStateShift], state[kStateGap], q);
+    }
     q.square_scale = D <= kNarrow ? T(0) : largest_square(q.s, D);
     double* moments = tile.moments + 3 * i * D;
     const bool sum_only = pass.level == kSumOnly;

@@ -123,9 +123,7 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
     product[q] = false;
     // For a query that summed nothing, p still holds energies.
     if (of_block[q].mass == T(0)) continue;
-    T* p = scratch.p + q * size;
-    // See kHuge; even normalised, 2^lowest is less than this.
-    for (int64_t j = 0; wide && j < size; ++j) p[j] = p[j] < T(1e-30) ? T(0) : p[j];
+    const T* p = scratch.p + q * size;
     if (vectors[q].mean) {
       moments_of_one<T, kLevel, false>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
     } else if (wide ||

@@ -109,7 +109,7 @@ struct MeasuredQueries {
       store(square + j, from.square);
       store(reach + j, bound);
       store(highest + j, fma(rate, sub(m, from.lower_end(grid, i)), sub(zero, bits)));
-      store(factor + j, exp2_of<T>(sub(sub(zero, mul(rate, excess)), bits)));
+      store(factor + j, factor_of<T>(sub(sub(zero, mul(rate, excess)), bits)));
     }
   }
 

@@ -49,6 +49,14 @@ LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) {
   return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
 }
 
+// a where x > low, 0 elsewhere
+LEBM_INLINE VecF keep_above(VecF a, VecF x, VecF low) {
+  return _mm256_and_ps(a, _mm256_cmp_ps(x, low, _CMP_GT_OQ));
+}
+LEBM_INLINE VecD keep_above(VecD a, VecD x, VecD low) {
+  return _mm256_and_pd(a, _mm256_cmp_pd(x, low, _CMP_GT_OQ));
+}
+
 // x - n for the integer n nearest to x; n is returned in the low bits of each lane. Without an
 // instruction that converts to integers, adding 1.5 2^52 moves n there.
 LEBM_INLINE VecF fraction(VecF x, VecF& n) {

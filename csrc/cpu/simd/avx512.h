@@ -46,6 +46,13 @@ LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) {
   return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), no, yes);
 }
 
+LEBM_INLINE VecF keep_above(VecF a, VecF x, VecF low) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, low, _CMP_GT_OQ), a);
+}
+LEBM_INLINE VecD keep_above(VecD a, VecD x, VecD low) {
+  return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x, low, _CMP_GT_OQ), a);
+}
+
 LEBM_INLINE VecF fraction(VecF x, VecF& n) {
   n = _mm512_castsi512_ps(_mm512_cvtps_epi32(x));
   return _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT);

@@ -52,6 +52,9 @@ LEBM_INLINE VecD select_equal(VecD a, VecD b, VecD yes, VecD no) { return a == b
 LEBM_INLINE VecF select_less(VecF a, VecF b, VecF yes, VecF no) { return a < b ? yes : no; }
 LEBM_INLINE VecD select_less(VecD a, VecD b, VecD yes, VecD no) { return a < b ? yes : no; }
 
+LEBM_INLINE VecF keep_above(VecF a, VecF x, VecF low) { return (VecF)((VecU32)a & (x > low)); }
+LEBM_INLINE VecD keep_above(VecD a, VecD x, VecD low) { return (VecD)((VecU64)a & (x > low)); }
+
 LEBM_INLINE VecF fraction(VecF x, VecF& n) {
   const VecF magic = broadcast(12582912.0f);  // 1.5 2^23
   n = x + magic;

@@ -4,8 +4,9 @@
 // q: the relative error of 2^x is 9.2e-8 in float, below 1e-16 in double. With the 1 kept apart,
 // 2^x - 1 = 2^n f q(f) + (2^n - 1) keeps full relative accuracy at x = 0.
 //
-// x must not exceed the exponent range. Below `lowest` the result is 2^lowest: too small to change
-// a sum whose largest term is 1, and not denormal (denormals are slow).
+// x must not exceed the exponent range. At `lowest` and below, 2^x counts as 0: it is too small to
+// change a sum whose largest term is 1. Were it kept, its products would be subnormal numbers,
+// which are slow, and latents far away would have a gradient.
 #pragma once
 
 #include "lanes.h"
@@ -14,6 +15,10 @@ LEBM_BEGIN_TARGET
 
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.6931471805599453094;
 
+// Close to the largest number.
+template <typename T>
+constexpr double kMost = sizeof(T) == 4 ? 3.4e38 : 1.7e308;
+
 template <typename T>
 struct Exponent;
 
@@ -21,8 +26,9 @@ template <>
 struct Exponent<float> {
   using Vec = VecF;
   static constexpr float epsilon = 1.1920929e-7f;
-  static constexpr float lowest = -125.0f;
-  static constexpr float far = 1e4f;  // far 2^lowest is nothing, even to a sum of 2^-60
+  static constexpr float lowest = -74.0f;
+  static constexpr float normal = -125.0f;  // 2^normal is a normal number
+  static constexpr float far = 1e4f;        // below every exponent of interest; finite
   static constexpr float infinity = __builtin_inff();
   static LEBM_INLINE Vec poly(Vec f) {
     Vec q = broadcast(1.326472712341653e-3f);
@@ -45,7 +51,8 @@ template <>
 struct Exponent<double> {
   using Vec = VecD;
   static constexpr double epsilon = 2.220446049250313e-16;
-  static constexpr double lowest = -1021.0;
+  static constexpr double lowest = -266.0;
+  static constexpr double normal = -1021.0;
   static constexpr double far = 1e4;
   static constexpr double infinity = __builtin_inf();
   static LEBM_INLINE Vec poly(Vec f) {
@@ -74,22 +81,32 @@ constexpr int kLanes = sizeof(Vec<T>) / sizeof(T);
 // kFloor false: the caller knows that x stays in range.
 template <typename T, bool kFloor = true>
 LEBM_INLINE Vec<T> exp2_of(Vec<T> x) {
-  if constexpr (kFloor) x = max(x, broadcast(Exponent<T>::lowest));
+  const Vec<T> low = broadcast(Exponent<T>::lowest);
+  if constexpr (kFloor) x = max(x, low);
   Vec<T> n;
   const Vec<T> f = fraction(x, n);
-  return scale_by_power(fma(Exponent<T>::poly(f), f, broadcast(T(1))), n);
+  const Vec<T> value = scale_by_power(fma(Exponent<T>::poly(f), f, broadcast(T(1))), n);
+  return kFloor ? keep_above(value, x, low) : value;
+}
+
+// 2^x for the common factor of a block, whose latents may have larger exponents: never 0.
+template <typename T>
+LEBM_INLINE Vec<T> factor_of(Vec<T> x) {
+  return exp2_of<T, false>(max(x, broadcast(Exponent<T>::normal)));
 }
 
 // 2^x - 1, and 2^x in `value`. At small x the relative error of 2^x - 1 is that of q at 0, hence
 // the longer polynomial in float.
 template <typename T, bool kFloor = true>
 LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x, Vec<T>& value) {
-  if constexpr (kFloor) x = max(x, broadcast(Exponent<T>::lowest));
+  const Vec<T> low = broadcast(Exponent<T>::lowest);
+  if constexpr (kFloor) x = max(x, low);
   Vec<T> n;
   const Vec<T> f = fraction(x, n);
   const Vec<T> power = scale_by_power(broadcast(T(1)), n);
   const Vec<T> rest = mul(Exponent<T>::long_poly(f), f);
   value = fma(power, rest, power);
+  if constexpr (kFloor) value = keep_above(value, x, low);
   return fma(power, rest, sub(power, broadcast(T(1))));
 }
 template <typename T, bool kFloor = true>
@@ -99,8 +116,10 @@ LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x) {
 }
 
 // 2^x for the loops over pairs, whose speed it bounds: 2^(x / kSteps) / kUnit of K vectors in
-// lockstep. The caller accounts for both constants, once a sum; x / kSteps must not be below
-// kLowest.
+// lockstep. The caller accounts for both constants, once a sum. x / kSteps must be in range for
+// operator(). bounded() takes any x: with kZero the result is 0 at `lowest` and below; without, it
+// is 2^lowest, for sums alone. `lowest` is kLowest, or kNormal where 2^x is relative to a block's
+// centre, about which all exponents may be low.
 //
 // On current processors the number of operations of any kind counts and, next, the length of the
 // chain: some 90 operations are in flight, few where one chain takes forty cycles. Divided by its
@@ -110,7 +129,7 @@ LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x) {
 // sum. The table's entries lack k 2^20, which n 2^20 brings with the exponent.
 template <typename T, bool kTabled = sizeof(T) == 4 && kTable == 8>
 struct Exp2 {
-  static constexpr T kSteps = 1, kLowest = Exponent<T>::lowest;
+  static constexpr T kSteps = 1, kLowest = Exponent<T>::lowest, kNormal = Exponent<T>::normal;
   static constexpr int kDegree = sizeof(T) == 4 ? 5 : 11;
   static constexpr double monic_float[] = {7.29115104675293, 41.84581756591797, 181.09864807128906,
                                            522.5490112304688, 753.8790893554688};
@@ -141,14 +160,22 @@ struct Exp2 {
       for (int k = 0; k < K; ++k) p[k] = fma(p[k], f[k], coefficient[i]);
     for (int k = 0; k < K; ++k) p[k] = scale_by_power(p[k], power[k]);
   }
+  template <bool kZero, int K>
+  LEBM_INLINE void bounded(T lowest, Vec<T> (&x)[K], Vec<T> (&p)[K], Vec<T> (&power)[K]) const {
+    const Vec<T> low = broadcast(lowest);
+    for (int k = 0; k < K; ++k) x[k] = max(x[k], low);
+    (*this)(x, p, power);
+    for (int k = 0; kZero && k < K; ++k) p[k] = keep_above(p[k], x[k], low);
+  }
   static LEBM_INLINE Vec<T> value(Vec<T> p, Vec<T>) { return p; }
   static LEBM_INLINE Vec<T> add_to(Vec<T> total, Vec<T> p, Vec<T>) { return add(total, p); }
 };
 
 template <typename T>
 struct Exp2<T, true> {
-  // Entries are near 2^-13, for which the exponent must leave room.
-  static constexpr T kSteps = 8, kLowest = Exponent<T>::lowest + 14;
+  // Entries are near 2^-13, for which kNormal must leave room.
+  static constexpr T kSteps = 8, kLowest = kSteps * Exponent<T>::lowest,
+                     kNormal = kSteps * (Exponent<T>::normal + 14);
   static constexpr double kUnit = 1;
   static constexpr double monic[] = {34.61973571777344, 799.0260009765625, 9222.0068359375};
   // 2^(k / 8) / monic[2]; monic[2] was chosen so that these are exact to 1.3e-8.
@@ -173,6 +200,13 @@ struct Exp2<T, true> {
     for (int k = 0; k < K; ++k) p[k] = fma(p[k], f[k], coefficient[1]);
     for (int k = 0; k < K; ++k) p[k] = fma(p[k], f[k], coefficient[2]);
     for (int k = 0; k < K; ++k) power[k] = add_steps(look_up(table, n[k]), n[k]);
+  }
+  template <bool kZero, int K>
+  LEBM_INLINE void bounded(T lowest, Vec<T> (&x)[K], Vec<T> (&p)[K], Vec<T> (&power)[K]) const {
+    const Vec<T> low = broadcast(lowest);
+    for (int k = 0; k < K; ++k) x[k] = max(x[k], low);
+    (*this)(x, p, power);
+    for (int k = 0; kZero && k < K; ++k) power[k] = keep_above(power[k], x[k], low);
   }
   static LEBM_INLINE Vec<T> value(Vec<T> p, Vec<T> power) { return mul(p, power); }
   static LEBM_INLINE Vec<T> add_to(Vec<T> total, Vec<T> p, Vec<T> power) {

@@ -3,7 +3,7 @@
     m = min m_s;   k = max (k_s - c (m_s - m));   S = sum_s S_s exp2(k_s - k - c (m_s - m))
     L = log S + k log 2   (- log N without weights);      F = m - L/beta
     dF/dy = 2 sum p (y - s g) / S;       dF/ds = -2 sum p (y - s g) g / S;       mean = sum p g / S
-    dF/dbeta = (sum p (E - m) / S + L/beta) / beta
+    <E> = m + sum p (E - m) / S;       KL = -beta <E - m> - L;       dF/dbeta = -KL / beta^2
 
 Without weights k is 0; the maximum of the lower bounds stored in its place, and of 0, then is a
 lower bound of how much c (m - E) rises.
@@ -144,10 +144,14 @@ def finish_kernel(
     tl.store(outputs.free_energy_ptr + at, (m + gap).to(dtype), mask=inside)
     if ENERGY & WANT:
         tl.store(hot.energy_ptr + at, energy, mask=mine)
-        slope = (energy - gap) / beta
-        slope = tl.where(cold, 0.0, tl.where(slope > 0, 0.0, slope))
-        slope = tl.where(gap == gap, slope, gap)
-        tl.store(outputs.slope_beta_ptr + at, slope.to(dtype), mask=inside)
+        entropy = tl.where(cold, 0.0, -beta * energy) - log_sum
+        entropy = tl.where(entropy < 0, 0.0, entropy)
+        entropy = tl.where(gap == gap, entropy, gap)
+        slope = tl.where(cold, 0.0 * entropy, -(entropy / beta) / beta)
+        mean = m + tl.where(cold, 0.0 * energy, energy)
+        tl.store(outputs.energy_ptr + at, mean.to(dtype), mask=inside)
+        tl.store(outputs.relative_entropy_ptr + at, entropy.to(dtype), mask=inside)
+        tl.store(outputs.slope_beta_ptr + at, slope, mask=inside)
     FIRST: tl.constexpr = 4
     merged = (total, m, k, c)
     if PULL & WANT:

@@ -1,4 +1,4 @@
-"""Recomputes F - m, L and dF/dbeta of hot queries: a sum of exponentials near 1 loses digits.
+"""Recomputes F - m, L, KL and dF/dbeta of hot queries: a sum of exponentials near 1 loses digits.
 
 With e = E - m, psi_1(x) = (e^x - 1)/x, psi_2(x) = (e^x (x - 1) + 1)/x^2, E0 = m + sum p (E - m) as
 the row pass found it, and u = E - E0:
@@ -8,13 +8,14 @@ the row pass found it, and u = E - E0:
     K = sum w u^2 psi_2(-beta u)
     KL(p|w)/beta^2 = K/(1 - beta B0) - (F - E0)^2 R(beta (F - E0)),      R(x) = (e^x - 1 - x)/x^2
 
-All are exact for any E0, and down to beta = 0. A first kernel sums B, B0 and K over splits of the
-latents, for the queries that finish.py has listed. A second one merges the splits, which are as
-many as fill the device. Both return at once where no query is hot.
+All are exact for any E0, and down to beta = 0. In B0 and K energies are times Z, the larger of
+beta and 1/E0: their squares would leave the range of the dtype. A first kernel sums B, B0 and K
+over splits of the latents, for the queries that finish.py has listed. A second one merges the
+splits, which are as many as fill the device. Both return at once where no query is hot.
 
 Some listed queries only look hot: L is near 0 because m lies above the least energy. F is right all
-the same, but R is a series of few terms. So dF/dbeta stays as it was where KL(p|w), which does not
-depend on m, is not small.
+the same, but R is a series of few terms. So KL(p|w) and dF/dbeta stay as they were where KL(p|w),
+which does not depend on m, is not small.
 """
 
 from __future__ import annotations
@@ -80,9 +81,13 @@ def hot_kernel(
         y_at, scale_at, beta = y_at[:, None], scale_at[:, None], tl.load(beta_at)[:, None]
         m = tl.load(state_ptr + at * STATE).to(dtype)[:, None]
         free, late, strict = split_shift(coldness(beta), m, HAS, NARROW)
-        mean = m
+        mean, z = m, m
         if ENERGY & WANT:
-            mean = tl.load(hot.energy_ptr + at).to(dtype)[:, None]
+            mean = tl.load(hot.energy_ptr + at)
+            z = inverse_size(tl.load(beta_at), tl.load(state_ptr + at * STATE), mean, dtype)[
+                :, None
+            ]
+            mean = mean.to(dtype)[:, None]
         sums = tl.zeros((BLOCK_M,), tl.float64)
         drift, spread = sums, sums
         first, stop = own_split(item // tiles, split_size, N)
@@ -100,18 +105,21 @@ def hot_kernel(
             decoded_at = decoded_at[None, :]
             e = tile_energy(y_at, scale_at, decoded_at, above, D, BLOCK_M, BLOCK_N, HAS) - late
             ratio, less_1 = expm1_ratio(tl.where(beta == 0, 0.0, -beta * e))
-            sums += _weighted(_without_infinity(e, beta, e * ratio), w)
+            sums += _weighted(_without_infinity(e, beta, 1.0, e * ratio), 1.0, w)
             if ENERGY & WANT:
                 u = e - mean
                 x = tl.where(beta == 0, 0.0, -beta * u)
                 ratio, less_1 = expm1_ratio(x)
-                drift += _weighted(_without_infinity(e, beta, u * ratio), w)
+                u = z * u
+                drift += _weighted(_without_infinity(e, beta, z, u * ratio), 1.0, w)
                 near = tl.abs(x) <= 0.5
-                series = u * u * entropy_series(tl.where(near, x, 0.0))
+                series = u * entropy_series(tl.where(near, x, 0.0))
                 # e^x (x - 1) + 1, which is 1 where e^x is 0
                 far = tl.where(less_1 > -1, (less_1 + 1) * x - less_1, 1.0)
-                by = tl.where(near, 1.0, beta)
-                spread += _weighted(tl.where(near, series, far / by / by), w)
+                by = tl.where(near, 1.0, beta / z)
+                spread += _weighted(
+                    tl.where(near, u, 1.0 / by), tl.where(near, series, far / by), w
+                )
         if (LOG_WEIGHT & HAS) == 0:
             latents = N.to(tl.float64)
             sums, drift, spread = sums / latents, drift / latents, spread / latents
@@ -123,16 +131,27 @@ def hot_kernel(
 
 
 @triton.jit
-def _without_infinity(e, beta, term):
-    """The term e psi_1(-beta e). For an infinite e: 1/beta if beta > 0, and inf at beta = 0."""
-    return tl.where((e == float("inf")) & (beta > 0), 1.0 / beta, term)
+def _without_infinity(e, beta, z, term):
+    """The term z e psi_1(-beta e). For an infinite e: z/beta if beta > 0, and inf at beta = 0."""
+    return tl.where((e == float("inf")) & (beta > 0), z / beta, term)
 
 
 @triton.jit
-def _weighted(term, w):
-    """The sum over n of w term: one number for each query of a tile."""
+def inverse_size(beta, m, mean, dtype: tl.constexpr):
+    """Z: the larger of beta and 1/E0, in a unit of which energies have ordinary size."""
+    size = tl.abs(m) + tl.abs(mean)
+    z = tl.maximum(beta.to(tl.float64), 1.0 / tl.where(size > 0, size, 1.0)).to(dtype)
+    return tl.where((size > 0) & (z < float("inf")), z, tl.where(beta > 0, beta, 1.0).to(dtype))
+
+
+@triton.jit
+def _weighted(first, second, w):
+    """The sum over n of w first second: one number for each query of a tile.
+
+    The weight comes first: the product of the others may leave the range where it is small.
+    """
     w = w[None, :]
-    return tl.sum(tl.where(w == 0, 0.0, w * term), axis=1).to(tl.float64)
+    return tl.sum(tl.where(w == 0, 0.0, w * first * second), axis=1).to(tl.float64)
 
 
 @triton.jit
@@ -180,19 +199,24 @@ def hot_finish_kernel(
         tl.store(outputs.state_ptr + at * STATE + 2, gap, mask=inside)
         tl.store(outputs.free_energy_ptr + at, (m + gap).to(dtype), mask=inside)
         if ENERGY & WANT:
+            tl.store(outputs.energy_ptr + at, (m + gap).to(dtype), mask=inside & (beta == 0))
+            energy = tl.load(hot.energy_ptr + at, mask=inside, other=1.0)
+            z = inverse_size(beta, m, energy, dtype).to(tl.float64)
+            rate = beta / z
             drift = sum_of_splits(from_sums + field, inside, num_splits, stride, BLOCK, BLOCK_S)
             spread = sum_of_splits(
                 from_sums + 2 * field, inside, num_splits, stride, BLOCK, BLOCK_S
             )
-            # F lies `rise` above the mean energy about which the spread was taken.
-            offset = -beta * drift
+            # F lies `rise` / Z above the mean energy about which the spread was taken.
+            offset = -rate * drift
             rise = drift * _log1p_ratio(offset)
-            slope = rise * rise * _expm1_remainder(beta * rise) - spread / (1.0 + offset)
+            curvature = spread / (1.0 + offset) - rise * rise * _expm1_remainder(rate * rise)
             # Energies that differ by less than their rounding count as equal.
-            noise = rounding(dtype) * m
-            slope = tl.where(spread <= noise * noise, 0.0, slope)
-            slope = tl.where(gap == gap, slope, gap)
+            noise = rounding(dtype) * m * z
+            curvature = tl.where((spread <= noise * noise) | (curvature < 0), 0.0, curvature)
+            curvature = tl.where(gap == gap, curvature, gap)
             # KL(p|w) = beta (<E> - F), at most -HOT where every p is within that factor of w.
-            far = tl.abs(beta * rise) > -HOT
-            at_slope = outputs.slope_beta_ptr + at
-            tl.store(at_slope, slope.to(dtype), mask=inside & (far == 0))
+            mine = inside & (tl.abs(rate * rise) <= -HOT)
+            tl.store(outputs.slope_beta_ptr + at, -(curvature / z) / z, mask=mine)
+            entropy = tl.where(rate == 0, 0.0, rate * rate * curvature)
+            tl.store(outputs.relative_entropy_ptr + at, entropy.to(dtype), mask=mine)

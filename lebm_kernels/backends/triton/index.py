@@ -70,12 +70,14 @@ def merge_least_kernel(
     energy_ptr,
     place_ptr,
     index_ptr,
+    mean_ptr,
     queries,
     num_splits,
+    RAISE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """One program for each BLOCK queries of any grid."""
+    """One program for each BLOCK queries of any grid. RAISE: <E> is not below the least energy."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < queries
     least = tl.full((BLOCK, BLOCK_S), float("inf"), energy_ptr.dtype.element_ty)
@@ -92,3 +94,6 @@ def merge_least_kernel(
     best = tl.min(least, axis=1)
     place = tl.min(tl.where(least == best[:, None], place, 1 << 62), axis=1)
     tl.store(index_ptr + at, place, mask=inside)
+    if RAISE:
+        mean = tl.load(mean_ptr + at, mask=inside, other=0.0)
+        tl.store(mean_ptr + at, best, mask=inside & (mean < best))

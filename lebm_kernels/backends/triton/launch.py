@@ -51,8 +51,10 @@ class Outputs(NamedTuple):
     state_ptr: Tensor
     slope_y_ptr: Tensor
     slope_scale_ptr: Tensor
-    slope_beta_ptr: Tensor
     mean_ptr: Tensor
+    slope_beta_ptr: Tensor
+    energy_ptr: Tensor
+    relative_entropy_ptr: Tensor
 
 
 class Hot(NamedTuple):
@@ -85,8 +87,10 @@ def rows(problem: Problem, want: RowWants) -> Rows:
         state=new((B, M, STATE_SIZE), dtype=torch.float64),
         slope_y=new(vector) if want.slope_y else None,
         slope_scale=new(vector) if want.slope_scale else None,
-        slope_beta=new((B, M)) if want.slope_beta else None,
+        slope_beta=new((B, M), dtype=torch.float64) if want.slope_beta else None,
         mean=new(vector) if want.mean else None,
+        energy=new((B, M)) if want.energy else None,
+        relative_entropy=new((B, M)) if want.relative_entropy else None,
         index=new((B, M), dtype=torch.int64) if want.index else None,
     )
     if B * M == 0:
@@ -101,7 +105,9 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
     B, M, N, D, has, _ = shape
     vectors = {PULL: out.slope_y, STRETCH: out.slope_scale, MEAN: out.mean}
     wanted = [bit.value for bit, x in vectors.items() if x is not None]
-    want = sum(wanted) + (0 if out.slope_beta is None else ENERGY.value)
+    of_energies = (out.slope_beta, out.energy, out.relative_entropy)
+    with_energies = any(x is not None for x in of_energies)
+    want = sum(wanted) + (ENERGY.value if with_energies else 0)
     cut = plan(shape, device_facts(a.y_ptr.device))
     programs, small_tiles = cut.programs(M, B), cut.small_tiles()
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
@@ -118,12 +124,19 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
             a, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has, WANT=want, **blocks
         )
     blocks["BLOCK_M"] = small_tiles.outer
+
+    # Of dF/dbeta, <E> and KL the kernels write all or none.
+    def spare(dtype: torch.dtype) -> Tensor:
+        return torch.empty_like(out.free_energy, dtype=dtype) if with_energies else out.free_energy
+
+    F_dtype = out.free_energy.dtype
     outputs = Outputs(
         out.free_energy,
         out.state,
+        *(out.free_energy if x is None else x for x in (out.slope_y, out.slope_scale, out.mean)),
         *(
-            out.free_energy if x is None else x
-            for x in (out.slope_y, out.slope_scale, out.slope_beta, out.mean)
+            spare(dtype) if x is None else x
+            for x, dtype in zip(of_energies, (torch.float64, F_dtype, F_dtype), strict=True)
         ),
     )
     looping_programs = small_tiles.looping_programs(M, N, B)
@@ -168,8 +181,9 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
             a, energy, place, M, N, D, cut.split_size, cut.num_splits, HAS=has, **blocks
         )
         merge_least_kernel[merges](
-            energy, place, out.index, B * M, cut.num_splits, **merging, **options
-        )
+            energy, place, out.index, outputs.energy_ptr, B * M, cut.num_splits,
+            RAISE=out.energy is not None, **merging, **options,
+        )  # fmt: skip
 
 
 def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) -> Columns:

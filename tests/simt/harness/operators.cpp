@@ -62,11 +62,12 @@ void columns(const lebm::Problem<T>& p, const lebm::ColumnArguments<T>& argument
   SIMT_EXPORT int rows_##suffix(                                                               \
       const int64_t* numbers, const T* y, const T* decoded, const T* beta, const T* scale,     \
       const T* log_weight, const T* latent_energy, int64_t multiprocessors, double* workspace, \
-      int64_t* size, T* free_energy, double* state, T* slope_y, T* slope_scale, T* slope_beta, \
-      T* mean, int64_t* index) {                                                               \
+      int64_t* size, T* free_energy, double* state, T* slope_y, T* slope_scale,                \
+      double* slope_beta, T* mean, T* energy, T* relative_entropy, int64_t* index) {           \
     return simt::guarded([&] {                                                                 \
       rows<T>(problem(numbers, y, decoded, beta, scale, log_weight, latent_energy),            \
-              {free_energy, state, slope_y, slope_scale, slope_beta, mean, index},             \
+              {free_energy, state, slope_y, slope_scale, slope_beta, mean, energy,             \
+               relative_entropy, index},                                                       \
               multiprocessors, workspace, size);                                               \
     });                                                                                        \
   }                                                                                            \
