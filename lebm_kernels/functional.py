@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lebm_kernels import reference
+from lebm_kernels import reference, soft_minimum
 from lebm_kernels.arguments import (
     Arguments,
     accumulation_dtype,
@@ -206,8 +206,7 @@ def softmin(
         >>> softmin(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
         tensor(1.)
     """
-    energy, beta = check_energy(energy, beta, dim, log_weight)
-    return reference.softmin(energy, beta, log_weight)
+    return _softmin(energy, beta, dim, log_weight, sign=1)
 
 
 def softmax(
@@ -222,8 +221,7 @@ def softmax(
         >>> softmax(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
         tensor(2.)
     """
-    energy, beta = check_energy(energy, beta, dim, log_weight)
-    return -reference.softmin(-energy, beta, log_weight)
+    return _softmin(energy, beta, dim, log_weight, sign=-1)
 
 
 def softargmin(
@@ -257,13 +255,23 @@ def softargmax(
     return _softargmin(energy, beta, dim, log_weight, sign=-1)
 
 
+def _softmin(
+    energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
+) -> Tensor:
+    given = check_energy(energy, beta, dim, log_weight)
+    if sign > 0:
+        return soft_minimum.softmin(*given).to(energy.dtype)
+    return soft_minimum.softmin(-given[0], *given[1:]).neg().to(energy.dtype)
+
+
 def _softargmin(
     energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
 ) -> Tensor:
-    last, beta = check_energy(energy, beta, dim, log_weight)
+    last, *others = check_energy(energy, beta, dim, log_weight)
+    p = soft_minimum.softargmin(last if sign > 0 else -last, *others)
     # Counted from the end: several betas at once add dimensions in front.
     place = dim if dim < 0 else dim - energy.dim()
-    return reference.softargmin(sign * last, beta, log_weight).movedim(-1, place)
+    return p.movedim(-1, place).to(energy.dtype)
 
 
 def _by_reference(function: Callable[..., _Result], given: Arguments) -> _Result:
