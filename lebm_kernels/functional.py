@@ -258,17 +258,17 @@ def softargmax(
 def _softmin(
     energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
 ) -> Tensor:
-    given = check_energy(energy, beta, dim, log_weight)
+    last, beta, log_weight = check_energy(energy, beta, dim, log_weight)
     if sign > 0:
-        return soft_minimum.softmin(*given).to(energy.dtype)
-    return soft_minimum.softmin(-given[0], *given[1:]).neg().to(energy.dtype)
+        return soft_minimum.softmin(last, beta, log_weight).to(energy.dtype)
+    return soft_minimum.softmin(-last, beta, log_weight).neg().to(energy.dtype)
 
 
 def _softargmin(
     energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
 ) -> Tensor:
-    last, *others = check_energy(energy, beta, dim, log_weight)
-    p = soft_minimum.softargmin(last if sign > 0 else -last, *others)
+    last, beta, log_weight = check_energy(energy, beta, dim, log_weight)
+    p = soft_minimum.softargmin(last if sign > 0 else -last, beta, log_weight)
     # Counted from the end: several betas at once add dimensions in front.
     place = dim if dim < 0 else dim - energy.dim()
     return p.movedim(-1, place).to(energy.dtype)

@@ -52,36 +52,56 @@ def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tenso
     return _softargmin(energy, beta, log_weight)
 
 
-def _from_least(energy: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Energies that give the same distribution, and min E ``[..., 1]``.
+class _Reachable(NamedTuple):
+    """The same problem without infinite energies.
 
-    Where the minimum is infinite, they are 0 at the minimum and inf elsewhere.
+    Attributes:
+        energy: the energies, 0 where infinite, ``[..., N]``.
+        log_weight: -inf for latents that are dropped or infinitely far above the minimum.
+        least: min E over the latents that are not dropped, ``[..., 1]``.
+        beyond: which latents are infinitely far above the minimum, ``[..., N]``.
     """
-    if log_weight is not None:
-        energy = torch.where(log_weight == -_INF, _INF, energy)
-    least = energy.detach().amin(-1, keepdim=True)
-    relative = torch.where(energy == least, 0.0, _INF)
-    return torch.where(least.isinf(), relative, energy), least
+
+    energy: Tensor
+    log_weight: Tensor
+    least: Tensor
+    beyond: Tensor
+
+
+def _reachable(energy: Tensor, log_weight: Tensor | None) -> _Reachable:
+    if log_weight is None:
+        log_weight = torch.zeros_like(energy)
+    dropped = log_weight == -_INF
+    least = torch.where(dropped, _INF, energy.detach()).amin(-1, keepdim=True)
+    beyond = ~dropped & torch.where(least.isinf(), energy != least, energy == _INF)
+    finite = torch.where(dropped | beyond | least.isinf(), 0.0, energy)
+    reachable = torch.where(beyond & (log_weight < _INF), -_INF, log_weight)
+    return _Reachable(finite, reachable, least, beyond)
 
 
 def _softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
     """By the formulas of ``reference.py``: differentiable to any order, in every mode."""
-    relative, least = _from_least(energy, log_weight)
-    value = reference.softmin(relative, beta, log_weight)
-    # Where the minimum is infinite, so is F, and its slopes are the shares.
-    shares = reference.softargmin(relative, beta, log_weight).detach()
-    end = (shares * torch.where((shares > 0) & (energy == least), energy, 0.0)).sum(-1)
-    # At beta = 0, F is the mean: -inf, or NaN if another energy is inf.
-    kept = energy if log_weight is None else torch.where(log_weight == -_INF, 0.0, energy)
-    mixed = (kept == _INF).any(-1, keepdim=True) & (least == -_INF)
-    mean = torch.where(mixed, torch.nan, 0.0).squeeze(-1)
-    end = end + torch.where(beta == 0, mean, value)
-    return torch.where(least.isinf().squeeze(-1), end, value)
+    finite, reachable, least, beyond = _reachable(energy, log_weight)
+    value = reference.softmin(finite, beta, reachable)
+    # The weights of the latents beyond reach are missing in the sum. At beta = 0, F is the mean.
+    whole = torch.zeros_like(energy) if log_weight is None else log_weight
+    missing = torch.logsumexp(whole, -1) - torch.logsumexp(reachable, -1)
+    mean = torch.where((beyond & (energy == _INF)).any(-1), _INF, 0.0)
+    missing = missing / torch.where(beta == 0, 1.0, beta)
+    at_end = least.squeeze(-1).isinf()
+    largest = torch.finfo(energy.dtype).max
+    missing = torch.where(at_end, missing.clamp(max=largest), missing)  # inf - inf would be NaN
+    missing = torch.where(beta == 0, mean, missing)
+    value = value + torch.where(beyond.any(-1), missing, 0.0)
+    # Where the minimum is infinite, so is F, and its slopes are the shares of that minimum.
+    shares = reachable.detach().softmax(-1)
+    ties = at_end.unsqueeze(-1) & (shares > 0)
+    return value + (shares * torch.where(ties, energy, 0.0)).sum(-1)
 
 
 def _softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
-    relative, _ = _from_least(energy, log_weight)
-    return reference.softargmin(relative, beta, log_weight)
+    finite, reachable, _, _ = _reachable(energy, log_weight)
+    return reference.softargmin(finite, beta, reachable)
 
 
 def _derivatives(
@@ -90,7 +110,7 @@ def _derivatives(
     """Gradients by autograd of the formulas, which can be differentiated again."""
     # Views: of a tensor that is two of the inputs, each must have a gradient of its own.
     views = [None if x is None else x.view_as(x) for x in inputs]
-    wanted = [x for x, need in zip(views, needed, strict=True) if need]
+    wanted = [x for x, need in zip(views, needed, strict=True) if x is not None and need]
     found = iter(torch.autograd.grad(function(*views), wanted, grad, create_graph=True))
     return tuple(next(found) if need else None for need in needed)
 
@@ -110,16 +130,18 @@ class _Rows(NamedTuple):
 
 
 def _rows(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> tuple[_Rows, Tensor]:
-    """The rows, and max E - min E."""
+    """The rows, and max E ``[..., 1]`` over the latents that are not dropped."""
     kept = energy if log_weight is None else torch.where(log_weight == -_INF, _INF, energy)
     least = kept.amin(-1, keepdim=True)
-    spread = _filled(energy, least, log_weight).amax(-1, keepdim=True) - least
+    largest = _filled(energy, least, log_weight).amax(-1, keepdim=True)
     finfo = torch.finfo(energy.dtype)
     beta = beta.unsqueeze(-1)
-    bound = (finfo.eps / 16 / spread).nan_to_num(nan=1.0)  # NaN: all energies are inf, or all -inf
+    bound = (finfo.eps / 16 / (largest - least)).nan_to_num(
+        nan=1.0
+    )  # NaN: all energies are inf, or all -inf
     bound = bound.clamp(min=finfo.smallest_normal * finfo.eps)
     invalid = torch.where(least.isnan() | ~(beta >= 0), torch.nan, 0.0).to(energy.dtype)
-    return _Rows(least, torch.maximum(beta, bound), invalid), spread
+    return _Rows(least, torch.maximum(beta, bound), invalid), largest
 
 
 def _filled(energy: Tensor, least: Tensor, log_weight: Tensor | None) -> Tensor:
@@ -135,7 +157,7 @@ def _exponents(energy: Tensor, rows: _Rows, log_weight: Tensor | None) -> Tensor
 
 
 def _masses(exponent: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | float]:
-    """w exp(-beta (E - min E)) over their largest, their sum, and the largest's logarithm."""
+    """The masses w exp(-beta (E - min E)) over the largest, their sum, and log of the largest."""
     if log_weight is None:
         mass = exponent.exp()
         return mass, mass.sum(-1, keepdim=True), 0.0
@@ -146,7 +168,7 @@ def _masses(exponent: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def _prior(log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(l) over the largest, their sum, and the largest's logarithm."""
+    """The weights exp(l) over the largest, their sum, and log of the largest."""
     peak = log_weight.amax(-1, keepdim=True)
     weight = (log_weight - peak).exp_()
     return weight, weight.sum(-1, keepdim=True), peak
@@ -154,10 +176,8 @@ def _prior(log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 class _Softmin(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, energy: Tensor, beta: Tensor, log_weight: Tensor | None
-    ) -> Tensor:
-        rows, spread = _rows(energy, beta, log_weight)
+    def forward(ctx: Any, energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
+        rows, largest = _rows(energy, beta, log_weight)
         exponent = _exponents(energy, rows, log_weight)
         _, total, peak = _masses(exponent, log_weight)
         deficit = exponent.expm1_()
@@ -172,12 +192,15 @@ class _Softmin(torch.autograd.Function):
         log_sum = torch.where(deficit > -0.5, deficit.log1p(), log_sum)
         gap = rows.invalid - log_sum / rows.beta
         ctx.save_for_backward(energy, beta, log_weight, *rows, gap)
-        value = rows.least + gap
-        mean_is_infinite = (beta.unsqueeze(-1) == 0) & (spread == _INF)
-        return torch.where(mean_is_infinite, rows.least + _INF, value).squeeze(-1)
+        # At beta = 0, F is the mean.
+        hot = beta.unsqueeze(-1) == 0
+        end = torch.where(hot, rows.least + largest, rows.least)
+        infinite = rows.least.isinf() | (hot & largest.isinf())
+        value = torch.where(infinite & ~gap.isnan(), end, rows.least + gap)
+        return value.squeeze(-1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         energy, beta, log_weight, *of_rows, gap = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled():
@@ -216,9 +239,7 @@ class _Softmin(torch.autograd.Function):
 
 class _Softargmin(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, energy: Tensor, beta: Tensor, log_weight: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
         rows, _ = _rows(energy, beta, log_weight)
         mass, total, _ = _masses(_exponents(energy, rows, log_weight), log_weight)
         p = mass.div_(total + rows.invalid)
@@ -226,7 +247,7 @@ class _Softargmin(torch.autograd.Function):
         return p
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         energy, beta, log_weight, least, p = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled():
