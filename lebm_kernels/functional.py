@@ -188,19 +188,22 @@ def softmin(
     r"""softmin_beta[E] = -1/beta log sum_n w exp(-beta E) over ``dim``: a free energy.
 
     Args:
-        energy: energies that one already has, floating point.
+        energy: energies that one already has, float16, bfloat16, float32 or float64. float16 and
+            bfloat16 are computed in float32; the result and the gradients have their dtype.
         beta: inverse temperature in [0, inf]: a number, or a tensor that broadcasts
-            with the result.
+            with the result, in the dtype of ``energy`` or float32 beside float16 and bfloat16.
+            Where an element of the tensor is negative or NaN, the result is NaN.
         dim: the dimension of the latents.
-        log_weight: log-weights, ``[N]`` or broadcastable to ``energy`` with ``dim`` last. They are
-            normalised.
+        log_weight: log-weights, ``[N]`` or broadcastable to ``energy`` with ``dim`` last, dtype of
+            ``energy``. They are normalised. -inf drops a latent.
 
     Returns:
-        ``energy``'s shape without ``dim``.
+        ``energy``'s shape without ``dim``, and its dtype.
 
     Raises:
         TypeError: ``energy``, ``beta`` or ``log_weight`` is of the wrong type or dtype.
-        ValueError: a shape or value does not fit.
+        ValueError: a shape or value does not fit. ``docs/bad_input.md`` has a table of the results
+            for NaN and infinities.
 
     Example:
         >>> softmin(torch.tensor([1.0, 2.0]), float("inf"), dim=0)

@@ -176,6 +176,34 @@ def close(found: Tensor, wanted: Tensor, size: float) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=atol)
 
 
+@pytest.mark.parametrize("function", [softmin, softmax, softargmin, softargmax])
+def test_compiled_and_transformed(function: Callable[..., Tensor]) -> None:
+    energy, beta, log_weight = torch.randn(4, 5), torch.rand(4), torch.randn(5)
+    energy[1, 2] = math.inf
+    wanted = function(energy, beta, 1, log_weight)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(energy, beta, 1, log_weight), wanted)
+    each = torch.vmap(lambda e, b: function(e, b, 0, log_weight))
+    torch.testing.assert_close(each(energy, beta), wanted)
+
+    finite = [x.double() for x in (energy.nan_to_num(posinf=3.0), beta, log_weight)]
+    leaves = [x.clone().requires_grad_() for x in finite]
+    rates = [torch.randn_like(x) for x in finite]
+
+    def of(e: Tensor, b: Tensor, w: Tensor) -> Tensor:
+        return function(e, b, 1, w)
+
+    value, rate = torch.func.jvp(of, tuple(finite), tuple(rates))
+    found = of(*leaves)
+    torch.testing.assert_close(value, found.detach())
+    grad = torch.randn_like(found)
+    slopes = torch.autograd.grad(found, leaves, grad)
+    by_reverse = sum((slope * x).sum() for slope, x in zip(slopes, rates, strict=True))
+    torch.testing.assert_close((grad * rate).sum(), by_reverse)
+    transformed = torch.func.grad(lambda *x: (of(*x) * grad).sum(), argnums=(0, 1, 2))(*finite)
+    torch.testing.assert_close(transformed, slopes)
+
+
 def test_the_same_tensor_twice() -> None:
     x = torch.randn(5).double().requires_grad_()
     torch.autograd.gradgradcheck(lambda x: softmin(x, 2.0, 0, x), (x,))
