@@ -30,7 +30,7 @@ from lebm_kernels import reference
 from lebm_kernels.torch_internals import in_plain_eager_mode
 
 _INF = math.inf
-# Of (1 - (1 + t) exp(-t)) / t^2 = integral over s from 0 to 1 of s exp(-t s).
+# Of (1 - (1 + t) exp(-t)) / t^2, the integral of s exp(-t s) over s from 0 to 1, for |t| <= 1/2.
 _SLOPE_SERIES = [(-1.0) ** k / (math.factorial(k) * (k + 2)) for k in range(16)]
 
 
@@ -136,9 +136,8 @@ def _rows(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> tuple[_Row
     largest = _filled(energy, least, log_weight).amax(-1, keepdim=True)
     finfo = torch.finfo(energy.dtype)
     beta = beta.unsqueeze(-1)
-    bound = (finfo.eps / 16 / (largest - least)).nan_to_num(
-        nan=1.0
-    )  # NaN: all energies are inf, or all -inf
+    # NaN: all energies are inf, or all are -inf.
+    bound = (finfo.eps / 16 / (largest - least)).nan_to_num(nan=1.0)
     bound = bound.clamp(min=finfo.smallest_normal * finfo.eps)
     invalid = torch.where(least.isnan() | ~(beta >= 0), torch.nan, 0.0).to(energy.dtype)
     return _Rows(least, torch.maximum(beta, bound), invalid), largest
@@ -157,13 +156,13 @@ def _exponents(energy: Tensor, rows: _Rows, log_weight: Tensor | None) -> Tensor
 
 
 def _masses(exponent: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | float]:
-    """The masses w exp(-beta (E - min E)) over the largest, their sum, and log of the largest."""
-    if log_weight is None:
-        mass = exponent.exp()
-        return mass, mass.sum(-1, keepdim=True), 0.0
-    mass = exponent + log_weight
-    peak = mass.amax(-1, keepdim=True)
-    mass.sub_(peak).exp_()
+    """The masses w exp(exponent) over the largest, in place; their sum, and log of the largest."""
+    peak: Tensor | float = 0.0
+    if log_weight is not None:
+        exponent.add_(log_weight)
+        peak = exponent.amax(-1, keepdim=True)
+        exponent.sub_(peak)
+    mass = exponent.exp_()
     return mass, mass.sum(-1, keepdim=True), peak
 
 
@@ -179,8 +178,8 @@ class _Softmin(torch.autograd.Function):
     def forward(ctx: Any, energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
         rows, largest = _rows(energy, beta, log_weight)
         exponent = _exponents(energy, rows, log_weight)
+        deficit = exponent.expm1()
         _, total, peak = _masses(exponent, log_weight)
-        deficit = exponent.expm1_()
         if log_weight is None:
             deficit = deficit.mean(-1, keepdim=True)
             log_sum = (total / energy.shape[-1]).log()
@@ -226,7 +225,9 @@ class _Softmin(torch.autograd.Function):
             far = (weight - (1 + t) * p) / rows.beta / rows.beta
             near = t.abs() <= 0.5
             u = torch.where(near, u, 0.0)
-            series = reference.power_series(t, torch.zeros_like(t), _SLOPE_SERIES)
+            short, series = t.clamp(-0.5, 0.5), torch.zeros_like(t)
+            for coefficient in reversed(_SLOPE_SERIES):
+                series.mul_(short).add_(coefficient)
             slope = torch.where(near, weight * u * series * u, far)
             grad_beta = grad * (rows.invalid - slope.sum(-1, keepdim=True))
             grad_beta = grad_beta.squeeze(-1)
