@@ -221,11 +221,11 @@ def check_draws(num_samples: Any, generator: torch.Generator | None, device: tor
 
 def check_energy(
     energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """``energy`` with ``dim`` moved last, and beta as a tensor."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``energy`` with ``dim`` moved last, beta and ``log_weight``, in the accumulation dtype."""
     _check_tensor("energy", energy, "[..., N, ...]", 1)
-    if not energy.is_floating_point():
-        raise TypeError(f"energy must be floating point, got {energy.dtype}")
+    if energy.dtype not in _DTYPES:
+        raise TypeError(f"energy must be float16, bfloat16, float32 or float64, got {energy.dtype}")
     if not is_integer(dim):
         raise TypeError(f"dim must be an integer, one dimension of energy, got {dim!r}")
     if not -energy.dim() <= dim < energy.dim():
@@ -233,7 +233,8 @@ def check_energy(
     if energy.shape[dim] == 0:
         raise ValueError(f"energy must have at least one latent in dim {dim}, got none")
     energy = energy.movedim(dim, -1)
-    beta = _check_beta(beta, energy.dtype, "energy", energy)
+    dtype = accumulation_dtype(energy.dtype)
+    beta = _check_beta(beta, dtype, "energy", energy)
     shape = _broadcast("beta", beta, "[...]", "[...]", beta.shape, energy.shape[:-1], "energy")
     if log_weight is not None:
         _check_tensor("log_weight", log_weight, "[..., N]", 1)
@@ -250,7 +251,8 @@ def check_energy(
             )
         leading = log_weight.shape[:-1]
         _broadcast("log_weight", log_weight, "[..., N]", "[...]", leading, shape, "energy, beta")
-    return energy, beta
+        log_weight = log_weight.to(dtype)
+    return energy.to(dtype), beta.to(dtype), log_weight
 
 
 def _check_tensor(name: str, x: object, form: str, min_dims: int) -> Tensor:

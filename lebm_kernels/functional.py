@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lebm_kernels import reference
+from lebm_kernels import reference, soft_minimum
 from lebm_kernels.arguments import (
     Arguments,
     accumulation_dtype,
@@ -188,26 +188,28 @@ def softmin(
     r"""softmin_beta[E] = -1/beta log sum_n w exp(-beta E) over ``dim``: a free energy.
 
     Args:
-        energy: energies that one already has, floating point.
+        energy: energies that one already has, float16, bfloat16, float32 or float64. float16 and
+            bfloat16 are computed in float32; the result and the gradients have their dtype.
         beta: inverse temperature in [0, inf]: a number, or a tensor that broadcasts
-            with the result.
+            with the result, in the dtype of ``energy`` or float32 beside float16 and bfloat16.
+            Where an element of the tensor is negative or NaN, the result is NaN.
         dim: the dimension of the latents.
-        log_weight: log-weights, ``[N]`` or broadcastable to ``energy`` with ``dim`` last. They are
-            normalised.
+        log_weight: log-weights, ``[N]`` or broadcastable to ``energy`` with ``dim`` last, dtype of
+            ``energy``. They are normalised. -inf drops a latent.
 
     Returns:
-        ``energy``'s shape without ``dim``.
+        ``energy``'s shape without ``dim``, and its dtype.
 
     Raises:
         TypeError: ``energy``, ``beta`` or ``log_weight`` is of the wrong type or dtype.
-        ValueError: a shape or value does not fit.
+        ValueError: a shape or value does not fit. ``docs/bad_input.md`` has a table of the results
+            for NaN and infinities.
 
     Example:
         >>> softmin(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
         tensor(1.)
     """
-    energy, beta = check_energy(energy, beta, dim, log_weight)
-    return reference.softmin(energy, beta, log_weight)
+    return _softmin(energy, beta, dim, log_weight, sign=1)
 
 
 def softmax(
@@ -222,8 +224,7 @@ def softmax(
         >>> softmax(torch.tensor([1.0, 2.0]), float("inf"), dim=0)
         tensor(2.)
     """
-    energy, beta = check_energy(energy, beta, dim, log_weight)
-    return -reference.softmin(-energy, beta, log_weight)
+    return _softmin(energy, beta, dim, log_weight, sign=-1)
 
 
 def softargmin(
@@ -257,13 +258,23 @@ def softargmax(
     return _softargmin(energy, beta, dim, log_weight, sign=-1)
 
 
+def _softmin(
+    energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
+) -> Tensor:
+    last, beta, log_weight = check_energy(energy, beta, dim, log_weight)
+    if sign > 0:
+        return soft_minimum.softmin(last, beta, log_weight).to(energy.dtype)
+    return soft_minimum.softmin(-last, beta, log_weight).neg().to(energy.dtype)
+
+
 def _softargmin(
     energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
 ) -> Tensor:
-    last, beta = check_energy(energy, beta, dim, log_weight)
+    last, beta, log_weight = check_energy(energy, beta, dim, log_weight)
+    p = soft_minimum.softargmin(last if sign > 0 else -last, beta, log_weight)
     # Counted from the end: several betas at once add dimensions in front.
     place = dim if dim < 0 else dim - energy.dim()
-    return reference.softargmin(sign * last, beta, log_weight).movedim(-1, place)
+    return p.movedim(-1, place).to(energy.dtype)
 
 
 def _by_reference(function: Callable[..., _Result], given: Arguments) -> _Result:

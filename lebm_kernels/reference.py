@@ -48,7 +48,7 @@ def energies(
     return energy
 
 
-def _broadcast(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def broadcast(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Energies and beta with the leading dimensions of the energies, beta and the weights."""
     leading = [energy.shape[:-1], beta.shape]
     if log_weight is not None:
@@ -108,7 +108,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
       Q = sum_n w c^2 (exp(-beta c) - 1 + beta c) / (beta c)^2, which follows from sum_n w c = 0
       and stays exact down to beta = 0, in its derivatives too.
     """
-    energy, beta = _broadcast(energy, beta, log_weight)
+    energy, beta = broadcast(energy, beta, log_weight)
     log_w = log_weights(log_weight, energy)
     kept = (log_w > -torch.inf).expand(energy.shape)
     weight = log_w.exp()
@@ -158,7 +158,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
 
 def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """softargmin_beta[E] = w exp(-beta E) / sum (same) over the last dimension; sums to one."""
-    energy, beta = _broadcast(energy, beta, log_weight)
+    energy, beta = broadcast(energy, beta, log_weight)
     log_w = log_weights(log_weight, energy)
     least = torch.where(log_w > -torch.inf, energy, torch.inf).amin(-1, keepdim=True)
     beta = beta.unsqueeze(-1)
@@ -201,7 +201,7 @@ def posterior(
     """The expectations under p that :class:`Posterior` names."""
     energy = energies(y, decoded, scale, latent_energy)
     log_weight = _beside_queries(log_weight)
-    energy, beta = _broadcast(energy, beta, log_weight)
+    energy, beta = broadcast(energy, beta, log_weight)
     p = softargmin(energy, beta, log_weight)
     log_w = log_weights(log_weight, energy)
     kept = (log_w > -torch.inf).expand(energy.shape)

@@ -13,7 +13,15 @@ from support.oracle import exact
 from support.page import rows
 from torch import Tensor
 
-from lebm_kernels import free_energy, posterior, sample_latent, softargmin, softmin
+from lebm_kernels import (
+    free_energy,
+    posterior,
+    sample_latent,
+    softargmax,
+    softargmin,
+    softmax,
+    softmin,
+)
 from lebm_kernels.ops.sampling import NO_POSTERIOR
 
 Arguments = dict[str, Any]
@@ -276,14 +284,103 @@ def test_the_page_has_these_rows() -> None:
     assert {cells[0] for cells in rows("Outcomes")} == {*OUTCOMES}
 
 
-@pytest.mark.parametrize("beta", BETAS)
-def test_softmin_of_infinite_energies(beta: float) -> None:
-    energy = torch.tensor([[3.0, math.inf, 1.0], [math.inf] * 3])
-    found = softmin(energy, beta, dim=1)
-    wanted = {0.0: math.inf, 1.0: 1 - math.log((1 + math.exp(-2)) / 3), math.inf: 1.0}[beta]
-    torch.testing.assert_close(found, torch.tensor([wanted, math.inf]))
-    shares = {0.0: [0.5, 0.0, 0.5], math.inf: [0.0, 0.0, 1.0]}
-    colder = 1 / (1 + math.exp(-2.0))
-    torch.testing.assert_close(
-        softargmin(energy, beta, dim=1)[0], torch.tensor(shares.get(beta, [1 - colder, 0, colder]))
-    )
+class Energies(NamedTuple):
+    """One row of the page: energies and log-weights, softmin at three betas, and softargmin."""
+
+    energy: str
+    log_weight: str
+    hot: str
+    warm: str
+    cold: str
+    shares: str
+
+
+def row(cells: str) -> Energies:
+    return Energies(*(cell.strip() for cell in cells.split("|")))
+
+
+ENERGIES = [
+    row("[1, inf] | none | inf | 1 + log(2) / beta | 1 | [1, 0]"),
+    row("[3, inf, 3] | none | inf | 3 + log(3 / 2) / beta | 3 | [1 / 2, 0, 1 / 2]"),
+    row("[inf, inf] | none | inf | inf | inf | [1 / 2, 1 / 2]"),
+    row("[1, -inf] | none | -inf | -inf | -inf | [0, 1]"),
+    row("[-inf, 1, -inf] | none | -inf | -inf | -inf | [1 / 2, 0, 1 / 2]"),
+    row("[-inf, inf] | none | NaN | -inf | -inf | [1, 0]"),
+    row("[1, NaN] | none | NaN | NaN | NaN | [NaN, NaN]"),
+    row("[inf, NaN] | none | NaN | NaN | NaN | [NaN, NaN]"),
+    row("[-inf, NaN] | none | NaN | NaN | NaN | [NaN, NaN]"),
+    row("[1, inf] | [0, log(3)] | inf | 1 + log(4) / beta | 1 | [1, 0]"),
+    row("[inf, inf] | [0, log(3)] | inf | inf | inf | [1 / 4, 3 / 4]"),
+    row("[-inf, 1, -inf] | [0, 5, log(3)] | -inf | -inf | -inf | [1 / 4, 0, 3 / 4]"),
+    row("[1, inf] | [0, -inf] | 1 | 1 | 1 | [1, 0]"),
+    row("[1, -inf] | [0, -inf] | 1 | 1 | 1 | [1, 0]"),
+    row("[1, NaN] | [0, -inf] | 1 | 1 | 1 | [1, 0]"),
+    row("[inf, 1] | [0, -inf] | inf | inf | inf | [1, 0]"),
+    row("[-inf, inf] | [0, -inf] | -inf | -inf | -inf | [1, 0]"),
+    row("[1, 2] | [-inf, -inf] | NaN | NaN | NaN | [NaN, NaN]"),
+    row("[1, 2] | [0, inf] | NaN | NaN | NaN | [NaN, NaN]"),
+    row("[1, 2] | [0, NaN] | NaN | NaN | NaN | [NaN, NaN]"),
+]
+
+
+def eager(*arguments: Any) -> tuple[Tensor, ...]:
+    """softmin, its gradients in energy, beta and log_weight, and softargmin."""
+    return soft(softmin, softargmin, *arguments)
+
+
+def mirrored(energy: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    value, slope, *slopes, shares = soft(softmax, softargmax, -energy, *others)
+    return -value, slope, *slopes, shares
+
+
+def mapped(*arguments: Any) -> tuple[Tensor, ...]:
+    """In torch.func, where other formulas serve."""
+
+    def one_of_one(function: Any) -> Any:
+        def of(energy: Tensor, beta: Tensor, dim: int, *weights: Tensor) -> Tensor:
+            found: Tensor = torch.vmap(lambda x: function(x, beta, dim, *weights))(energy[None])
+            return found[0]
+
+        return of
+
+    return soft(one_of_one(softmin), one_of_one(softargmin), *arguments)
+
+
+def soft(
+    value_of: Any, shares_of: Any, energy: Tensor, beta: float, log_weight: Tensor | None
+) -> tuple[Tensor, ...]:
+    leaves = [energy.clone(), torch.tensor(beta)]
+    leaves += [] if log_weight is None else [log_weight.clone()]
+    energy, beta, *weights = (x.requires_grad_() for x in leaves)
+    value = value_of(energy, beta, 0, *weights)
+    shares = shares_of(energy, beta, 0, *weights)
+    # Slopes of the shares, too.
+    slopes = torch.autograd.grad(value + shares.sum(), leaves)
+    return value.detach(), *slopes, shares.detach()
+
+
+@pytest.mark.parametrize("mode", [eager, mirrored, mapped])
+@pytest.mark.parametrize("case", ENERGIES, ids=lambda case: f"{case.energy} {case.log_weight}")
+def test_soft_functions_of_infinite_energies(
+    case: Energies, mode: Callable[..., tuple[Tensor, ...]]
+) -> None:
+    def numbers(text: str, beta: float = 0.0) -> Tensor:
+        names = {"log": math.log, "inf": math.inf, "NaN": math.nan, "beta": beta}
+        return torch.tensor(eval(text, names), dtype=torch.float32)
+
+    energy = numbers(case.energy)
+    log_weight = None if case.log_weight == "none" else numbers(case.log_weight)
+    wanted_shares = numbers(case.shares)
+    for beta, cell in ((0.0, case.hot), (2.0, case.warm), (math.inf, case.cold)):
+        value, slope, *slopes, shares = mode(energy, beta, log_weight)
+        wanted = numbers(cell, beta)
+        torch.testing.assert_close(value, wanted, equal_nan=True)
+        torch.testing.assert_close(shares, wanted_shares, equal_nan=True)
+        if not wanted.isnan():
+            torch.testing.assert_close(slope, wanted_shares)
+        if wanted.isfinite():
+            assert all(x.isfinite().all() for x in slopes)
+
+
+def test_the_page_has_these_energies() -> None:
+    assert rows("Infinite energies") == [tuple(case) for case in ENERGIES]
