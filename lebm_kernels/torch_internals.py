@@ -6,6 +6,7 @@ PyTorch may change them without notice: a new version is tried here first.
 from __future__ import annotations
 
 import torch
+from torch._library.custom_ops import get_library_allowing_overwrite
 from torch.autograd import forward_ad
 
 
@@ -48,3 +49,18 @@ def is_traced_tensor(kind: type) -> bool:
 def has_cuda_kernel(operator: str) -> bool:
     """Whether an implementation for CUDA is registered of ``namespace::operator``."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
+
+
+def schema_of(operator: str) -> str | None:
+    """The schema of ``namespace::operator``, or None where it is not defined."""
+    namespace, name = operator.split("::")
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    return None if packet is None else str(packet.default._schema)
+
+
+def replaced_library(part: str) -> torch.library.Library:
+    """An empty library of the namespace ``lebm_kernels``, in place of the last one of that name.
+
+    PyTorch keeps it for the module that registers again, when that is imported a second time.
+    """
+    return get_library_allowing_overwrite("lebm_kernels", part)

@@ -86,7 +86,7 @@ def backends() -> BackendTable:
 
 def _first_that_runs(device: str) -> str:
     """The backend for ``backend=None``; a slow one is announced, with the reason, once."""
-    reasons = []
+    reasons: list[str] = []
     for name, backend in _TABLE.items():
         reason = backend.unavailable(device)
         if reason is None:

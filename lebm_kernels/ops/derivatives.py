@@ -23,7 +23,7 @@ from lebm_kernels.arguments import TENSORS, Arguments, accumulation_dtype
 from lebm_kernels.ops import schemas
 from lebm_kernels.ops.schemas import COLUMNS, SLOPES
 from lebm_kernels.ops.second_order import Direction
-from lebm_kernels.torch_internals import in_forward_mode, in_torch_func
+from lebm_kernels.torch_internals import in_forward_mode, in_torch_func, replaced_library
 
 # How many tensor arguments there are, and how many rates a direction has.
 _GIVEN, _RATES = len(TENSORS), len(Direction._fields)
@@ -501,10 +501,13 @@ class _Posterior(torch.autograd.Function):
         raise RuntimeError(_NO_FORWARD_POSTERIOR)
 
 
+_LIBRARY = replaced_library("derivatives")
+
+
 def _register(name: str, vmap: Any, backward: Any, save: Any = None) -> None:
     qualified = f"lebm_kernels::{name}"
-    torch.library.register_vmap(qualified, vmap, lib=schemas.library)
-    torch.library.register_autograd(qualified, backward, setup_context=save, lib=schemas.library)
+    torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
+    torch.library.register_autograd(qualified, backward, setup_context=save, lib=_LIBRARY)
 
 
 _register("free_energy", _free_energy_vmap, differentiate, _save)
