@@ -7,6 +7,9 @@ direction, which ``lebm_kernels::free_energy_second`` computes:
     jvp of F                     F_dot
     jvp of the gradients         the gradients of sum (G F_dot + G_dot F)
 
+All are linear in the rates, and can be differentiated by them: to differentiate a backward pass by
+its cotangents is how torch.autograd.functional computes jvp and hvp.
+
 The operator of :mod:`lebm_kernels.ops.schemas` serves eager mode and torch.compile. torch.func and
 forward mode ignore what an operator registers, so they get an autograd.Function in its place.
 """
@@ -31,8 +34,12 @@ _BETA = Arguments._fields.index("beta")
 _LOG_WEIGHT = Arguments._fields.index("log_weight")
 
 _NO_THIRD_ORDER = (
-    "third derivatives of free_energy, and second derivatives of posterior, "
-    "are only available with backend='reference'"
+    "third derivatives of free_energy, and derivatives of its second derivatives by the factors of "
+    "F, are only available with backend='reference'"
+)
+_NO_SECOND_ORDER_POSTERIOR = (
+    "second derivatives of posterior, and derivatives of its gradients by their cotangents as "
+    "torch.autograd.functional.jvp takes them, are only available with backend='reference'"
 )
 _NO_FORWARD_TWICE = (
     "forward mode over forward mode of free_energy, as in jacfwd(jacfwd) and, a third derivative, "
@@ -59,6 +66,11 @@ def _transformed() -> bool:
             "compiled: take them outside of torch.compile, or with backend='reference'"
         )
     return found
+
+
+def _differentiated() -> bool:
+    """Whether what a backward pass computes may be differentiated again."""
+    return torch.is_grad_enabled() or _transformed()
 
 
 def free_energy(*args: Any) -> Any:
@@ -111,7 +123,7 @@ def differentiate(
     given, slopes, state = _unpack(ctx.saved_tensors)
     needs = ctx.needs_input_grad[:_GIVEN]
     rest = (*slopes, state, *given, ctx.tol, ctx.backend, *needs)
-    if columns is None and (torch.is_grad_enabled() or _transformed()):
+    if columns is None and _differentiated():
         found = _Gradients.apply(grad, *rest)
     else:
         found = _gradients(grad, *rest, columns=columns)
@@ -198,7 +210,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         kept = (inputs[0], inputs[_Gradients.STATE], *inputs[_Gradients.GIVEN])
-        _, _, *ctx.needs = inputs[_Gradients.GIVEN.stop :]
+        ctx.tol, ctx.backend, *ctx.needs = inputs[_Gradients.GIVEN.stop :]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
@@ -210,19 +222,119 @@ class _Gradients(torch.autograd.Function):
         if all(x is None for x in direction):
             return _absent(ctx)
         mask = list(ctx.needs_input_grad[_Gradients.GIVEN])
-        value, *found = free_energy_second(grad, None, state, *Direction(*direction), *given, mask)
-        by_grad = value if ctx.needs_input_grad[0] else None
+        by_grad: Tensor | None = None
+        if _differentiated():
+            if ctx.needs_input_grad[0]:
+                by_grad = _Rate.apply(state, *given, *direction, ctx.tol, ctx.backend)
+            found = _second(grad, None, state, direction, given, ctx.tol, ctx.backend, mask)
+        else:
+            by_grad, *outputs = free_energy_second(
+                grad, None, state, *Direction(*direction), *given, mask
+            )
+            found = _masked(outputs, mask)
         between = (None,) * (_Gradients.GIVEN.start - 1)
-        return _padded(ctx, (by_grad, *between, *_masked(found, mask)))
+        return _padded(ctx, (by_grad, *between, *found))
 
     @staticmethod
     def jvp(ctx: Any, grad_dot: Tensor | None, *tangents: Any) -> tuple[Tensor, ...]:
         grad, state, *given = ctx.saved_tensors
         direction = (None, *tangents)[_Gradients.GIVEN]
-        _, *found = free_energy_second(
-            grad, grad_dot, state, *Direction(*direction), *given, list(ctx.needs)
+        found = _second(
+            grad, grad_dot, state, direction, given, ctx.tol, ctx.backend, list(ctx.needs)
         )
-        return tuple(x for x, wanted in zip(found, ctx.needs, strict=True) if wanted)
+        return tuple(x for x in found if x is not None)
+
+
+class _Last(torch.autograd.Function):
+    """A tensor whose derivatives are refused, but only where they are taken.
+
+    The double-backward trick differentiates by a cotangent alone what depends on tensors that
+    require gradients too.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(_NO_THIRD_ORDER)
+
+    jvp = backward
+
+
+class _Second(torch.autograd.Function):
+    """The wanted gradients of sum(G F_dot + G_dot F), differentiable in G_dot and the rates.
+
+    They are linear in both. The Hessian of sum(G F) is symmetric, so that the gradient by the rates
+    is its product with the cotangents, another call of this function.
+    """
+
+    # The places of G_dot, the rates and the arguments among the inputs.
+    GRAD_DOT = 1
+    RATES = slice(3, 3 + _GIVEN)
+    GIVEN = slice(3 + _GIVEN, 3 + 2 * _GIVEN)
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, grad_dot: Tensor | None, state: Tensor, *rest: Any) -> Any:
+        direction, given, mask = rest[:_GIVEN], rest[_GIVEN : 2 * _GIVEN], rest[2 * _GIVEN + 2 :]
+        _, *found = free_energy_second(
+            grad, grad_dot, state, *Direction(*direction), *given, list(mask)
+        )
+        return tuple(x for x, wanted in zip(found, mask, strict=True) if wanted)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        kept = (inputs[0], inputs[2], *inputs[_Second.GIVEN])
+        ctx.tol, ctx.backend, *ctx.mask = inputs[_Second.GIVEN.stop :]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)  # without them, vmap fails before the refusal below
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, state, *given = ctx.saved_tensors
+        direction = _spread(cotangents, ctx.mask)  # type: ignore[arg-type]
+        if all(x is None for x in direction):
+            return _absent(ctx)
+        by_grad_dot = None
+        if ctx.needs_input_grad[_Second.GRAD_DOT]:
+            by_grad_dot = _Rate.apply(state, *given, *direction, ctx.tol, ctx.backend)
+        mask = list(ctx.needs_input_grad[_Second.RATES])
+        by_rates = _second(grad, None, state, direction, given, ctx.tol, ctx.backend, mask)
+        return _padded(ctx, (None, by_grad_dot, None, *by_rates))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(_NO_FORWARD_TWICE)
+
+
+def _second(
+    grad: Tensor,
+    grad_dot: Tensor | None,
+    state: Tensor,
+    direction: Sequence[Tensor | None],
+    given: Sequence[Tensor | None],
+    tol: float | None,
+    backend: str,
+    mask: list[bool],
+) -> list[Tensor | None]:
+    """The gradients of sum(G F_dot + G_dot F) by the arguments that ``mask`` names."""
+    if not any(mask):
+        return [None] * _GIVEN
+    last = [None if x is None else _Last.apply(x) for x in given]
+    found = _Second.apply(
+        _Last.apply(grad), grad_dot, state, *direction, *last, tol, backend, *mask
+    )
+    return _spread(found, mask)
 
 
 class _Rate(torch.autograd.Function):
@@ -252,8 +364,9 @@ class _Rate(torch.autograd.Function):
         by_given, by_rates = needs[:_GIVEN], needs[_GIVEN:]
         grads: list[Tensor | None] = [None] * len(needs)
         if any(by_given):
-            _, *found = free_energy_second(grad, None, state, *Direction(*rates), *given, by_given)
-            grads[:_GIVEN] = _masked(found, by_given)
+            grads[:_GIVEN] = _second(
+                grad, None, state, rates, given, ctx.tol, ctx.backend, list(by_given)
+            )
         if any(by_rates):
             slopes = [grad.new_empty(0)] * len(SLOPES)
             end = (ctx.tol, ctx.backend, *by_rates)
@@ -392,7 +505,8 @@ class _FreeEnergy(torch.autograd.Function):
 
 
 def _refuse(ctx: Any, *_: Any) -> Any:
-    raise RuntimeError(_NO_THIRD_ORDER)
+    # Only the gradients of posterior call an operator where PyTorch may differentiate it.
+    raise RuntimeError(_NO_SECOND_ORDER_POSTERIOR)
 
 
 def _final(operator: Any, vmap_rule: Any) -> Any:
