@@ -28,6 +28,11 @@ def in_torch_func() -> bool:
 in_torch_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def in_jit_trace() -> bool:
+    """Whether torch.jit.trace is recording."""
+    return torch._C._get_tracing_state() is not None
+
+
 def in_plain_eager_mode() -> bool:
     """Whether an operator may be bypassed: no tracing, transform, mode or autocast is active."""
     return not (
@@ -36,7 +41,7 @@ def in_plain_eager_mode() -> bool:
         or in_torch_func()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch._C._get_tracing_state()
+        or in_jit_trace()
         or torch.is_autocast_enabled("cpu")
     )
 

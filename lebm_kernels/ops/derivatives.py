@@ -26,7 +26,12 @@ from lebm_kernels.arguments import TENSORS, Arguments, accumulation_dtype
 from lebm_kernels.ops import schemas
 from lebm_kernels.ops.schemas import COLUMNS, SLOPES
 from lebm_kernels.ops.second_order import Direction
-from lebm_kernels.torch_internals import in_forward_mode, in_torch_func, replaced_library
+from lebm_kernels.torch_internals import (
+    in_forward_mode,
+    in_jit_trace,
+    in_torch_func,
+    replaced_library,
+)
 
 # How many tensor arguments there are, and how many rates a direction has.
 _GIVEN, _RATES = len(TENSORS), len(Direction._fields)
@@ -48,6 +53,11 @@ _NO_FORWARD_TWICE = (
 )
 _NO_FORWARD_POSTERIOR = (
     "forward-mode derivatives of posterior are only available with backend='reference'"
+)
+
+_NO_TRACE = (
+    "torch.jit.trace cannot record free_energy: use torch.compile or torch.export, "
+    "or backend='reference'"
 )
 
 
@@ -74,7 +84,13 @@ def _differentiated() -> bool:
 
 
 def free_energy(*args: Any) -> Any:
-    """The operator ``lebm_kernels::free_energy``, differentiable in every way."""
+    """The operator ``lebm_kernels::free_energy``, differentiable in every way.
+
+    Raises:
+        NotImplementedError: torch.jit.trace is recording.
+    """
+    if not torch.compiler.is_compiling() and in_jit_trace():
+        raise NotImplementedError(_NO_TRACE)  # PyTorch cannot record a list of booleans
     if _transformed():
         return _FreeEnergy.apply(*args)
     return torch.ops.lebm_kernels.free_energy(*args)
