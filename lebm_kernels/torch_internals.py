@@ -6,6 +6,7 @@ PyTorch may change them without notice: a new version is tried here first.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch._library.custom_ops import get_library_allowing_overwrite
 from torch.autograd import forward_ad
 
@@ -54,6 +55,23 @@ def is_traced_tensor(kind: type) -> bool:
 def has_cuda_kernel(operator: str) -> bool:
     """Whether an implementation for CUDA is registered of ``namespace::operator``."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """What scaled_dot_product_attention returns, and the log-sum-exp that its backward keeps.
+
+    The tensors are ``[batch, heads, rows, dimensions]``, on the CPU or on a GPU; the log-sum-exp is
+    ``[batch, heads, rows]``, on GPUs with more rows.
+    """
+    if query.is_cpu:
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, scale=scale
+        )
+    else:
+        found = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, True, scale=scale
+        )
+    return found[:2]
 
 
 def schema_of(operator: str) -> str | None:
