@@ -313,7 +313,7 @@ class _Second(torch.autograd.Function):
         ctx.tol, ctx.backend, *ctx.mask = inputs[_Second.GIVEN.stop :]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)  # without them, vmap fails before the refusal below
+        ctx.save_for_forward(*kept)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -329,8 +329,11 @@ class _Second(torch.autograd.Function):
         return _padded(ctx, (None, by_grad_dot, None, *by_rates))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(_NO_FORWARD_TWICE)
+    def jvp(ctx: Any, _: None, grad_dot: Tensor | None, *tangents: Any) -> tuple[Tensor, ...]:
+        grad, state, *given = ctx.saved_tensors
+        rates = tangents[1 : 1 + _GIVEN]
+        found = _second(grad, grad_dot, state, rates, given, ctx.tol, ctx.backend, ctx.mask)
+        return tuple(x for x in found if x is not None)
 
 
 def _second(
@@ -369,11 +372,14 @@ class _Rate(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *tensors, ctx.tol, ctx.backend = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)  # without them, vmap fails before the refusal below
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return _absent(ctx)
         state, *tensors = ctx.saved_tensors
         given, rates = tensors[:_GIVEN], tensors[_GIVEN:]
         _, *needs, _, _ = ctx.needs_input_grad
@@ -391,8 +397,13 @@ class _Rate(torch.autograd.Function):
         return (None, *grads, None, None)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(_NO_FORWARD_TWICE)
+    def jvp(ctx: Any, _: None, *tangents: Any) -> Tensor:
+        if any(x is not None for x in tangents[:_GIVEN]):
+            raise RuntimeError(_NO_FORWARD_TWICE)
+        state, *tensors = ctx.saved_tensors
+        given, rates = tensors[:_GIVEN], tangents[_GIVEN : 2 * _GIVEN]
+        value: Tensor = _Rate.apply(state, *given, *rates, ctx.tol, ctx.backend)
+        return value
 
 
 # How many dimensions are not leading ones: of each argument, of each rate, of G and of a state.
