@@ -42,7 +42,7 @@ def in_plain_eager_mode() -> bool:
         or in_torch_func()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or in_jit_trace()
+        or torch._C._get_tracing_state()
         or torch.is_autocast_enabled("cpu")
     )
 
