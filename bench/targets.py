@@ -25,6 +25,7 @@ from torch import Tensor
 
 import lebm_kernels
 from compare import tell
+from lebm_kernels.backends import preferred
 from lebm_kernels.benchmarks.cases import Case
 from lebm_kernels.benchmarks.compare import (
     Comparison,
@@ -37,7 +38,6 @@ from lebm_kernels.benchmarks.limits import bound
 from lebm_kernels.benchmarks.providers import (
     NotAvailableError,
     Step,
-    default_backend,
     needed_bytes,
     stepper,
 )
@@ -186,7 +186,7 @@ def unpruned_step(case: Case, ours: str) -> Step:
 
 def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> Row:
     """Time a target's case, its peers and the machine's limit in the same rounds."""
-    case, ours = target.case, default_backend()
+    case, ours = target.case, preferred("cpu")
     row = Row(target.title, _aim(target))
     names = [ours]
     for name in target.peers:

@@ -6,6 +6,8 @@ PyTorch may change them without notice: a new version is tried here first.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch._library.custom_ops import get_library_allowing_overwrite
 from torch.autograd import forward_ad
 
 
@@ -25,6 +27,11 @@ def in_torch_func() -> bool:
 
 # What torch.compiler.assume_constant_result does. That function would import the whole compiler.
 in_torch_func._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def in_jit_trace() -> bool:
+    """Whether torch.jit.trace is recording."""
+    return torch._C._get_tracing_state() is not None
 
 
 def in_plain_eager_mode() -> bool:
@@ -48,3 +55,35 @@ def is_traced_tensor(kind: type) -> bool:
 def has_cuda_kernel(operator: str) -> bool:
     """Whether an implementation for CUDA is registered of ``namespace::operator``."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """What scaled_dot_product_attention returns, and the log-sum-exp that its backward keeps.
+
+    The tensors are ``[batch, heads, rows, dimensions]``, on the CPU or on a GPU; the log-sum-exp is
+    ``[batch, heads, rows]``, on GPUs with more rows.
+    """
+    if query.is_cpu:
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, scale=scale
+        )
+    else:
+        found = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, True, scale=scale
+        )
+    return found[:2]
+
+
+def schema_of(operator: str) -> str | None:
+    """The schema of ``namespace::operator``, or None where it is not defined."""
+    namespace, name = operator.split("::")
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    return None if packet is None else str(packet.default._schema)
+
+
+def replaced_library(part: str) -> torch.library.Library:
+    """An empty library of the namespace ``lebm_kernels``, in place of the last one of that name.
+
+    PyTorch keeps it for the module that registers again, when that is imported a second time.
+    """
+    return get_library_allowing_overwrite("lebm_kernels", part)

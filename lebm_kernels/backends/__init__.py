@@ -84,17 +84,20 @@ def backends() -> BackendTable:
     return BackendTable(statuses)
 
 
-def _first_that_runs(device: str) -> str:
-    """The backend for ``backend=None``; a slow one is announced, with the reason, once."""
-    reasons = []
+def preferred(device: str) -> str:
+    """The backend that ``backend=None`` takes on that device type: the first that can run."""
     for name, backend in _TABLE.items():
-        reason = backend.unavailable(device)
-        if reason is None:
-            if name == "chunked":
-                announce_fallback(name, device, "; ".join(reasons))
+        if backend.unavailable(device) is None:
             return name
-        reasons.append(f"{name}: {reason}")
     raise AssertionError("chunked runs on every device")
+
+
+def _announce_if_slow(chosen: str, device: str) -> None:
+    """Warn, once, where only a slow backend can run; the warning says why."""
+    if chosen == "chunked":
+        before = list(_TABLE)[: list(_TABLE).index(chosen)]
+        reasons = [f"{name}: {_TABLE[name].unavailable(device)}" for name in before]
+        announce_fallback(chosen, device, "; ".join(reasons))
 
 
 def choose(backend: str | None, device: str) -> str:
@@ -106,7 +109,9 @@ def choose(backend: str | None, device: str) -> str:
         RuntimeError: the named backend cannot run there; the message says why.
     """
     if backend is None:
-        return _first_that_runs(device)
+        chosen = preferred(device)
+        _announce_if_slow(chosen, device)
+        return chosen
     if not isinstance(backend, str):
         raise TypeError(
             f"backend must be None or one of {', '.join(_TABLE)}, got {type(backend).__name__}"

@@ -16,6 +16,7 @@ A backend is a module with four functions; the last two take one canonical :clas
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
 from torch import Tensor
@@ -46,8 +47,17 @@ class Problem(NamedTuple):
     tol: float | None
 
 
-STATE_SIZE = 4
-"""How many numbers a query's state has: see :class:`Rows`."""
+class StateField(IntEnum):
+    """The numbers of a query's state, in their order: see :class:`Rows`."""
+
+    SHIFT = 0
+    LOG_NORMALISER = 1
+    GAP = 2
+    REST = 3
+
+
+STATE_SIZE = len(StateField)
+"""How many numbers a query's state has."""
 
 
 class RowWants(NamedTuple):
@@ -67,16 +77,24 @@ class Rows(NamedTuple):
 
     Attributes:
         free_energy: F, ``[B, M]``, the problem's dtype.
-        state: ``[B, M, 4]``, float64. With these numbers p = w exp(-beta (E - m) - L) can be
-            computed again, which is not possible from F, since F is rounded:
+        state: ``[B, M, 4]``, float64: the numbers of :class:`StateField`. From them
+            p = w exp(-beta (E - m) - L) can be computed again, which is not possible from F, since
+            F is rounded. Where F is finite:
 
-            - the shift m, an energy near the minimum;
-            - the log-normaliser L = log sum_n w exp(-beta (E - m)), with normalised w;
-            - the gap F - m: -L/beta, its limit at beta = 0, and 0 at beta = inf;
-            - the rest: at beta = inf, log2 of the minima's total weight up to an integer, in the
+            - the shift m is an energy: near the least where beta is large, the least at beta = inf;
+            - the log-normaliser is L = log sum_n w exp(-beta (E - m)), with normalised w; it may be
+              0 where the exponents are below rounding, and is 0 at beta = 0;
+            - the gap F - m is -L/beta; where L is 0 or has lost it to rounding, sum_n w (E - m);
+              0 at beta = inf;
+            - the rest is, at beta = inf, log2 of the minima's total weight up to an integer, in the
               units in which the backend has its weights; 0 at finite beta. Where weights differ by
-              hundreds of orders of magnitude, L rounds it away. Only the column pass of the same
-              backend reads it.
+              hundreds of orders of magnitude, L rounds it away.
+
+            Where F is inf or NaN, m + gap is too. Which of the two is not finite is unspecified, as
+            are L and the rest: the backends differ.
+
+            A column pass gets what the row pass of the same backend has stored, and may rely on
+            all of that; only it reads the rest. Second derivatives get the state of any backend.
         slope_y: dF/dy, ``[B, M, D]``.
         slope_scale: dF/dscale, ``[B, M, D]``.
         slope_beta: dF/dbeta, ``[B, M]``, float64, whose range has room for the square of an energy;

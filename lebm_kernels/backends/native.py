@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lebm_kernels.backends.contract import Columns, ColumnWants, Problem, Rows, RowWants
 from lebm_kernels.backends.hindrances import all_too_old, explained, require_gpu
-from lebm_kernels.torch_internals import has_cuda_kernel
+from lebm_kernels.torch_internals import has_cuda_kernel, schema_of
 
 _PACKAGE = Path(__file__).parent.parent
 # Another build to load in place of the package's own, such as one with sanitizers.
@@ -32,10 +32,15 @@ def _load() -> str | None:
         if _BUILD_REPORT.exists():
             return f"{_BUILD_REPORT.read_text().partition(chr(10))[0]}{_HOW}"
         return f"the extension was not built{_HOW}"
-    try:
-        torch.ops.load_library(str(_LIBRARY))
-    except OSError as error:
-        return f"the extension does not load: {str(error).partition(chr(10))[0]}"
+    path = str(_LIBRARY.resolve())
+    # An earlier import in this process may have loaded it. To register twice would end the process.
+    if schema_of("lebm_kernels_native::rows") is None:
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            return f"the extension does not load: {str(error).partition(chr(10))[0]}"
+    elif path not in torch.ops.loaded_libraries:
+        return "another build of the extension is loaded in this process; start a new one"
     # Raises where LEBM_KERNELS_ISA is wrong: a typing error must not change the backend silently.
     torch.ops.lebm_kernels_native.instruction_sets()
     return None

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lebm_kernels.arguments import Arguments
 from lebm_kernels.checks import check_count, number
 
 #: Arguments that a case can differentiate. Optional ones are passed to the providers only if a case
 #: asks for their gradients.
-ARGUMENTS = ("y", "decoded", "scale", "log_weight", "latent_energy", "beta")
+ARGUMENTS = Arguments._fields
 
 #: Where a case's points lie: all over the space, or on and near a curve.
 LAYOUTS = ("normal", "curve")

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 import lebm_kernels
+from lebm_kernels.backends import preferred
 from lebm_kernels.benchmarks.cases import Case
+from lebm_kernels.torch_internals import attention
 
 Step = Callable[[Tensor], tuple[Tensor, ...]]
 Prepare = Callable[[Case], Step]
@@ -40,11 +42,6 @@ def one_line(error: BaseException) -> str:
 
 
 # Providers: ours -------------------------------------------------------------------------------
-
-
-def default_backend(device: str = "cpu") -> str:
-    """The name of the backend that ``backend=None`` chooses on this device."""
-    return next(row.name for row in lebm_kernels.backends() if device in row.devices)
 
 
 def stepper(case: Case, compute: Callable[..., Tensor]) -> Step:
@@ -335,14 +332,7 @@ def _prepare_attention(case: Case) -> Step:
         query = torch.cat((y, y.new_ones(case.M, 1), y.new_zeros(case.M, padding)), 1)
         square = decoded.square().sum(1, keepdim=True)
         key = torch.cat((2 * decoded, -square, y.new_zeros(case.N, padding)), 1)
-        query, key = query[None, None], key[None, None]
-        if case.device == "cpu":
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, key, scale=case.beta
-            )[:2]
-        return torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, key, None, True, scale=case.beta
-        )[:2]
+        return attention(query[None, None], key[None, None], key[None, None], case.beta)
 
     def step(cotangent: Tensor) -> tuple[Tensor, ...]:
         mean, log_sum = attend()
@@ -447,7 +437,7 @@ def needed_bytes(name: str, case: Case) -> int:
 def providers(device: str = "cpu") -> dict[str, Prepare]:
     """All providers by name: the device's default backend, our other backends, then the peers."""
     names = [row.name for row in lebm_kernels.backends() if row.name != "reference"]
-    default = default_backend(device)
+    default = preferred(device)
     names.sort(key=lambda name: name != default)
     return {
         **{name: partial(_prepare_backend, backend=name) for name in names},

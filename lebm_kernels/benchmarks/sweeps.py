@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
+from lebm_kernels.backends import preferred
 from lebm_kernels.benchmarks.cases import Case
 from lebm_kernels.benchmarks.compare import Comparison, compare
 from lebm_kernels.benchmarks.limits import Product, bound, exponentials_per_second
 from lebm_kernels.benchmarks.peak import ExponentialLoop
-from lebm_kernels.benchmarks.providers import NotAvailableError, default_backend, providers
+from lebm_kernels.benchmarks.providers import NotAvailableError, providers
 from lebm_kernels.benchmarks.threads import thread_count
 
 #: A provider whose step takes longer than this many seconds is excluded from the rounds.
@@ -114,7 +115,7 @@ def default_sweep(device: str, *, quick: bool, names: Sequence[str] = ()) -> lis
     Raises:
         ValueError: ``names`` has an unknown provider.
     """
-    ours = default_backend(device)
+    ours = preferred(device)
     all_threads = torch.get_num_threads()
     factor = 1 if device == "cpu" else 16
     M, N = (256, 1024) if quick else (1024 * factor, 4096 * factor)

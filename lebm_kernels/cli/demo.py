@@ -62,11 +62,11 @@ def demo(
 
 def _timings(quick: bool) -> list[Comparison]:
     """Time the operation on a large grid, forward and forward + backward, with its peers."""
+    from lebm_kernels.backends import preferred
     from lebm_kernels.benchmarks.cases import Case
     from lebm_kernels.benchmarks.compare import compare
-    from lebm_kernels.benchmarks.providers import default_backend
 
-    ours = default_backend()
+    ours = preferred("cpu")
     peers = ["eager, expansion (mm)", "eager, cdist"]
     if not quick:  # compiling takes longer than the rest of a quick run
         peers.append("torch.compile, unrolled")

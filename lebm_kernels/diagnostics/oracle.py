@@ -39,9 +39,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lebm_kernels.arguments import Arguments
 from lebm_kernels.diagnostics.promise import Array, least_weight, value_scale
 
-ARGUMENTS = ("y", "decoded", "beta", "scale", "log_weight", "latent_energy")
+ARGUMENTS = Arguments._fields
 
 
 @dataclass(frozen=True)

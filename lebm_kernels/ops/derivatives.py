@@ -7,6 +7,9 @@ direction, which ``lebm_kernels::free_energy_second`` computes:
     jvp of F                     F_dot
     jvp of the gradients         the gradients of sum (G F_dot + G_dot F)
 
+All are linear in the rates, and can be differentiated by them: to differentiate a backward pass by
+its cotangents is how torch.autograd.functional computes jvp and hvp.
+
 The operator of :mod:`lebm_kernels.ops.schemas` serves eager mode and torch.compile. torch.func and
 forward mode ignore what an operator registers, so they get an autograd.Function in its place.
 """
@@ -23,7 +26,12 @@ from lebm_kernels.arguments import TENSORS, Arguments, accumulation_dtype
 from lebm_kernels.ops import schemas
 from lebm_kernels.ops.schemas import COLUMNS, SLOPES
 from lebm_kernels.ops.second_order import Direction
-from lebm_kernels.torch_internals import in_forward_mode, in_torch_func
+from lebm_kernels.torch_internals import (
+    in_forward_mode,
+    in_jit_trace,
+    in_torch_func,
+    replaced_library,
+)
 
 # How many tensor arguments there are, and how many rates a direction has.
 _GIVEN, _RATES = len(TENSORS), len(Direction._fields)
@@ -31,8 +39,12 @@ _BETA = Arguments._fields.index("beta")
 _LOG_WEIGHT = Arguments._fields.index("log_weight")
 
 _NO_THIRD_ORDER = (
-    "third derivatives of free_energy, and second derivatives of posterior, "
-    "are only available with backend='reference'"
+    "third derivatives of free_energy, and derivatives of its second derivatives by the factors of "
+    "F, are only available with backend='reference'"
+)
+_NO_SECOND_ORDER_POSTERIOR = (
+    "second derivatives of posterior, and derivatives of its gradients by their cotangents as "
+    "torch.autograd.functional.jvp takes them, are only available with backend='reference'"
 )
 _NO_FORWARD_TWICE = (
     "forward mode over forward mode of free_energy, as in jacfwd(jacfwd) and, a third derivative, "
@@ -41,6 +53,11 @@ _NO_FORWARD_TWICE = (
 )
 _NO_FORWARD_POSTERIOR = (
     "forward-mode derivatives of posterior are only available with backend='reference'"
+)
+
+_NO_TRACE = (
+    "torch.jit.trace cannot record free_energy: use torch.compile or torch.export, "
+    "or backend='reference'"
 )
 
 
@@ -61,8 +78,19 @@ def _transformed() -> bool:
     return found
 
 
+def _differentiated() -> bool:
+    """Whether what a backward pass computes may be differentiated again."""
+    return torch.is_grad_enabled() or _transformed()
+
+
 def free_energy(*args: Any) -> Any:
-    """The operator ``lebm_kernels::free_energy``, differentiable in every way."""
+    """The operator ``lebm_kernels::free_energy``, differentiable in every way.
+
+    Raises:
+        NotImplementedError: torch.jit.trace is recording.
+    """
+    if not torch.compiler.is_compiling() and in_jit_trace():
+        raise NotImplementedError(_NO_TRACE)  # PyTorch cannot record a list of booleans
     if _transformed():
         return _FreeEnergy.apply(*args)
     return torch.ops.lebm_kernels.free_energy(*args)
@@ -111,7 +139,7 @@ def differentiate(
     given, slopes, state = _unpack(ctx.saved_tensors)
     needs = ctx.needs_input_grad[:_GIVEN]
     rest = (*slopes, state, *given, ctx.tol, ctx.backend, *needs)
-    if columns is None and (torch.is_grad_enabled() or _transformed()):
+    if columns is None and _differentiated():
         found = _Gradients.apply(grad, *rest)
     else:
         found = _gradients(grad, *rest, columns=columns)
@@ -198,7 +226,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         kept = (inputs[0], inputs[_Gradients.STATE], *inputs[_Gradients.GIVEN])
-        _, _, *ctx.needs = inputs[_Gradients.GIVEN.stop :]
+        ctx.tol, ctx.backend, *ctx.needs = inputs[_Gradients.GIVEN.stop :]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
@@ -210,19 +238,122 @@ class _Gradients(torch.autograd.Function):
         if all(x is None for x in direction):
             return _absent(ctx)
         mask = list(ctx.needs_input_grad[_Gradients.GIVEN])
-        value, *found = free_energy_second(grad, None, state, *Direction(*direction), *given, mask)
-        by_grad = value if ctx.needs_input_grad[0] else None
+        by_grad: Tensor | None = None
+        if _differentiated():
+            if ctx.needs_input_grad[0]:
+                by_grad = _Rate.apply(state, *given, *direction, ctx.tol, ctx.backend)
+            found = _second(grad, None, state, direction, given, ctx.tol, ctx.backend, mask)
+        else:
+            by_grad, *outputs = free_energy_second(
+                grad, None, state, *Direction(*direction), *given, mask
+            )
+            found = _masked(outputs, mask)
         between = (None,) * (_Gradients.GIVEN.start - 1)
-        return _padded(ctx, (by_grad, *between, *_masked(found, mask)))
+        return _padded(ctx, (by_grad, *between, *found))
 
     @staticmethod
     def jvp(ctx: Any, grad_dot: Tensor | None, *tangents: Any) -> tuple[Tensor, ...]:
         grad, state, *given = ctx.saved_tensors
         direction = (None, *tangents)[_Gradients.GIVEN]
-        _, *found = free_energy_second(
-            grad, grad_dot, state, *Direction(*direction), *given, list(ctx.needs)
+        found = _second(
+            grad, grad_dot, state, direction, given, ctx.tol, ctx.backend, list(ctx.needs)
         )
-        return tuple(x for x, wanted in zip(found, ctx.needs, strict=True) if wanted)
+        return tuple(x for x in found if x is not None)
+
+
+class _Last(torch.autograd.Function):
+    """A tensor whose derivatives are refused, but only where they are taken.
+
+    The double-backward trick differentiates by a cotangent alone what depends on tensors that
+    require gradients too.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(_NO_THIRD_ORDER)
+
+    jvp = backward
+
+
+class _Second(torch.autograd.Function):
+    """The wanted gradients of sum(G F_dot + G_dot F), differentiable in G_dot and the rates.
+
+    They are linear in both. The Hessian of sum(G F) is symmetric, so that the gradient by the rates
+    is its product with the cotangents, another call of this function.
+    """
+
+    # The places of G_dot, the rates and the arguments among the inputs.
+    GRAD_DOT = 1
+    RATES = slice(3, 3 + _GIVEN)
+    GIVEN = slice(3 + _GIVEN, 3 + 2 * _GIVEN)
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, grad_dot: Tensor | None, state: Tensor, *rest: Any) -> Any:
+        direction, given, mask = rest[:_GIVEN], rest[_GIVEN : 2 * _GIVEN], rest[2 * _GIVEN + 2 :]
+        _, *found = free_energy_second(
+            grad, grad_dot, state, *Direction(*direction), *given, list(mask)
+        )
+        return tuple(x for x, wanted in zip(found, mask, strict=True) if wanted)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        kept = (inputs[0], inputs[2], *inputs[_Second.GIVEN])
+        ctx.tol, ctx.backend, *ctx.mask = inputs[_Second.GIVEN.stop :]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, state, *given = ctx.saved_tensors
+        direction = _spread(cotangents, ctx.mask)  # type: ignore[arg-type]
+        if all(x is None for x in direction):
+            return _absent(ctx)
+        by_grad_dot = None
+        if ctx.needs_input_grad[_Second.GRAD_DOT]:
+            by_grad_dot = _Rate.apply(state, *given, *direction, ctx.tol, ctx.backend)
+        mask = list(ctx.needs_input_grad[_Second.RATES])
+        by_rates = _second(grad, None, state, direction, given, ctx.tol, ctx.backend, mask)
+        return _padded(ctx, (None, by_grad_dot, None, *by_rates))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, grad_dot: Tensor | None, *tangents: Any) -> tuple[Tensor, ...]:
+        grad, state, *given = ctx.saved_tensors
+        rates = tangents[1 : 1 + _GIVEN]
+        found = _second(grad, grad_dot, state, rates, given, ctx.tol, ctx.backend, ctx.mask)
+        return tuple(x for x in found if x is not None)
+
+
+def _second(
+    grad: Tensor,
+    grad_dot: Tensor | None,
+    state: Tensor,
+    direction: Sequence[Tensor | None],
+    given: Sequence[Tensor | None],
+    tol: float | None,
+    backend: str,
+    mask: list[bool],
+) -> list[Tensor | None]:
+    """The gradients of sum(G F_dot + G_dot F) by the arguments that ``mask`` names."""
+    if not any(mask):
+        return [None] * _GIVEN
+    last = [None if x is None else _Last.apply(x) for x in given]
+    found = _Second.apply(
+        _Last.apply(grad), grad_dot, state, *direction, *last, tol, backend, *mask
+    )
+    return _spread(found, mask)
 
 
 class _Rate(torch.autograd.Function):
@@ -241,19 +372,23 @@ class _Rate(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *tensors, ctx.tol, ctx.backend = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)  # without them, vmap fails before the refusal below
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return _absent(ctx)
         state, *tensors = ctx.saved_tensors
         given, rates = tensors[:_GIVEN], tensors[_GIVEN:]
         _, *needs, _, _ = ctx.needs_input_grad
         by_given, by_rates = needs[:_GIVEN], needs[_GIVEN:]
         grads: list[Tensor | None] = [None] * len(needs)
         if any(by_given):
-            _, *found = free_energy_second(grad, None, state, *Direction(*rates), *given, by_given)
-            grads[:_GIVEN] = _masked(found, by_given)
+            grads[:_GIVEN] = _second(
+                grad, None, state, rates, given, ctx.tol, ctx.backend, list(by_given)
+            )
         if any(by_rates):
             slopes = [grad.new_empty(0)] * len(SLOPES)
             end = (ctx.tol, ctx.backend, *by_rates)
@@ -262,8 +397,13 @@ class _Rate(torch.autograd.Function):
         return (None, *grads, None, None)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(_NO_FORWARD_TWICE)
+    def jvp(ctx: Any, _: None, *tangents: Any) -> Tensor:
+        if any(x is not None for x in tangents[:_GIVEN]):
+            raise RuntimeError(_NO_FORWARD_TWICE)
+        state, *tensors = ctx.saved_tensors
+        given, rates = tensors[:_GIVEN], tangents[_GIVEN : 2 * _GIVEN]
+        value: Tensor = _Rate.apply(state, *given, *rates, ctx.tol, ctx.backend)
+        return value
 
 
 # How many dimensions are not leading ones: of each argument, of each rate, of G and of a state.
@@ -392,7 +532,8 @@ class _FreeEnergy(torch.autograd.Function):
 
 
 def _refuse(ctx: Any, *_: Any) -> Any:
-    raise RuntimeError(_NO_THIRD_ORDER)
+    # Only the gradients of posterior call an operator where PyTorch may differentiate it.
+    raise RuntimeError(_NO_SECOND_ORDER_POSTERIOR)
 
 
 def _final(operator: Any, vmap_rule: Any) -> Any:
@@ -500,10 +641,13 @@ class _Posterior(torch.autograd.Function):
         raise RuntimeError(_NO_FORWARD_POSTERIOR)
 
 
+_LIBRARY = replaced_library("derivatives")
+
+
 def _register(name: str, vmap: Any, backward: Any, save: Any = None) -> None:
     qualified = f"lebm_kernels::{name}"
-    torch.library.register_vmap(qualified, vmap, lib=schemas.library)
-    torch.library.register_autograd(qualified, backward, setup_context=save, lib=schemas.library)
+    torch.library.register_vmap(qualified, vmap, lib=_LIBRARY)
+    torch.library.register_autograd(qualified, backward, setup_context=save, lib=_LIBRARY)
 
 
 _register("free_energy", _free_energy_vmap, differentiate, _save)

@@ -14,6 +14,9 @@ gradients, for second derivatives and forward mode, in plain PyTorch too.
 
 Their derivatives and batching are in :mod:`lebm_kernels.ops.derivatives`. Schemas and positions of
 the tensor arguments come from :data:`lebm_kernels.arguments.TENSORS`.
+
+A definition lasts as long as the process, since compiled graphs hold the operator. What a module
+registers for it is replaced when the module is imported again.
 """
 
 from __future__ import annotations
@@ -30,8 +33,7 @@ from lebm_kernels.backends import module
 from lebm_kernels.backends.contract import STATE_SIZE, ColumnWants, Problem, RowWants
 from lebm_kernels.ops import sampling
 from lebm_kernels.ops.second_order import Direction, SecondWants, along
-
-library: torch.library.Library = torch.library.Library("lebm_kernels", "DEF")
+from lebm_kernels.torch_internals import replaced_library, schema_of
 
 SLOPES = tuple(
     Arguments._fields.index(field.removeprefix("slope_"))
@@ -47,27 +49,47 @@ _GIVEN = ", ".join(f"Tensor{'?' if row.optional else ''} {row.name}" for row in 
 _RATES = ", ".join(f"Tensor? {name}_dot" for name in Direction._fields)
 
 
-def _define(schema: str, num_outputs: int, **options: Any) -> None:
-    library.define(f"{schema} -> ({', '.join(num_outputs * ['Tensor'])})", **options)
+def _define(name: str, inputs: str, num_outputs: int, **options: Any) -> None:
+    """Define the operator, unless an earlier import has.
+
+    Raises:
+        RuntimeError: an earlier import, of other sources, defined it with another schema.
+    """
+    qualified = f"lebm_kernels::{name}"
+    outputs = ", ".join(num_outputs * ["Tensor"])
+    schema = f"({inputs}) -> {outputs if num_outputs == 1 else f'({outputs})'}"
+    earlier = schema_of(qualified)
+    if earlier is None:
+        torch.library.define(qualified, schema, **options)
+    elif earlier != f"{qualified}{schema}":
+        raise RuntimeError(
+            f"operator {qualified} must be {schema}, but an earlier import of lebm_kernels defined "
+            f"it as {earlier}: start a new process"
+        )
 
 
 _define(
-    f"free_energy({_GIVEN}, float? tol, str backend, bool[{len(SLOPES)}] slopes)", 2 + len(SLOPES)
+    "free_energy",
+    f"{_GIVEN}, float? tol, str backend, bool[{len(SLOPES)}] slopes",
+    2 + len(SLOPES),
 )
-_define(f"posterior({_GIVEN}, float? tol, str backend)", 6)
+_define("posterior", f"{_GIVEN}, float? tol, str backend", 6)
 _define(
-    f"free_energy_backward(Tensor grad, Tensor state, {_GIVEN}, "
-    f"float? tol, str backend, bool[{len(COLUMNS)}] output_mask)",
+    "free_energy_backward",
+    f"Tensor grad, Tensor state, {_GIVEN}, float? tol, str backend, "
+    f"bool[{len(COLUMNS)}] output_mask",
     len(COLUMNS),
 )
 _define(
-    f"sample_latent({_GIVEN}, SymInt num_samples, Generator? generator)",
+    "sample_latent",
+    f"{_GIVEN}, SymInt num_samples, Generator? generator",
     1,
     tags=(torch.Tag.nondeterministic_seeded,),
 )
 _define(
-    f"free_energy_second(Tensor? grad, Tensor? grad_dot, Tensor state, {_RATES}, {_GIVEN}, "
-    f"bool[{len(TENSORS)}] output_mask)",
+    "free_energy_second",
+    f"Tensor? grad, Tensor? grad_dot, Tensor state, {_RATES}, {_GIVEN}, "
+    f"bool[{len(TENSORS)}] output_mask",
     1 + len(TENSORS),
 )
 
@@ -322,6 +344,9 @@ def _gathered(function: Callable[..., Any], first: int, *kinds: Any) -> Callable
     return call
 
 
+_LIBRARY = replaced_library("implementations")
+
+
 def _implement(
     name: str,
     implementation: Callable[..., Any],
@@ -330,9 +355,9 @@ def _implement(
     kinds: tuple[Any, ...] = (Arguments,),
 ) -> None:
     run = _gathered(implementation, first, *kinds)
-    library.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     fake = _gathered(fake, first, *kinds)
-    torch.library.register_fake(f"lebm_kernels::{name}", fake, lib=library)
+    torch.library.register_fake(f"lebm_kernels::{name}", fake, lib=_LIBRARY)
 
 
 _implement("free_energy", _free_energy, _free_energy_fake)

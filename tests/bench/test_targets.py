@@ -14,10 +14,11 @@ from rich.console import Console
 import lebm_kernels
 import peak as peak_script
 import targets
+from lebm_kernels.backends import preferred
 from lebm_kernels.benchmarks import limits, peak
 from lebm_kernels.benchmarks.cases import Case
 from lebm_kernels.benchmarks.compare import Comparison, Timing
-from lebm_kernels.benchmarks.providers import NotAvailableError, default_backend, providers
+from lebm_kernels.benchmarks.providers import NotAvailableError, providers
 from targets import Row, Target
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -215,14 +216,14 @@ def test_nothing_can_be_left_out_of_the_unpruned_case():
     bits = targets.WARM * (energy.amax(1) - energy.amin(1)) / math.log(2)
     assert bits.max() < 24 + math.log2(case.N)
     # It is the same problem at another temperature.
-    (value,) = targets.unpruned_step(case, default_backend())(case.cotangent())
+    (value,) = targets.unpruned_step(case, preferred("cpu"))(case.cotangent())
     wanted = lebm_kernels.free_energy(inputs["y"], inputs["decoded"], targets.WARM)
     torch.testing.assert_close(value, wanted)
 
 
 def test_a_case_of_few_pairs_has_more_rounds():
     row = targets.measure_time(Target(Case(5, 6, 2), ratio=1.0), 2, lambda text: None)
-    assert len(row.timings[default_backend()]) == 2 * targets.MORE_ROUNDS
+    assert len(row.timings[preferred("cpu")]) == 2 * targets.MORE_ROUNDS
 
 
 @pytest.mark.parametrize(("aim", "reached"), [(2.0, True), (1.9, False)])
@@ -260,7 +261,7 @@ def test_ours_without_pruning_has_as_many_pairs():
     row = targets.measure_time(target, 2, lambda text: None)
     assert row.peer == "unpruned"
     assert row.figure is not None
-    assert len(row.timings["unpruned"]) == len(row.timings[default_backend()])
+    assert len(row.timings["unpruned"]) == len(row.timings[preferred("cpu")])
 
 
 def test_memory_is_measured_in_a_process_of_its_own():

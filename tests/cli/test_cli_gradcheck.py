@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 import lebm_kernels
 from lebm_kernels import cli
-from lebm_kernels.backends import native
-from lebm_kernels.benchmarks import providers
+from lebm_kernels.backends import native, preferred
 from lebm_kernels.benchmarks.cases import ARGUMENTS
 from lebm_kernels.diagnostics import accuracy as over_beta
 from lebm_kernels.diagnostics import gradient_cases, gradient_checks, promise
@@ -25,7 +24,7 @@ runner = CliRunner()
 REFERENCE = Subject("reference")
 
 # The fastest backend here: a check takes hundreds of differences.
-FASTEST = providers.default_backend()
+FASTEST = preferred("cpu")
 
 
 def lebm(*arguments):

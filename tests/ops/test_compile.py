@@ -287,3 +287,15 @@ def test_transforms_in_a_graph_are_refused_and_not_zero(transform: str) -> None:
 
     with pytest.raises(Exception, match="cannot be compiled"):
         torch.compile(function, backend="eager", fullgraph=True)(y)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("backend", [None, "chunked"])
+def test_a_trace_is_refused_in_one_line(backend: str | None) -> None:
+    given = torch.randn(3, 2), torch.randn(11, 2)
+    for y in (given[0], given[0].clone().requires_grad_()):
+        with pytest.raises(NotImplementedError, match=r"^torch\.jit\.trace cannot .*torch\.export"):
+            torch.jit.trace(
+                lambda y, decoded: free_energy(y, decoded, backend=backend), (y, given[1])
+            )

@@ -13,7 +13,7 @@ import torch
 from support.problems import NAMES, SMALL_BETAS, small_problem
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lebm_kernels import free_energy, posterior
@@ -226,6 +226,30 @@ def test_functorch(backend: str, way: str) -> None:
         wanted = torch.autograd.functional.hessian(partial(loss, backend="reference"), x)
         found = SECOND[way](partial(loss, backend=backend))(x)
         torch.testing.assert_close(found, wanted, msg=name)
+
+
+# The product of a function's Hessian at x with v.
+PRODUCTS: dict[str, Callable[..., Any]] = {
+    "reverse over reverse": lambda f, x, v: vjp(grad(f), x)[1](v)[0],
+    "forward over reverse": lambda f, x, v: jvp(grad(f), (x,), (v,))[1],
+    "reverse over forward": lambda f, x, v: grad(lambda x: jvp(f, (x,), (v,))[1])(x),
+}
+
+
+@pytest.mark.parametrize("way", PRODUCTS)
+def test_products_with_the_hessian_are_linear_in_the_vector(backend: str, way: str) -> None:
+    arguments = small_problem(beta=0.8, M=2, N=3)
+    for name in NAMES:
+
+        def loss(x: Tensor, backend: str, name: str = name) -> Tensor:
+            return free_energy(**{**arguments, name: x}, backend=backend).square().sum()
+
+        x = arguments[name]
+        wanted = torch.autograd.functional.hessian(partial(loss, backend="reference"), x)
+        product = partial(PRODUCTS[way], partial(loss, backend=backend), x)
+        for jacobian in (jacrev, jacfwd):
+            found = jacobian(product)(torch.randn_like(x))
+            torch.testing.assert_close(found, wanted, msg=f"{name}, {jacobian.__name__}")
 
 
 @pytest.mark.parametrize("way", ["hessian", "jacrev of jacrev"])

@@ -1,8 +1,9 @@
-"""Imports within the package run one way, and importing it is cheap."""
+"""Imports within the package run one way, and importing it is cheap and can be repeated."""
 
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lebm_kernels"
+IMPORTED_AGAIN = ROOT / "tests" / "support" / "imported_again.py"
 
 # Rooms are the modules and folders directly in the package. A room may import itself, the rooms on
 # its line, the rooms on the right, and all that those may import.
@@ -144,3 +146,15 @@ def test_the_import_is_cheap() -> None:
     assert runs[0][1:] == []
     # CPU time, and the least of three: other programs on the machine slow the import too.
     assert min(float(seconds) for seconds, *_ in runs) < 0.2
+
+
+def test_the_package_can_be_imported_again() -> None:
+    # Not in pytest's own process: the other tests hold the modules of the first import. Warnings of
+    # PyTorch's own modules, as in pyproject.toml.
+    ignored = ["-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
+    command = [sys.executable, "-W", "error", *ignored, str(IMPORTED_AGAIN)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split() == ["works"], done.stderr

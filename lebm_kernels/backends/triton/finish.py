@@ -19,7 +19,17 @@ import triton
 import triton.language as tl
 
 from lebm_kernels.backends.triton.narrow_rows import ENERGY, MEAN, PULL, STRETCH
-from lebm_kernels.backends.triton.pairs import COLDEST, LN_2, LOG_WEIGHT, STATE, coldness
+from lebm_kernels.backends.triton.pairs import (
+    COLDEST,
+    GAP,
+    LN_2,
+    LOG_NORMALISER,
+    LOG_WEIGHT,
+    REST,
+    SHIFT,
+    STATE_SIZE,
+    coldness,
+)
 from lebm_kernels.backends.triton.programs import split_pointers
 
 # Where L is nearer to 0 than this, the sum has lost the digits of F - m. If every p is within a
@@ -134,12 +144,12 @@ def finish_kernel(
     gap = tl.where(cold, 0.0, -log_sum / beta)
     gap = tl.where(log_sum == float("-inf"), float("inf"), gap)  # no latent within reach
     gap = tl.where(log_sum == log_sum, gap, log_sum)
-    state_at = outputs.state_ptr + at * STATE
-    tl.store(state_at, m, mask=inside)
-    tl.store(state_at + 1, log_sum, mask=inside)
-    tl.store(state_at + 2, gap, mask=inside)
+    state_at = outputs.state_ptr + at * STATE_SIZE
+    tl.store(state_at + SHIFT, m, mask=inside)
+    tl.store(state_at + LOG_NORMALISER, log_sum, mask=inside)
+    tl.store(state_at + GAP, gap, mask=inside)
     # Tiny weights make L large: it rounds by more than the minima's posterior weights may err.
-    tl.store(state_at + 3, tl.where(cold, tl.log2(total) + k, 0.0), mask=inside)
+    tl.store(state_at + REST, tl.where(cold, tl.log2(total) + k, 0.0), mask=inside)
     dtype: tl.constexpr = outputs.free_energy_ptr.dtype.element_ty
     tl.store(outputs.free_energy_ptr + at, (m + gap).to(dtype), mask=inside)
     if ENERGY & WANT:

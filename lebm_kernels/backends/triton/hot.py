@@ -26,9 +26,12 @@ import triton.language as tl
 from lebm_kernels.backends.triton.finish import HOT
 from lebm_kernels.backends.triton.narrow_rows import ENERGY
 from lebm_kernels.backends.triton.pairs import (
+    GAP,
     LATENT_ENERGY,
+    LOG_NORMALISER,
     LOG_WEIGHT,
-    STATE,
+    SHIFT,
+    STATE_SIZE,
     coldness,
     entropy_series,
     expm1_ratio,
@@ -79,7 +82,7 @@ def hot_kernel(
         at = grid * M + tl.load(hot.query_ptr + grid * M + tl.minimum(number, count - 1))
         y_at, scale_at, beta_at = query_pointers(a, grid, at - grid * M, D)
         y_at, scale_at, beta = y_at[:, None], scale_at[:, None], tl.load(beta_at)[:, None]
-        m = tl.load(state_ptr + at * STATE).to(dtype)[:, None]
+        m = tl.load(state_ptr + at * STATE_SIZE + SHIFT).to(dtype)[:, None]
         free, late, strict = split_shift(coldness(beta), m, HAS, NARROW)
         mean, z = m, m
         if ENERGY & WANT:
@@ -191,12 +194,13 @@ def hot_finish_kernel(
         at = grid * M + place
         beta_at = a.beta_ptr + grid * a.beta_stride_b + place * a.beta_stride_m
         beta = tl.load(beta_at, mask=inside, other=1.0).to(tl.float64)
-        m = tl.load(outputs.state_ptr + at * STATE, mask=inside, other=0.0)
+        state_at = outputs.state_ptr + at * STATE_SIZE
+        m = tl.load(state_at + SHIFT, mask=inside, other=0.0)
         from_sums = hot.sums_ptr + grid * slots + number
         mean = sum_of_splits(from_sums, inside, num_splits, stride, BLOCK, BLOCK_S)
         gap = tl.where(mean == float("inf"), mean, mean * _log1p_ratio(-beta * mean))
-        tl.store(outputs.state_ptr + at * STATE + 1, -beta * gap, mask=inside)
-        tl.store(outputs.state_ptr + at * STATE + 2, gap, mask=inside)
+        tl.store(state_at + LOG_NORMALISER, -beta * gap, mask=inside)
+        tl.store(state_at + GAP, gap, mask=inside)
         tl.store(outputs.free_energy_ptr + at, (m + gap).to(dtype), mask=inside)
         if ENERGY & WANT:
             tl.store(outputs.energy_ptr + at, (m + gap).to(dtype), mask=inside & (beta == 0))

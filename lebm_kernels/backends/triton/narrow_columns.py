@@ -32,9 +32,12 @@ import triton.language as tl
 from lebm_kernels.backends.triton.pairs import (
     LATENT_ENERGY,
     LOG2_E,
+    LOG_NORMALISER,
     LOG_WEIGHT,
+    REST,
     SCALE,
-    STATE,
+    SHIFT,
+    STATE_SIZE,
     any_of,
     coldness,
     energy_from,
@@ -57,7 +60,9 @@ def scaled_grad(grad, state_at, N, beta, HAS: tl.constexpr):
 
     The logarithm comes as an integer and a fraction.
     """
-    bits = tl.where(beta == float("inf"), tl.load(state_at + 3), tl.load(state_at + 1) * LOG2_E)
+    bits = tl.where(
+        beta == float("inf"), tl.load(state_at + REST), tl.load(state_at + LOG_NORMALISER) * LOG2_E
+    )
     if (LOG_WEIGHT & HAS) == 0:
         bits += tl.where(beta == float("inf"), 0.0, tl.log2(N.to(tl.float64)))
     whole = -tl.floor(bits + 0.5)
@@ -94,8 +99,8 @@ def pack_kernel(
     offs_m = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_M + lanes
     inside = offs_m < M
     grad = tl.load(grad_ptr + grid * M + offs_m, mask=inside, other=0.0)
-    state_at = state_ptr + (grid * M + tl.minimum(offs_m, M - 1)) * STATE
-    m = tl.load(state_at).to(dtype)
+    state_at = state_ptr + (grid * M + tl.minimum(offs_m, M - 1)) * STATE_SIZE
+    m = tl.load(state_at + SHIFT).to(dtype)
     # Not 0 past the last query: infinite energies must have posterior weight 0 there as well.
     beta = tl.load(
         a.beta_ptr + grid * a.beta_stride_b + offs_m * a.beta_stride_m, mask=inside, other=1.0

@@ -15,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lebm_kernels.backends import contract
+
 # Which arguments a problem has, as bits of HAS.
 SCALE = tl.constexpr(1)
 LOG_WEIGHT = tl.constexpr(2)
@@ -24,8 +26,12 @@ LATENT_ENERGY = tl.constexpr(4)
 SLAB = tl.constexpr(32)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# Numbers in a query's state: m, L, F - m and rest, see backends/contract.py.
-STATE = tl.constexpr(4)
+# A query's state, see backends/contract.py: how many numbers it has, and their places.
+STATE_SIZE = tl.constexpr(contract.STATE_SIZE)
+SHIFT = tl.constexpr(contract.StateField.SHIFT.value)
+LOG_NORMALISER = tl.constexpr(contract.StateField.LOG_NORMALISER.value)
+GAP = tl.constexpr(contract.StateField.GAP.value)
+REST = tl.constexpr(contract.StateField.REST.value)
 # As cold as infinity: a latent above the minimum, by the last bit, has posterior weight 0.
 COLDEST = tl.constexpr(2.0**100)
 # Larger energies count as infinite. Also the shift of a query before any energy is known.

@@ -13,10 +13,13 @@ import triton
 import triton.language as tl
 
 from lebm_kernels.backends.triton.pairs import (
+    GAP,
     LATENT_ENERGY,
     LN_2,
     LOG2_E,
-    STATE,
+    LOG_NORMALISER,
+    SHIFT,
+    STATE_SIZE,
     coldness,
     expm1_ratio,
     split_shift,
@@ -57,10 +60,10 @@ def weights_kernel(
         y_at, scale_at = y_at[None, :], scale_at[None, :]
         beta = tl.load(beta_at)
         grad = tl.load(grad_ptr + grid * M + offs_m, mask=inside, other=0.0)[None, :]
-        state_at = state_ptr + (grid * M + safe_m) * STATE
-        m = tl.load(state_at).to(dtype)[None, :]
-        log_sum = tl.load(state_at + 1)
-        gap = tl.load(state_at + 2).to(dtype)[None, :]
+        state_at = state_ptr + (grid * M + safe_m) * STATE_SIZE
+        m = tl.load(state_at + SHIFT).to(dtype)[None, :]
+        log_sum = tl.load(state_at + LOG_NORMALISER)
+        gap = tl.load(state_at + GAP).to(dtype)[None, :]
         # L may be in the hundreds where weights are tiny: its integer part is added to l first.
         level = log_sum * LOG2_E
         whole = tl.floor(level + 0.5)

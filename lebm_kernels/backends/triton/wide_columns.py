@@ -15,7 +15,8 @@ from lebm_kernels.backends.triton.pairs import (
     LATENT_ENERGY,
     LOG_WEIGHT,
     SCALE,
-    STATE,
+    SHIFT,
+    STATE_SIZE,
     add_to,
     coldness,
     difference,
@@ -59,8 +60,8 @@ def wide_columns_kernel(
         y_at, scale_at = y_at[None, :], scale_at[None, :]
         beta = tl.load(beta_at)
         grad = tl.load(grad_ptr + grid * M + safe_m)
-        state_at = state_ptr + (grid * M + safe_m) * STATE
-        m = tl.load(state_at).to(dtype)[None, :]
+        state_at = state_ptr + (grid * M + safe_m) * STATE_SIZE
+        m = tl.load(state_at + SHIFT).to(dtype)[None, :]
         c = coldness(beta)
         factor, whole, rest = scaled_grad(grad, state_at, N, beta, HAS)
         factor, whole, rest = factor[None, :], whole[None, :], rest[None, :]
