@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 class LatentModel(nn.Module):
     """The base of all models: a latent grid, an optional regulariser, an optional learned beta.
 
+    Calling a model returns its :meth:`free_energy`.
+
     The default beta of a model is infinity (cold), as in the practicum: F is the least energy, and
     a restored observation is the nearest decoded point. Two methods differ. :meth:`sample_latent`
     has the default 1, because a cold draw is always the nearest latent. :meth:`log_density` has no
@@ -202,6 +204,20 @@ class LatentModel(nn.Module):
         """
         value = free_energy(**self._operation_arguments(y, x, beta), backend=backend)
         return value.squeeze(-1) if self._has_grid_per_query(x) else value
+
+    def forward(
+        self,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float | Tensor = torch.inf,
+        backend: str | None = None,
+    ) -> Tensor:
+        """The free energy F of each observation: see :meth:`free_energy`.
+
+        ``model(y)`` also runs the model's hooks; the method :meth:`free_energy` does not.
+        """
+        return self.free_energy(y, x, beta=beta, backend=backend)
 
     def posterior(
         self,
