@@ -36,6 +36,7 @@ from lebm_kernels.functional import free_energy, posterior
 from lebm_kernels.models.decoders import RBFDecoder
 from lebm_kernels.models.grids import LatentGrid, interval_grid, product_grid
 from lebm_kernels.models.latent_model import DecoderModel
+from lebm_kernels.models.modes import evaluation_mode
 
 
 def topographic_mapping(
@@ -174,7 +175,8 @@ def mean_log_density(model: DecoderModel, y: Tensor, *, backend: str | None = No
     if model.beta is None:
         raise ValueError("model must have a learned beta to have a density, got beta None")
     check_floating("y", y, "[M, D]")
-    value = model.log_density(y.to(model.z), beta=model.beta, backend=backend)
+    with evaluation_mode(model):
+        value = model.log_density(y.to(model.z), beta=model.beta, backend=backend)
     return float(value.double().mean())
 
 

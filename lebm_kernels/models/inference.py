@@ -7,7 +7,8 @@
 :func:`infer_on_grid` searches all points of the grid. :func:`infer` descends E over continuous z
 from a start. It may end in a basin that is not the lowest, and reports this if the grid has a lower
 point. :func:`sample` draws latents from the posterior. :func:`denoise` descends the free energy
-over y instead of E over z.
+over y instead of E over z. All run the model in evaluation mode, because a descent needs a function
+that does not change; each module is then put back in the mode it had.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from lebm_kernels.checks import check_floating, is_real
 from lebm_kernels.models.descent import descend
 from lebm_kernels.models.latent_model import LatentModel
+from lebm_kernels.models.modes import evaluation_mode
 
 
 class Inference(NamedTuple):
@@ -93,11 +95,13 @@ def infer_on_grid(
         (tensor([[2., 0.]]), tensor([1.]))
     """
     x = _condition_each(y, x)
-    z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
-    energy = _energy(model, y, z, x)
+    with evaluation_mode(model):
+        z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
+        energy = _energy(model, y, z, x)
+        restored = model.decode_each(z, x)
     local = torch.zeros_like(energy, dtype=torch.bool)
     # An observation with NaN has no nearest point.
-    return Inference(z, model.decode_each(z, x), energy, ~energy.isnan(), local)
+    return Inference(z, restored, energy, ~energy.isnan(), local)
 
 
 def infer(
@@ -157,9 +161,10 @@ def infer(
     def function(z: Tensor, rows: Tensor) -> Tensor:
         return _energy(model, y[rows], z, None if x is None else x[rows])
 
-    found = descend(function, first, method=method, max_steps=max_steps, tol=tol)
-    with torch.no_grad():
-        restored = model.decode_each(found.point, x)
+    with evaluation_mode(model):
+        found = descend(function, first, method=method, max_steps=max_steps, tol=tol)
+        with torch.no_grad():
+            restored = model.decode_each(found.point, x)
     # In a convex basin no point is lower than z_check by more than slope times distance. Rounding
     # adds to the difference of two energies.
     distance = (found.point - best.z).abs().reshape(len(y), model.grid.dim).sum(1)
@@ -208,7 +213,8 @@ def denoise(
         condition = None if x is None else x[rows]
         return model.free_energy(point, condition, beta=beta, backend=backend)
 
-    found = descend(function, y, method=method, max_steps=max_steps, tol=tol)
+    with evaluation_mode(model):
+        found = descend(function, y, method=method, max_steps=max_steps, tol=tol)
     return Denoised(found.point, found.value, found.converged)
 
 
@@ -237,10 +243,11 @@ def sample(
         ValueError: as in :func:`infer_on_grid`; or ``num_samples`` or ``beta`` is out of range.
     """
     x = _condition_each(y, x)
-    index = model.sample_latent(y, x, num_samples=num_samples, beta=beta, generator=generator)
-    z = model.z[index]
-    condition = None if x is None else x.repeat_interleave(num_samples)
-    restored = model.decode_each(z.flatten(0, 1), condition)
+    with evaluation_mode(model):
+        index = model.sample_latent(y, x, num_samples=num_samples, beta=beta, generator=generator)
+        z = model.z[index]
+        condition = None if x is None else x.repeat_interleave(num_samples)
+        restored = model.decode_each(z.flatten(0, 1), condition)
     return Sample(z, restored.view(len(y), num_samples, y.shape[1]))
 
 

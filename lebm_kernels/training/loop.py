@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lebm_kernels.checks import check_count, count_not_finite, is_count, number, plain
 from lebm_kernels.extras import MissingExtraError, needs
 from lebm_kernels.models.latent_model import LatentModel
+from lebm_kernels.models.modes import evaluation_mode
 from lebm_kernels.training import checkpoints
 from lebm_kernels.training.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.training.datasets import Dataset
@@ -177,7 +178,8 @@ def free_energies(
     """The free energy of each observation, ``[num]``, without gradients.
 
     Args:
-        model: the model whose free energy is evaluated.
+        model: the model whose free energy is evaluated, in evaluation mode; each of its modules is
+            then put back in the mode it had.
         data: observations, moved to the model's device and dtype.
         beta: inverse temperature.
         backend: as in :func:`lebm_kernels.free_energy`.
@@ -191,10 +193,11 @@ def free_energies(
     _check_kind("data", data, Dataset, "a Dataset")
     if slice_size is not None:
         check_count("slice_size", slice_size, 1)
-    parts = [
-        model.free_energy(part.y, part.x, beta=beta, backend=backend)
-        for part in _slices(data.to(model.z), slice_size)
-    ]
+    with evaluation_mode(model):
+        parts = [
+            model.free_energy(part.y, part.x, beta=beta, backend=backend)
+            for part in _slices(data.to(model.z), slice_size)
+        ]
     return torch.cat(parts)
 
 
@@ -228,6 +231,10 @@ def train(
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> TrainResult:
     """Train a model in place.
+
+    Steps run in the modes in which the model's modules are: ``model.eval()`` before would also
+    train without Dropout. Everything else runs in evaluation mode: the validation loss,
+    ``initial`` and ``final``.
 
     Args:
         model: the model, which is changed; it determines the device and dtype of the run.
@@ -410,8 +417,9 @@ class _Run:
             return math.nan
         # Not under no_grad: a loss may differentiate in its observations.
         total = 0.0
-        for part in _slices(self.validation, self.config.slice_size):
-            total += float(self._loss(part, self.last_beta()).detach()) * len(part)
+        with evaluation_mode(self.model, self.loss):
+            for part in _slices(self.validation, self.config.slice_size):
+                total += float(self._loss(part, self.last_beta()).detach()) * len(part)
         value = total / len(self.validation)
         if not math.isfinite(value):
             raise FloatingPointError(

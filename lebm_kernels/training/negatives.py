@@ -17,6 +17,7 @@ from lebm_kernels.checks import check_count, check_positive
 from lebm_kernels.functional import posterior
 from lebm_kernels.models.descent import Projection, descend
 from lebm_kernels.models.latent_model import LatentModel
+from lebm_kernels.models.modes import evaluation_mode
 
 _PUSHES = 4
 """Pushes away from the nearest observation, before a point is moved outside all of them."""
@@ -124,7 +125,8 @@ class MostOffending:
     Each point is drawn, moved out of the balls of ``radius`` about the batch's observations, and
     descends F outside the balls, along their surface if F falls inwards: projected gradient
     descent. A descent ends in the basin of its start; the lowest of ``num_starts`` ends is the
-    sample.
+    sample. The descents run the model in evaluation mode, because they need an F that does not
+    change.
 
     For a conditional model only one observation has the x of a sample, and the sample keeps away
     from that observation alone.
@@ -173,7 +175,10 @@ class MostOffending:
             return model.free_energy(point, condition, beta=beta, backend=backend)
 
         project = outside_balls(y, self.radius, None if x is None else own)
-        found = descend(function, drawn.flatten(0, -2), max_steps=self.max_steps, project=project)
+        with evaluation_mode(model):
+            found = descend(
+                function, drawn.flatten(0, -2), max_steps=self.max_steps, project=project
+            )
         value, point = found.value.view(drawn.shape[:-1]), found.point.view(drawn.shape)
         lowest = value.argmin(0, keepdim=True).unsqueeze(-1).expand(1, *point.shape[1:])
         return point.gather(0, lowest).squeeze(0)
