@@ -11,6 +11,7 @@ import math
 import numbers
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -58,6 +59,37 @@ def check_floating(name: str, value: object, form: str = "") -> None:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         wanted = f"a floating-point tensor {form}".rstrip()
         raise TypeError(f"{name} must be {wanted}, got {kind}")
+
+
+def check_seed(name: str, value: object) -> None:
+    """Refuse anything but an integer in [0, 2^63)."""
+    if not (is_count(value, 0) and value < 2**63):  # type: ignore[operator]
+        raise ValueError(f"{name} must be an integer of at least 0 and below 2^63, got {value!r}")
+
+
+def check_dtype(name: str, value: object) -> None:
+    """Refuse anything but None or a floating-point dtype."""
+    if value is None or (isinstance(value, torch.dtype) and value.is_floating_point):
+        return
+    raise TypeError(f"{name} must be None or a floating-point torch.dtype, got {value!r}")
+
+
+def check_device(name: str, value: object) -> None:
+    """Refuse anything but None or a device, by its name too."""
+    if value is not None and not isinstance(value, (torch.device, str)):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be None, a torch.device or its name, got {kind}")
+    try:
+        torch.device("cpu" if value is None else value)
+    except RuntimeError:
+        raise ValueError(f"{name} must be a device of PyTorch, got {value!r}") from None
+
+
+def check_generator(name: str, value: object) -> None:
+    """Refuse anything but None or a generator."""
+    if value is not None and not isinstance(value, torch.Generator):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be None or a torch.Generator, got {kind}")
 
 
 def count_not_finite(values: Tensor) -> int:

@@ -82,7 +82,9 @@ def gtm(
         )
     console.print(table)
     # Restore the hidden lower half of each digit. The mean of all digits is the baseline.
-    hidden = torch.arange(data.test.y.shape[1]) >= data.test.y.shape[1] // 2
+    hidden = (
+        torch.arange(data.test.y.shape[1], device=data.test.y.device) >= data.test.y.shape[1] // 2
+    )
     guesses = {
         "the posterior mean": restore(model, data.test.y, ~hidden, backend=backend),
         "the mean of all digits": data.train.y.mean(0).expand_as(data.test.y),

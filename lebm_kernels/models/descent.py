@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -177,8 +177,8 @@ def _by_cg(function: Function, start: Tensor, row: Tensor, tol: float, max_steps
     with needs("models"):
         from scipy.optimize import minimize
 
-    def evaluate(flat: object) -> tuple[float, object]:
-        value, gradient = _evaluate(function, torch.as_tensor(flat).to(start).view_as(start), row)
+    def evaluate(flat: Any) -> tuple[float, object]:
+        value, gradient = _evaluate(function, torch.from_numpy(flat).to(start).view_as(start), row)
         return value.item(), gradient.double().flatten().cpu().numpy()
 
     found = minimize(
@@ -188,7 +188,7 @@ def _by_cg(function: Function, start: Tensor, row: Tensor, tol: float, max_steps
         method="CG",
         options={"gtol": tol, "maxiter": max_steps},
     )
-    return torch.as_tensor(found.x).to(start).view_as(start)
+    return torch.from_numpy(found.x).to(start).view_as(start)
 
 
 def _by_lbfgs(function: Function, start: Tensor, row: Tensor, tol: float, max_steps: int) -> Tensor:

@@ -12,16 +12,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from lebm_kernels.checks import check_count, check_floating, check_positive, number
+from lebm_kernels.checks import check_count, check_floating, check_positive, check_seed, number
+from lebm_kernels.models.placing import placement
 
 PRACTICUM_POINTS = 48
 """Points of the practicum's grid: [0, 2 pi) in steps of pi/24."""
+
+# Points are computed like this and rounded once, so those in float32 are the nearest to the exact
+# ones.
+_EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +85,18 @@ class LatentGrid:
         return self.log_weight.log_softmax(0)
 
 
+def checked_grid(grid: object, name: str = "grid") -> LatentGrid:
+    """Refuse anything but a grid; return the grid."""
+    if not isinstance(grid, LatentGrid):
+        raise TypeError(f"{name} must be a LatentGrid, got {type(grid).__name__}")
+    return grid
+
+
 def periodic_grid(
     num: int = PRACTICUM_POINTS,
     *,
     period: float = 2.0 * math.pi,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
     """Equally spaced points of [0, period), with equal weights.
@@ -94,8 +107,8 @@ def periodic_grid(
     Args:
         num: number of points, at least 1.
         period: length of the domain, positive and finite.
-        dtype: floating-point type of the points.
-        device: of the points.
+        dtype: floating-point type of the points; PyTorch's default dtype if absent.
+        device: of the points; PyTorch's default device if absent.
 
     Raises:
         ValueError: ``num`` or ``period`` is out of range.
@@ -106,9 +119,9 @@ def periodic_grid(
     """
     check_count("num", num, 1)
     check_positive("period", period)
-    # Computed in float64 and rounded once: float32 points are the nearest to the exact ones.
-    z = torch.arange(num, dtype=torch.float64) * (period / num)
-    return LatentGrid(z.to(device=device, dtype=dtype))
+    options = placement(dtype, device)
+    z = torch.arange(num, **_EXACT) * (period / num)
+    return LatentGrid(z.to(**options))
 
 
 def interval_grid(
@@ -116,7 +129,7 @@ def interval_grid(
     high: float,
     num: int,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
     """Equally spaced points of [low, high], both ends included: the trapezoid rule.
@@ -127,8 +140,8 @@ def interval_grid(
         low: first point.
         high: last point, above ``low``.
         num: number of points, at least 2.
-        dtype: floating-point type of the points.
-        device: of the points.
+        dtype: floating-point type of the points; PyTorch's default dtype if absent.
+        device: of the points; PyTorch's default device if absent.
 
     Raises:
         ValueError: ``num`` is below 2, or ``low < high`` doesn't hold with both finite.
@@ -139,10 +152,11 @@ def interval_grid(
     """
     check_count("num", num, 2)
     _check_interval(low, high)
-    z = torch.linspace(low, high, num, dtype=torch.float64)
-    weight = torch.ones(num, dtype=torch.float64)
+    options = placement(dtype, device)
+    z = torch.linspace(low, high, num, **_EXACT)
+    weight = torch.ones(num, **_EXACT)
     weight[0] = weight[-1] = 0.5
-    return LatentGrid(z.to(device=device, dtype=dtype), weight.log().to(device=device, dtype=dtype))
+    return LatentGrid(z.to(**options), weight.log().to(**options))
 
 
 def gauss_legendre_grid(
@@ -150,7 +164,7 @@ def gauss_legendre_grid(
     high: float,
     num: int,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
     """The Gauss-Legendre rule of [low, high]: exact for polynomials of degree below 2 num.
@@ -163,8 +177,8 @@ def gauss_legendre_grid(
         low: start of the domain.
         high: its end, above ``low``.
         num: number of points, at least 1.
-        dtype: floating-point type of the points.
-        device: of the points.
+        dtype: floating-point type of the points; PyTorch's default dtype if absent.
+        device: of the points; PyTorch's default device if absent.
 
     Raises:
         ValueError: ``num`` is below 1, or ``low < high`` doesn't hold with both finite.
@@ -176,10 +190,11 @@ def gauss_legendre_grid(
     """
     check_count("num", num, 1)
     _check_interval(low, high)
+    options = placement(dtype, device)
     node, weight = np.polynomial.legendre.leggauss(num)
     z = torch.from_numpy(low + (high - low) * (node + 1.0) / 2.0)
     log_weight = torch.from_numpy(weight).log()
-    return LatentGrid(z.to(device=device, dtype=dtype), log_weight.to(device=device, dtype=dtype))
+    return LatentGrid(z.to(**options), log_weight.to(**options))
 
 
 def product_grid(*grids: LatentGrid) -> LatentGrid:
@@ -205,8 +220,7 @@ def product_grid(*grids: LatentGrid) -> LatentGrid:
     if not grids:
         raise ValueError("grids must hold at least one grid, got none")
     for grid in grids:
-        if not isinstance(grid, LatentGrid):
-            raise TypeError(f"grids must be LatentGrids, got {type(grid).__name__}")
+        checked_grid(grid, "grids")
     for name in ("dtype", "device"):
         kinds = {str(getattr(grid.z, name)) for grid in grids}
         if len(kinds) > 1:
@@ -228,7 +242,7 @@ def sobol_grid(
     low: float = 0.0,
     high: float = 1.0,
     seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
     """The first points of the Sobol sequence in the cube [low, high]^dim, with equal weights.
@@ -241,9 +255,9 @@ def sobol_grid(
         dim: number of dimensions, from 1 to 21201, PyTorch's limit.
         low: lower end of each side; the unscrambled sequence starts there.
         high: upper end of each side, above ``low``.
-        seed: of the scrambling; ``None`` does not scramble.
-        dtype: floating-point type of the points.
-        device: of the points.
+        seed: of the scrambling, in [0, 2^63); ``None`` does not scramble.
+        dtype: floating-point type of the points; PyTorch's default dtype if absent.
+        device: of the points; PyTorch's default device if absent.
 
     Raises:
         ValueError: ``num`` or ``dim`` is out of range, or ``low < high`` doesn't hold.
@@ -253,11 +267,13 @@ def sobol_grid(
     if dim > SobolEngine.MAXDIM:
         raise ValueError(f"dim must be at most {SobolEngine.MAXDIM}, got {dim}")
     _check_interval(low, high)
+    options = placement(dtype, device)
     if seed is not None:
-        check_count("seed", seed, 0)
-    engine = SobolEngine(dim, scramble=seed is not None, seed=seed)
-    z = low + (high - low) * engine.draw(num, dtype=torch.float64)
-    return LatentGrid(z.to(device=device, dtype=dtype))
+        check_seed("seed", seed)
+    with torch.device("cpu"):  # the engine has no argument for it
+        engine = SobolEngine(dim, scramble=seed is not None, seed=seed)
+        z = low + (high - low) * engine.draw(num, dtype=torch.float64)
+    return LatentGrid(z.to(**options))
 
 
 def _check_interval(low: float, high: float) -> None:

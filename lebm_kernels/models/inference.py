@@ -148,7 +148,11 @@ def infer(
     y, x = y.detach(), _condition_each(y, x)
     if not (start is None or is_real(start) or isinstance(start, Tensor)):
         raise TypeError(f"start must be a tensor or a number, got {type(start).__name__}")
-    first = best.z if start is None else torch.as_tensor(start).to(best.z)
+    first = (
+        best.z
+        if start is None
+        else torch.as_tensor(start, dtype=best.z.dtype, device=best.z.device)
+    )
     if not first.isfinite().all():
         raise ValueError("start must be finite, got NaN or infinities")
     try:

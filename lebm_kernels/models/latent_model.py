@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels.arguments import autocast_dtype
-from lebm_kernels.checks import number
+from lebm_kernels.checks import check_floating, number
 from lebm_kernels.functional import free_energy, posterior, sample_latent
 from lebm_kernels.models.decoders import (
     EllipseDecoder,
@@ -27,7 +27,7 @@ from lebm_kernels.models.decoders import (
     NeuralDecoder,
     circle,
 )
-from lebm_kernels.models.grids import LatentGrid, periodic_grid
+from lebm_kernels.models.grids import LatentGrid, checked_grid, periodic_grid
 from lebm_kernels.reference import Posterior
 from lebm_kernels.torch_internals import in_plain_eager_mode
 
@@ -71,11 +71,10 @@ class LatentModel(nn.Module):
         self, grid: LatentGrid | None = None, *, regulariser: nn.Module | None = None
     ) -> None:
         super().__init__()
-        if grid is not None and not isinstance(grid, LatentGrid):
-            raise TypeError(f"grid must be a LatentGrid, got {type(grid).__name__}")
+        grid = periodic_grid() if grid is None else checked_grid(grid)
         self.regulariser = regulariser
         self.register_parameter("log_beta", None)
-        self._set_grid(periodic_grid() if grid is None else grid)
+        self._set_grid(grid)
 
     def _set_grid(self, grid: LatentGrid) -> None:
         # Buffers follow .to(). Not persistent: the state dict holds only what was learned.
@@ -98,8 +97,7 @@ class LatentModel(nn.Module):
             TypeError: ``grid`` isn't a :class:`~lebm_kernels.models.grids.LatentGrid`.
             ValueError: ``grid`` has another number of dimensions.
         """
-        if not isinstance(grid, LatentGrid):
-            raise TypeError(f"grid must be a LatentGrid, got {type(grid).__name__}")
+        grid = checked_grid(grid)
         if grid.dim != self.grid.dim:
             raise ValueError(f"grid must have {self.grid.dim} dimensions, got {grid.dim}")
         model = copy.deepcopy(self)
@@ -343,8 +341,15 @@ class LatentModel(nn.Module):
         If each query has its own decoded grid, each query becomes a batch of one.
         """
         self._check_condition(x)
-        arguments = self._arguments(x)
-        self._check_observations(y, arguments["decoded"])
+        if torch.compiler.is_compiling():
+            arguments = self._arguments(x)
+        else:
+            try:
+                arguments = self._arguments(x)
+            except (RuntimeError, TypeError):
+                self._check_parts()
+                raise
+        self._check_observations(y, arguments)
         scale = arguments.get("scale")
         leading = arguments["decoded"].shape[:-2] if scale is None else scale.shape[:-1]
         if x is not None and isinstance(y, Tensor) and y.dim() > 1:
@@ -382,7 +387,21 @@ class LatentModel(nn.Module):
                 f"x must be absent as {name} is unconditional, got shape {list(x.shape)}"
             )
 
-    def _check_observations(self, y: Tensor, decoded: Tensor) -> None:
+    def _check_parts(self) -> None:
+        """Name the first parameter or buffer of another dtype or device than the latent grid's.
+
+        Called where a computation has failed: a decoder that casts may well work with two dtypes.
+        """
+        kind = type(self).__name__
+        for name, part in (*self.named_parameters(), *self.named_buffers()):
+            if part.is_floating_point() and part.dtype != self.z.dtype:
+                wanted, got = str(self.z.dtype), str(part.dtype)
+                raise TypeError(f"{name} must be {wanted} as the grid of {kind} is, got {got}")
+            if part.device != self.z.device:
+                wanted, got = str(self.z.device), str(part.device)
+                raise ValueError(f"{name} must be on {wanted} as the grid of {kind} is, got {got}")
+
+    def _check_observations(self, y: Tensor, arguments: dict[str, Any]) -> None:
         """Compare y with the decoded points, and name the model if they do not fit.
 
         The operation would name ``decoded``, an argument that the caller did not pass. It still
@@ -390,8 +409,16 @@ class LatentModel(nn.Module):
         """
         if not isinstance(y, Tensor) or y.layout != torch.strided or y.is_nested or y.dim() < 2:
             return
+        decoded = arguments["decoded"]
         name, num_dims = type(self).__name__, decoded.shape[-1]
         expected = autocast_dtype(decoded.dtype, y.device.type)
+        for part in (y, *arguments.values()):
+            if part is None:
+                continue
+            dtype = autocast_dtype(part.dtype, y.device.type)
+            if dtype != expected or part.device != decoded.device:
+                self._check_parts()
+                break
         if autocast_dtype(y.dtype, y.device.type) != expected:
             raise TypeError(f"y must be {expected} as {name} decodes to, got {y.dtype}")
         if y.device != decoded.device:
@@ -453,7 +480,9 @@ class Ellipse(CircleModel):
 
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
-        radii: the first radii, ``[2]``, floating point; drawn from N(0, 1) if absent.
+        radii: the first radii, ``[2]``, floating point; drawn from N(0, 1) if absent. The model has
+            the dtype and the device of the grid, or else those of the radii, or else PyTorch's
+            defaults.
         regulariser: as in :class:`LatentModel`.
         generator: source of the draw; the global generator if absent.
 
@@ -477,8 +506,13 @@ class Ellipse(CircleModel):
         regulariser: nn.Module | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        if radii is not None:
+            check_floating("radii", radii, "[2]")
+            grid = periodic_grid(dtype=radii.dtype, device=radii.device) if grid is None else grid
         super().__init__(grid, regulariser=regulariser)
-        self.decoder: EllipseDecoder = EllipseDecoder(radii, generator=generator)
+        with torch.device(self.z.device):
+            decoder = EllipseDecoder(radii, generator=generator)
+        self.decoder: EllipseDecoder = decoder.to(self.z) if radii is None else decoder
 
     def scale(self, x: Tensor | None = None) -> Tensor:
         """The two radii, ``[2]``."""
@@ -489,7 +523,8 @@ class Horn(CircleModel):
     """A conditional model: observations at x lie near an ellipse with radii predicted from x.
 
     Args:
-        grid: the latent grid; the practicum's 48 angles if absent.
+        grid: the latent grid, whose dtype and device the model has; the practicum's 48 angles if
+            absent.
         regulariser: as in :class:`LatentModel`.
         generator: source of the predictor's first weights; the global generator if absent.
     """
@@ -504,7 +539,9 @@ class Horn(CircleModel):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(grid, regulariser=regulariser)
-        self.predictor: HornPredictor = HornPredictor(generator=generator)
+        with torch.device(self.z.device):
+            predictor = HornPredictor(generator=generator)
+        self.predictor: HornPredictor = predictor.to(self.z)
 
     def scale(self, x: Tensor | None = None) -> Tensor:
         """The predicted radii ``[..., 2]`` at ``x[...]``."""
@@ -575,7 +612,8 @@ def neural_horn(
     """A horn whose decoder g(f(x), z) is a network, which has to learn the closed curve itself.
 
     Args:
-        grid: the latent grid over [0, 2 pi]; the practicum's 48 angles if absent.
+        grid: the latent grid over [0, 2 pi], whose dtype and device the model has; the practicum's
+            48 angles if absent.
         code_dim: dim(f), the number of outputs of the predictor.
         hidden: numbers of units of the decoder's hidden layers.
         generator: source of the first weights; the global generator if absent.
@@ -583,6 +621,8 @@ def neural_horn(
     Raises:
         ValueError: an argument is out of range.
     """
-    predictor = HornPredictor(outputs=code_dim, generator=generator)
-    decoder = NeuralDecoder(code_dim=code_dim, hidden=hidden, generator=generator)
-    return DecoderModel(decoder, predictor, grid=grid)
+    grid = periodic_grid() if grid is None else checked_grid(grid)
+    with torch.device(grid.z.device):
+        predictor = HornPredictor(outputs=code_dim, generator=generator)
+        decoder = NeuralDecoder(code_dim=code_dim, hidden=hidden, generator=generator)
+    return DecoderModel(decoder, predictor, grid=grid).to(grid.z)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def memorising(*, epochs: int = 200, seed: int = 0) -> list[Memorising]:
     """
     generator = torch.Generator().manual_seed(seed)
     data, held_out = (ellipse_data(200, generator=generator) for _ in range(2))
-    away = Dataset(_points_off_the_ellipse())
+    away = Dataset(_points_off_the_ellipse(data.y))
     regularisers: dict[str, nn.Module | None] = {
         "none": None,
         "L2": L2(3.0),
@@ -116,7 +116,7 @@ def collapsing(
     rows = []
     for ratio in ratios:
         beta = ratio * float(threshold[0])
-        model = Ellipse(radii=torch.tensor([1.0, 0.8]))
+        model = Ellipse(radii=data.y.new_tensor([1.0, 0.8]))
         train(
             model, data, TrainConfig(beta=beta, epochs=epochs, learning_rate=0.05), progress=False
         )
@@ -126,8 +126,11 @@ def collapsing(
     return rows
 
 
-def _points_off_the_ellipse() -> Tensor:
+def _points_off_the_ellipse(like: Tensor) -> Tensor:
     """Points of a box around the ellipse that are farther than 0.5 from it, ``[num, 2]``."""
-    plane = torch.cartesian_prod(torch.linspace(-2.5, 2.5, 41), torch.linspace(-2.0, 2.0, 33))
-    curve = horn_radii(torch.zeros(())) * circle(torch.linspace(0.0, 2.0 * math.pi, 721))
+    placed: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    sides = torch.linspace(-2.5, 2.5, 41, **placed), torch.linspace(-2.0, 2.0, 33, **placed)
+    plane = torch.cartesian_prod(*sides)
+    angle = torch.linspace(0.0, 2.0 * math.pi, 721, **placed)
+    curve = horn_radii(like.new_zeros(())) * circle(angle)
     return plane[torch.cdist(plane, curve).amin(1) > 0.5]

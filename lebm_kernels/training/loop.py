@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.checks import check_count, count_not_finite, is_count, number, plain
+from lebm_kernels.checks import check_count, check_seed, count_not_finite, is_count, number, plain
 from lebm_kernels.extras import MissingExtraError, needs
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.models.modes import evaluation_mode
@@ -32,6 +33,10 @@ from lebm_kernels.training.schedules import SCHEDULES, Annealing
 
 # Makes the shuffling independent of data that were drawn from the same seed.
 _SHUFFLING_SEED = 0x5F3759DF
+
+# PyTorch's optimizers keep their counters of steps on the default device. Without another default
+# that is the CPU, where they can be read.
+_OPTIMIZERS_DEVICE = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,7 @@ class TrainConfig:
             self.optimizer,
             "the name of a class of torch.optim",
         )
-        in_range = is_count(self.seed, 0) and self.seed < 2**63
-        _require(in_range, "seed", self.seed, "an integer of at least 0 and below 2^63")
+        check_seed("seed", self.seed)
 
     def _make_plain(self) -> None:
         """Replace NumPy's numbers by Python's, because a checkpoint holds no others."""
@@ -346,11 +350,12 @@ class _Run:
         if config.learn_beta and model.log_beta is None:
             model.learn_beta(config.beta)
         parameters = list(model.parameters())
-        self.optimizer = (
-            _make_optimizer(parameters, config)
-            if make_optimizer is None
-            else make_optimizer(parameters)
-        )
+        with _default_device(_OPTIMIZERS_DEVICE):
+            self.optimizer = (
+                _make_optimizer(parameters, config)
+                if make_optimizer is None
+                else make_optimizer(parameters)
+            )
         self.generator = torch.Generator().manual_seed(config.seed ^ _SHUFFLING_SEED)
         self.initial = self.mean_free_energy()
         self.records: list[Epoch] = []
@@ -359,10 +364,10 @@ class _Run:
 
     def epoch(self) -> Epoch:
         """Pass once over the data in a new order, and record the epoch."""
-        order = torch.randperm(len(self.data), generator=self.generator)
+        order = torch.randperm(len(self.data), generator=self.generator, device="cpu")
         batches = order.split(self.config.batch_size or len(self.data))
         done = len(self.records)
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
         rate, beta = self.config.learning_rate, self.last_beta()
         for i, index in enumerate(batches):
             progress = (done + i / len(batches)) / self.config.epochs
@@ -431,10 +436,16 @@ class _Run:
         return value
 
     def _step(self, batch: Dataset, beta: float | Tensor) -> Tensor:
+        default = torch.get_default_device()
+
         # Any: PyTorch declares that a closure returns a float, but its optimizers accept a tensor.
         def evaluate() -> Any:
+            with _default_device(default):
+                return total_loss()
+
+        def total_loss() -> Tensor:
             self.optimizer.zero_grad()
-            total = torch.zeros((), dtype=torch.float64)
+            total = torch.zeros((), dtype=torch.float64, device="cpu")
             for part in _slices(batch, self.config.slice_size):
                 learned = self.model.beta if self.config.learn_beta else None
                 value = self._loss(part, beta if learned is None else learned)
@@ -445,7 +456,9 @@ class _Run:
             return total
 
         # All optimizers accept a closure; those that evaluate several times per step need one.
-        return torch.as_tensor(self.optimizer.step(evaluate)).detach().cpu()
+        with _default_device(_OPTIMIZERS_DEVICE):
+            result: Any = self.optimizer.step(evaluate)
+        return torch.as_tensor(result, device="cpu").detach()
 
     def _loss(self, part: Dataset, beta: Any) -> Tensor:
         return self.loss(self.model, part.y, part.x, beta=beta, backend=self.config.backend)
@@ -550,6 +563,12 @@ def _plain_options(value: Any) -> Any:
     known = value is None or isinstance(value, (bool, int, float, str))
     _require(known, "optimizer_options", value, expected)
     return value
+
+
+def _default_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make it PyTorch's default device, where it is not."""
+    # Where it is, torch.device would still slow every call.
+    return nullcontext() if torch.get_default_device() == device else device
 
 
 def _slices(data: Dataset, size: int | None) -> Iterator[Dataset]:

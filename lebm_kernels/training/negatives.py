@@ -66,7 +66,9 @@ class UniformBox:
         """Check that the corners are finite."""
         for name, corner in (("low", self.low), ("high", self.high)):
             try:
-                finite = bool(torch.as_tensor(corner, dtype=torch.float64).isfinite().all())
+                finite = bool(
+                    torch.as_tensor(corner, dtype=torch.float64, device="cpu").isfinite().all()
+                )
             except (TypeError, ValueError, RuntimeError):  # not numbers
                 finite = False
             if not finite:
