@@ -440,6 +440,10 @@ class CircleModel(LatentModel):
     decoded: Tensor
     """The unit circle on the grid, ``[N, 2]``."""
 
+    derived_buffers = ("decoded",)
+    """Buffers that follow from others, and so do not identify a model. On another machine they may
+    differ in rounding."""
+
     def _set_grid(self, grid: LatentGrid) -> None:
         if grid.dim != 1:
             raise ValueError(f"grid must be of one dimension for a circle, got {grid.dim}")

@@ -25,7 +25,7 @@ from lebm_kernels.checks import check_count, check_seed, count_not_finite, is_co
 from lebm_kernels.extras import MissingExtraError, needs
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.models.modes import evaluation_mode
-from lebm_kernels.training import checkpoints
+from lebm_kernels.training import checkpoints, fingerprints
 from lebm_kernels.training.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.training.datasets import Dataset
 from lebm_kernels.training.losses import Loss, energy_loss
@@ -255,8 +255,10 @@ def train(
         checkpoint: file for the run's state. Its folder is made. The file is replaced atomically,
             so an interruption leaves the previous state intact.
         checkpoint_every: epochs between two writes; the last epoch is always written.
-        resume: continue from ``checkpoint``, which must have the same config, data and loss. Under
-            a constant schedule without annealing ``epochs`` may differ.
+        resume: continue from ``checkpoint``, which must have the same config, data, model, loss and
+            optimizer: their settings and all tensors are compared by value, but for the parameters
+            and buffers that the checkpoint restores. Under a constant schedule without annealing
+            ``epochs`` may differ.
         progress: whether to show a progress bar, which needs the extra ``cli``; ``None`` shows it
             if standard error is a terminal and the extra is installed.
         on_epoch: called with the number of epochs done and the epoch's mean loss, after each epoch
@@ -271,6 +273,10 @@ def train(
             to another run.
         FileNotFoundError: ``resume`` is set and there is no checkpoint.
         FloatingPointError: the loss is not finite.
+
+    Warns:
+        UserWarning: once a resumption, where something of the run cannot be compared, such as a
+            lambda, a closure or an object of unknown content; the message names it.
 
     Example:
         >>> from lebm_kernels.training.datasets import ellipse_data
@@ -303,6 +309,8 @@ def train(
     )
     start = time.perf_counter()
     run = _Run(model, data, validation, config, loss, make_optimizer)
+    if checkpoint is not None:
+        run.identify()
     if resume and checkpoint is not None:
         run.load(Path(checkpoint))
     writers: list[CsvCurves | TensorBoardCurves] = []
@@ -361,6 +369,17 @@ class _Run:
         self.records: list[Epoch] = []
         self.best: tuple[int, dict[str, Tensor]] | None = None
         """Number and parameters of the epoch with the least validation loss."""
+
+    def identify(self) -> None:
+        """Describe the run for its checkpoints, before the first step, which may change a part."""
+        self.identity = fingerprints.identity(
+            asdict(self.config),
+            data=self.data,
+            validation=self.validation,
+            model=self.model,
+            loss=self.loss,
+            optimizer=self.optimizer,
+        )
 
     def epoch(self) -> Epoch:
         """Pass once over the data in a new order, and record the epoch."""
@@ -468,11 +487,11 @@ class _Run:
         checkpoints.write(
             path,
             {
-                **self._identity(),
-                "loss_generators": [g.get_state() for g in checkpoints.generators(self.loss)],
+                "identity": self.identity,
+                "generators": [g.get_state() for g in self._generators()],
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "generator": self.generator.get_state(),
+                "shuffling": self.generator.get_state(),
                 # A model or a loss may draw from the global generator; the shuffling does not.
                 "global_rng": torch.get_rng_state(),
                 "initial": self.initial,
@@ -487,31 +506,24 @@ class _Run:
         # With a constant rate and temperature no step depends on the number of epochs.
         steady = self.config.schedule == "constant" and self.config.annealing is None
         free = {"epochs"} if steady else set()
-        checkpoints.check_identity(path, state, self._identity(), free)
+        fingerprints.check_identity(path, state["identity"], self.identity, free)
         if len(state["records"]) > self.config.epochs:
             raise ValueError(
                 f"epochs must be at least {len(state['records'])} to resume from checkpoint "
                 f"{path}, got {self.config.epochs}"
             )
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"model must be that of checkpoint {path} to resume, got one of other parameters: "
-                f"{' '.join(str(error).split())}"
-            ) from error
-        saved = state["loss_generators"]
-        for generator, saved_state in zip(checkpoints.generators(self.loss), saved, strict=True):
-            generator.set_state(saved_state)
+        self.model.load_state_dict(state["model"])
+        for generator, saved in zip(self._generators(), state["generators"], strict=True):
+            generator.set_state(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(state["shuffling"])
         torch.set_rng_state(state["global_rng"])
         self.initial = state["initial"]
         self.records = [Epoch(*record) for record in state["records"]]
         self.best = None if state["best"] is None else tuple(state["best"])
 
-    def _identity(self) -> dict[str, Any]:
-        return checkpoints.identity(asdict(self.config), self.data, self.validation, self.loss)
+    def _generators(self) -> list[torch.Generator]:
+        return fingerprints.generators(self.model, self.loss)
 
 
 def _progress_bar(run: _Run, progress: bool | None) -> Iterator[int]:
