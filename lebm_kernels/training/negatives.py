@@ -176,7 +176,7 @@ class MostOffending:
             condition = None if x is None else x[own[rows]]
             return model.free_energy(point, condition, beta=beta, backend=backend)
 
-        project = outside_balls(y, self.radius, None if x is None else own)
+        project = outside_balls(y, self.radius, None if x is None else own, backend=backend)
         with evaluation_mode(model):
             found = descend(
                 function, drawn.flatten(0, -2), max_steps=self.max_steps, project=project
@@ -186,7 +186,9 @@ class MostOffending:
         return point.gather(0, lowest).squeeze(0)
 
 
-def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> Projection:
+def outside_balls(
+    centres: Tensor, radius: float, own: Tensor | None = None, *, backend: str | None = None
+) -> Projection:
     """Make a projection that moves points out of the balls of ``radius`` about the centres.
 
     A point inside a ball moves to the nearest point outside it. If balls overlap, it may land in
@@ -198,6 +200,7 @@ def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> 
         radius: of the balls, positive, in the units of ``centres``.
         own: for each row of the descent the index of the only centre that applies to it; if absent,
             all centres apply to all rows.
+        backend: of the search for the nearest centre, as in :func:`lebm_kernels.free_energy`.
     """
     finite = centres[centres.isfinite().all(-1)]
     if len(finite) == 0:
@@ -210,7 +213,7 @@ def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> 
     def nearest(point: Tensor, rows: Tensor) -> Tensor:
         if own is not None:
             return centres[own[rows]]
-        return finite[posterior(point, finite, math.inf).index]
+        return finite[posterior(point, finite, math.inf, backend=backend).index]
 
     def project(point: Tensor, rows: Tensor) -> Tensor:
         point, pending = point.clone(), torch.arange(len(point), device=point.device)
