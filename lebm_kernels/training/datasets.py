@@ -6,7 +6,7 @@ An observation of the horn at x is a noisy point of an ellipse, with radii rho(x
     rho(x) = [a x + b (1 - x), b x + a (1 - x)] * exp(2 x),          a = 1.5, b = 2
 
 The radii are (2, 1.5) at x = 0 and e^2 (1.5, 2) = (11.08, 14.78) at x = 1. The ellipse is the
-section at x = 0. The digits are scikit-learn's, which must be installed.
+section at x = 0. The digits are scikit-learn's, which the extra ``models`` installs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.checks import check_count, check_not_negative, check_seed, number
+from lebm_kernels.extras import needs
 from lebm_kernels.models.decoders import circle
 from lebm_kernels.models.placing import drawing_device, placement
 
@@ -172,13 +173,14 @@ def digits(
     Raises:
         TypeError: ``dtype`` or ``device`` is of the wrong type.
         ValueError: ``held_out`` or ``seed`` is out of range.
-        ModuleNotFoundError: scikit-learn is not installed.
+        MissingExtraError: (an ImportError) scikit-learn is not installed.
     """
     if not (0.0 < number(held_out) < 1.0):
         raise ValueError(f"held_out must be in (0, 1), got {held_out!r}")
     check_seed("seed", seed)
     options = placement(dtype, device)
-    from sklearn.datasets import load_digits
+    with needs("models"):
+        from sklearn.datasets import load_digits
 
     found = load_digits()
     y = torch.from_numpy(found.data / 16.0).to(**options)
