@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels.arguments import autocast_dtype
-from lebm_kernels.checks import check_count, check_floating, check_interval, check_positive
+from lebm_kernels.checks import (
+    check_count,
+    check_floating,
+    check_interval,
+    check_kind,
+    check_positive,
+    shown,
+)
 from lebm_kernels.models.placing import drawing_device
 
 
@@ -28,6 +35,7 @@ def circle(z: Tensor) -> Tensor:
         >>> circle(torch.tensor([0.0]))
         tensor([[1., 0.]])
     """
+    check_kind("z", z, Tensor, "a tensor of angles [...]")
     return torch.stack([torch.cos(z), torch.sin(z)], dim=-1)
 
 
@@ -53,8 +61,8 @@ class EllipseDecoder(nn.Module):
         self, radii: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
+        device = drawing_device(generator)
         if radii is None:
-            device = drawing_device(generator)
             drawn = torch.randn(2, generator=generator, device=device)
             radii = drawn.to(torch.get_default_device())
         check_floating("radii", radii, "[2]")
@@ -179,7 +187,7 @@ class NeuralDecoder(nn.Module):
         check_count("code_dim", code_dim, 0)
         check_interval("domain", domain)
         if not isinstance(hidden, Sequence) or not hidden:
-            raise ValueError(f"hidden must be the layers' numbers of units, got {hidden!r}")
+            raise ValueError(f"hidden must be the layers' numbers of units, got {shown(hidden)}")
         for units in hidden:
             check_count("hidden", units, 1)
         self.domain = domain

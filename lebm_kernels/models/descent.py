@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_floating, check_not_negative
+from lebm_kernels.checks import (
+    check_callable,
+    check_count,
+    check_floating,
+    check_not_negative,
+    shown,
+)
 from lebm_kernels.extras import needs
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -78,11 +84,15 @@ def descend(
     check_floating("start", start)
     if start.dim() == 0:
         raise ValueError("start must have shape [M, ...], got []")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {shown(method)}")
+    check_callable("function", function, "a function of points and rows")
     check_count("max_steps", max_steps, 0)
     if tol is not None:
         check_not_negative("tol", tol)
+        tol = float(tol)
+    if project is not None:
+        check_callable("project", project, "None or a function of points and rows")
     if project is not None and method != "gradient":
         raise ValueError(f"project must be absent with method {method!r}: only gradient takes it")
     point = start.detach().clone()

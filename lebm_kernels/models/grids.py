@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from lebm_kernels.checks import check_count, check_floating, check_positive, check_seed, number
+from lebm_kernels.checks import (
+    check_count,
+    check_floating,
+    check_positive,
+    check_seed,
+    number,
+    shown,
+)
 from lebm_kernels.models.placing import placement
 
 PRACTICUM_POINTS = 48
@@ -120,7 +127,7 @@ def periodic_grid(
     check_count("num", num, 1)
     check_positive("period", period)
     options = placement(dtype, device)
-    z = torch.arange(num, **_EXACT) * (period / num)
+    z = torch.arange(num, **_EXACT) * (number(period) / num)
     return LatentGrid(z.to(**options))
 
 
@@ -151,7 +158,7 @@ def interval_grid(
         tensor([0.2500, 0.5000, 0.2500])
     """
     check_count("num", num, 2)
-    _check_interval(low, high)
+    low, high = _interval(low, high)
     options = placement(dtype, device)
     z = torch.linspace(low, high, num, **_EXACT)
     weight = torch.ones(num, **_EXACT)
@@ -189,7 +196,7 @@ def gauss_legendre_grid(
         tensor(0.1667)
     """
     check_count("num", num, 1)
-    _check_interval(low, high)
+    low, high = _interval(low, high)
     options = placement(dtype, device)
     node, weight = np.polynomial.legendre.leggauss(num)
     z = torch.from_numpy(low + (high - low) * (node + 1.0) / 2.0)
@@ -266,7 +273,7 @@ def sobol_grid(
     check_count("dim", dim, 1)
     if dim > SobolEngine.MAXDIM:
         raise ValueError(f"dim must be at most {SobolEngine.MAXDIM}, got {dim}")
-    _check_interval(low, high)
+    low, high = _interval(low, high)
     options = placement(dtype, device)
     if seed is not None:
         check_seed("seed", seed)
@@ -276,6 +283,11 @@ def sobol_grid(
     return LatentGrid(z.to(**options))
 
 
-def _check_interval(low: float, high: float) -> None:
-    if not (-math.inf < number(low) < number(high) < math.inf):
-        raise ValueError(f"low must be below high, both finite, got low={low}, high={high}")
+def _interval(low: float, high: float) -> tuple[float, float]:
+    """The ends as floats; refuse ends that are not finite or not in increasing order."""
+    for name, end in (("low", low), ("high", high)):
+        if not math.isfinite(number(end)):
+            raise ValueError(f"{name} must be a finite number, got {shown(end)}")
+    if not number(low) < number(high):
+        raise ValueError(f"low must be below high, got low={low}, high={high}")
+    return number(low), number(high)

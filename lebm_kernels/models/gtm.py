@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.checks import (
+    check_callable,
     check_count,
     check_floating,
+    check_kind,
     check_not_negative,
     check_positive,
     count_not_finite,
@@ -129,6 +131,9 @@ def fit(
         ValueError: an argument is out of range, ``y`` isn't finite, or ``model`` isn't a mapping.
         FloatingPointError: the log-density is not finite.
     """
+    check_kind("model", model, DecoderModel, "a mapping, a DecoderModel")
+    if on_iteration is not None:
+        check_callable("on_iteration", on_iteration, "None or a function")
     check_count("iterations", iterations, 0)
     check_not_negative("decay", decay)
     if not isinstance(model.decoder, RBFDecoder) or model.log_beta is None:
@@ -172,6 +177,7 @@ def mean_log_density(model: DecoderModel, y: Tensor, *, backend: str | None = No
         TypeError: ``y`` is not a floating-point tensor.
         ValueError: ``model`` has no learned beta.
     """
+    check_kind("model", model, DecoderModel, "a mapping, a DecoderModel")
     if model.beta is None:
         raise ValueError("model must have a learned beta to have a density, got beta None")
     check_floating("y", y, "[M, D]")
@@ -204,6 +210,7 @@ def restore(
         ValueError: ``model`` has no learned beta, ``y`` isn't ``[M, D]``, or ``seen`` does not
             broadcast.
     """
+    check_kind("model", model, DecoderModel, "a mapping, a DecoderModel")
     if model.beta is None:
         raise ValueError("model must have a learned beta to restore with, got beta None")
     check_floating("y", y, "[M, D]")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_floating, is_real
+from lebm_kernels.checks import check_floating, check_kind, is_real
 from lebm_kernels.models.descent import descend
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.models.modes import evaluation_mode
@@ -84,7 +84,8 @@ def infer_on_grid(
         backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
-        TypeError: ``x`` isn't a tensor, or ``x`` or ``y`` isn't of the model's dtype.
+        TypeError: ``model`` isn't a LatentModel, ``x`` isn't a tensor, or ``x`` or ``y`` isn't of
+            the model's dtype.
         ValueError: ``y`` isn't ``[M, D]``, or ``x`` is missing, unwanted or of another shape.
 
     Example:
@@ -94,7 +95,7 @@ def infer_on_grid(
         >>> found.y.detach(), found.energy.detach()
         (tensor([[2., 0.]]), tensor([1.]))
     """
-    x = _condition_each(y, x)
+    x = condition_each(model, y, x)
     with evaluation_mode(model):
         z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
         energy = _energy(model, y, z, x)
@@ -145,7 +146,7 @@ def infer(
         (1.0, True, False)
     """
     best = infer_on_grid(model, y, x, backend=backend)
-    y, x = y.detach(), _condition_each(y, x)
+    y, x = y.detach(), condition_each(model, y, x)
     if not (start is None or is_real(start) or isinstance(start, Tensor)):
         raise TypeError(f"start must be a tensor or a number, got {type(start).__name__}")
     first = (
@@ -210,7 +211,7 @@ def denoise(
         ValueError: as in :func:`infer_on_grid`; or ``beta``, ``method``, ``max_steps`` or ``tol``
             is out of range.
     """
-    x = _condition_each(y, x)
+    x = condition_each(model, y, x)
     check_floating("y", y, "[M, D]")
 
     def function(point: Tensor, rows: Tensor) -> Tensor:
@@ -246,7 +247,7 @@ def sample(
         TypeError: as in :func:`infer_on_grid`.
         ValueError: as in :func:`infer_on_grid`; or ``num_samples`` or ``beta`` is out of range.
     """
-    x = _condition_each(y, x)
+    x = condition_each(model, y, x)
     with evaluation_mode(model):
         index = model.sample_latent(y, x, num_samples=num_samples, beta=beta, generator=generator)
         z = model.z[index]
@@ -255,8 +256,9 @@ def sample(
     return Sample(z, restored.view(len(y), num_samples, y.shape[1]))
 
 
-def _condition_each(y: Tensor, x: Tensor | None) -> Tensor | None:
-    """Check y; the condition of each observation, ``[M]``."""
+def condition_each(model: LatentModel, y: Tensor, x: Tensor | None) -> Tensor | None:
+    """Check the model and y; the condition of each observation, ``[M]``."""
+    check_kind("model", model, LatentModel, "a LatentModel")
     if not isinstance(y, Tensor) or y.dim() != 2:
         shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y must have shape [M, D], got {shape}")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels.arguments import autocast_dtype
-from lebm_kernels.checks import check_floating, number
+from lebm_kernels.checks import check_callable, check_count, check_floating, number, shown
 from lebm_kernels.functional import free_energy, posterior, sample_latent
 from lebm_kernels.models.decoders import (
     EllipseDecoder,
@@ -72,6 +72,8 @@ class LatentModel(nn.Module):
     ) -> None:
         super().__init__()
         grid = periodic_grid() if grid is None else checked_grid(grid)
+        if regulariser is not None:
+            check_callable("regulariser", regulariser, "None or a module")
         self.regulariser = regulariser
         self.register_parameter("log_beta", None)
         self._set_grid(grid)
@@ -120,7 +122,9 @@ class LatentModel(nn.Module):
             ``[N, D]``, or ``[..., N, D]`` for conditions ``[...]``.
 
         Raises:
-            ValueError: ``x`` is missing from a conditional model or given to another.
+            TypeError: ``z`` isn't a floating-point tensor.
+            ValueError: ``x`` is missing from a conditional model or given to another, or ``z`` has
+                another shape.
         """
         raise NotImplementedError
 
@@ -135,7 +139,9 @@ class LatentModel(nn.Module):
             ``[M, D]``.
 
         Raises:
-            ValueError: ``x`` is missing from a conditional model or given to another.
+            TypeError: ``z`` isn't a floating-point tensor.
+            ValueError: ``x`` is missing from a conditional model or given to another, or ``z`` or
+                ``x`` has another shape.
         """
         raise NotImplementedError
 
@@ -166,7 +172,7 @@ class LatentModel(nn.Module):
             ValueError: ``beta`` is out of range.
         """
         if not (0.0 < number(beta) < math.inf):
-            raise ValueError(f"beta must be positive and finite to be learned, got {beta!r}")
+            raise ValueError(f"beta must be positive and finite to be learned, got {shown(beta)}")
         self.log_beta = nn.Parameter(self.z.new_tensor(math.log(beta)))
         return self
 
@@ -314,7 +320,9 @@ class LatentModel(nn.Module):
         """
         if not isinstance(beta, Tensor):
             if not (0.0 < number(beta) < math.inf):
-                raise ValueError(f"beta must be positive and finite for a density, got {beta!r}")
+                raise ValueError(
+                    f"beta must be positive and finite for a density, got {shown(beta)}"
+                )
             beta = self.z.new_tensor(float(beta))
         elif in_plain_eager_mode() and not bool((beta >= 0).all()):
             raise ValueError(f"beta must be positive and finite for a density, got {beta}")
@@ -362,7 +370,8 @@ class LatentModel(nn.Module):
                     f"x must have one condition per observation, {list(queries)} of them as y "
                     f"{list(y.shape)} has, got shape {list(x.shape)}{hint}"
                 )
-        if self._has_grid_per_query(x):
+        # The operation names a y that is no tensor of observations.
+        if self._has_grid_per_query(x) and isinstance(y, Tensor) and y.dim() > 1:
             y = y.unsqueeze(-2)
             beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
         return {"y": y, "beta": beta, **arguments}
@@ -386,6 +395,18 @@ class LatentModel(nn.Module):
             raise ValueError(
                 f"x must be absent as {name} is unconditional, got shape {list(x.shape)}"
             )
+
+    def _check_latents(self, z: Tensor) -> None:
+        """Refuse latents of another number of dimensions than the grid's."""
+        form = "[N]" if self.grid.dim == 1 else f"[N, {self.grid.dim}]"
+        check_floating("z", z, form)
+        if z.dim() not in (1, 2) or (1 if z.dim() == 1 else z.shape[1]) != self.grid.dim:
+            raise ValueError(f"z must have shape {form} as the grid has, got {list(z.shape)}")
+
+    def _check_one_each(self, z: Tensor, x: Tensor | None) -> None:
+        """Refuse conditions that would broadcast with the latents to more than one for each."""
+        if isinstance(x, Tensor) and x.shape not in ((), (1,), (len(z),)):
+            raise ValueError(f"x must have shape [{len(z)}] as z has, got {list(x.shape)}")
 
     def _check_parts(self) -> None:
         """Name the first parameter or buffer of another dtype or device than the latent grid's.
@@ -456,10 +477,13 @@ class CircleModel(LatentModel):
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """The scaled circle at angles ``z[N]``: as in :meth:`LatentModel.decode`."""
+        self._check_latents(z)
         return self._checked_scale(x).unsqueeze(-2) * circle(z.reshape(-1))
 
     def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """One point of the scaled circle per angle: as in :meth:`LatentModel.decode_each`."""
+        self._check_latents(z)
+        self._check_one_each(z, x)
         return self._checked_scale(x) * circle(z.reshape(-1))
 
     def _arguments(self, x: Tensor | None) -> dict[str, Any]:
@@ -579,6 +603,9 @@ class DecoderModel(LatentModel):
         grid: LatentGrid | None = None,
         regulariser: nn.Module | None = None,
     ) -> None:
+        check_callable("decoder", decoder, "a module")
+        if predictor is not None:
+            check_callable("predictor", predictor, "None or a module")
         super().__init__(grid, regulariser=regulariser)
         self.conditional: bool = predictor is not None
         self.decoder = decoder
@@ -586,10 +613,13 @@ class DecoderModel(LatentModel):
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """Apply the decoder to latents ``z``: as in :meth:`LatentModel.decode`."""
+        self._check_latents(z)
         return self._decode(z.unsqueeze(-1) if z.dim() == 1 else z, x)
 
     def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """Apply the decoder to one latent each: as in :meth:`LatentModel.decode_each`."""
+        self._check_latents(z)
+        self._check_one_each(z, x)
         points = z.unsqueeze(-1) if z.dim() == 1 else z
         if self.predictor is None:
             return self._decode(points, x)
@@ -625,6 +655,7 @@ def neural_horn(
     Raises:
         ValueError: an argument is out of range.
     """
+    check_count("code_dim", code_dim, 1)
     grid = periodic_grid() if grid is None else checked_grid(grid)
     with torch.device(grid.z.device):
         predictor = HornPredictor(outputs=code_dim, generator=generator)

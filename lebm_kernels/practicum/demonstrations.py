@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels.checks import check_seed
 from lebm_kernels.models.decoders import NeuralDecoder, circle
 from lebm_kernels.models.grids import sobol_grid
 from lebm_kernels.models.latent_model import DecoderModel, Ellipse
@@ -52,6 +53,7 @@ def memorising(*, epochs: int = 200, seed: int = 0) -> list[Memorising]:
         epochs: steps of training, each on all observations.
         seed: of the data, the decoder's first weights and the latents.
     """
+    check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     data, held_out = (ellipse_data(200, generator=generator) for _ in range(2))
     away = Dataset(_points_off_the_ellipse(data.y))
@@ -110,6 +112,7 @@ def collapsing(
         epochs: steps of training, each on all observations.
         seed: of the data.
     """
+    check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     data = ellipse_data(200, generator=generator)
     threshold = 0.5 / data.y.square().mean(0)

@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_not_negative, check_seed, number
+from lebm_kernels.checks import (
+    check_count,
+    check_kind,
+    check_not_negative,
+    check_seed,
+    number,
+    shown,
+)
 from lebm_kernels.extras import needs
 from lebm_kernels.models.decoders import circle
 from lebm_kernels.models.placing import drawing_device, placement
@@ -76,6 +83,7 @@ def horn_radii(x: Tensor) -> Tensor:
         >>> horn_radii(torch.tensor(0.0))
         tensor([2.0000, 1.5000])
     """
+    check_kind("x", x, Tensor, "a tensor of conditions [...]")
     a, b = RADII
     ends = torch.stack([a * x + b * (1.0 - x), b * x + a * (1.0 - x)], dim=-1)
     return ends * torch.exp(2.0 * x).unsqueeze(-1)
@@ -176,7 +184,7 @@ def digits(
         MissingExtraError: (an ImportError) scikit-learn is not installed.
     """
     if not (0.0 < number(held_out) < 1.0):
-        raise ValueError(f"held_out must be in (0, 1), got {held_out!r}")
+        raise ValueError(f"held_out must be in (0, 1), got {shown(held_out)}")
     check_seed("seed", seed)
     options = placement(dtype, device)
     with needs("models"):
@@ -195,7 +203,7 @@ def _observe(x: Tensor, noise: float, generator: torch.Generator | None) -> Tens
     drawn: dict[str, Any] = {"generator": generator, "dtype": x.dtype, "device": x.device}
     t = torch.rand(x.shape, **drawn) * (2.0 * math.pi)
     clean = horn_radii(x) * circle(t)
-    return clean + noise * torch.randn(clean.shape, **drawn)
+    return clean + float(noise) * torch.randn(clean.shape, **drawn)
 
 
 def _check(num: int, noise: float) -> None:

@@ -21,7 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.checks import check_count, check_seed, count_not_finite, is_count, number, plain
+from lebm_kernels.checks import (
+    check_boolean,
+    check_callable,
+    check_count,
+    check_kind,
+    check_path,
+    check_seed,
+    count_not_finite,
+    is_count,
+    number,
+    plain,
+    shown,
+)
 from lebm_kernels.extras import MissingExtraError, needs
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.models.modes import evaluation_mode
@@ -46,11 +58,14 @@ class TrainConfig:
     NumPy's numbers, and arrays and tensors without dimensions, become Python's numbers.
 
     Attributes:
-        beta: inverse temperature, in [0, inf]; infinity is zero-temperature training.
+        beta: inverse temperature, in [0, inf]; infinity is zero-temperature training. A learned
+            beta that the model has already is ignored, and stays as it is, unless ``learn_beta``
+            is set.
         annealing: how beta changes over the steps until it reaches ``beta``; ``None`` keeps it
             constant.
-        learn_beta: whether the model learns beta, starting at ``beta``. Use a loss with a best
-            beta, such as :func:`lebm_kernels.training.likelihood.density_loss`.
+        learn_beta: whether the model learns beta, starting at the learned beta that it has
+            already, or else at ``beta``. Use a loss with a best beta, such as
+            :func:`lebm_kernels.training.likelihood.density_loss`.
         epochs: passes over the data, at least 0; ``patience`` may end the run earlier.
         batch_size: observations per step, at least 1; ``None`` takes all.
         slice_size: observations whose loss and gradient are computed at once, at least 1; ``None``
@@ -87,6 +102,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check each field."""
         self._make_plain()
+        _require(isinstance(self.learn_beta, bool), "learn_beta", self.learn_beta, "True or False")
         _require(number(self.beta) >= 0.0, "beta", self.beta, "a number in [0, inf]")
         _require(is_count(self.epochs, 0), "epochs", self.epochs, "an integer of at least 0")
         for name in ("batch_size", "slice_size", "patience"):
@@ -127,9 +143,13 @@ class TrainConfig:
             _optimizer_class(self.optimizer) is not None,
             "optimizer",
             self.optimizer,
-            "the name of a class of torch.optim",
+            "the name of a class of torch.optim for dense gradients",
         )
+        named = self.backend is None or isinstance(self.backend, str)
+        _require(named, "backend", self.backend, "None or the name of a backend")
         check_seed("seed", self.seed)
+        for name in ("beta", "learning_rate"):  # a tensor cannot take an integer beyond 64 bits
+            object.__setattr__(self, name, number(getattr(self, name)))
 
     def _make_plain(self) -> None:
         """Replace NumPy's numbers by Python's, because a checkpoint holds no others."""
@@ -194,7 +214,8 @@ def free_energies(
         TypeError: ``data`` isn't a :class:`~lebm_kernels.training.datasets.Dataset`.
         ValueError: ``slice_size`` is out of range, or the model does not accept the data.
     """
-    _check_kind("data", data, Dataset, "a Dataset")
+    check_kind("model", model, LatentModel, "a LatentModel")
+    check_kind("data", data, Dataset, "a Dataset")
     if slice_size is not None:
         check_count("slice_size", slice_size, 1)
     with evaluation_mode(model):
@@ -287,12 +308,24 @@ def train(
         >>> result.final < result.initial
         True
     """
-    _check_kind("model", model, LatentModel, "a LatentModel")
+    check_kind("model", model, LatentModel, "a LatentModel")
     for name, observations in (("data", data), ("validation", validation)):
         if name == "data" or observations is not None:
             _check_data(name, observations)
-    _check_kind("config", config, TrainConfig, "a TrainConfig")
-    _check_kind("loss", loss, Callable, "a function like those of lebm_kernels.training.losses")  # type: ignore[arg-type]
+    check_kind("config", config, TrainConfig, "a TrainConfig")
+    check_callable("loss", loss, "a function like those of lebm_kernels.training.losses")
+    for name, function in (("make_optimizer", make_optimizer), ("on_epoch", on_epoch)):
+        if function is not None:
+            check_callable(name, function, "None or a function")
+    for name, path in (
+        ("curves", curves),
+        ("tensorboard", tensorboard),
+        ("checkpoint", checkpoint),
+    ):
+        check_path(name, path)
+    check_boolean("resume", resume)
+    if progress is not None:
+        check_boolean("progress", progress)
     _require(
         is_count(checkpoint_every, 1),
         "checkpoint_every",
@@ -557,7 +590,7 @@ def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torc
     assert optimizer is not None  # the config has been checked
     try:
         return optimizer(parameters, lr=config.learning_rate, **config.optimizer_options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"optimizer_options must suit {config.optimizer}, "
             f"got {config.optimizer_options}: {error}"
@@ -599,12 +632,14 @@ def _slices(data: Dataset, size: int | None) -> Iterator[Dataset]:
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer] | None:
     found = getattr(torch.optim, str(name), None)
     is_optimizer = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
-    return found if is_optimizer and found is not torch.optim.Optimizer else None
+    others = (torch.optim.Optimizer, torch.optim.SparseAdam)
+    return found if is_optimizer and found not in others else None
 
 
 def _check_data(name: str, data: Dataset | None) -> None:
     """Check type and values here, because the loss would be NaN only after the first epoch."""
-    _check_kind(name, data, Dataset, "a Dataset")
+    hint = f", such as Dataset({name})" if isinstance(data, Tensor) else ""
+    check_kind(name, data, Dataset, f"a Dataset{hint}")
     assert data is not None
     for part, values in (("y", data.y), ("x", data.x)):
         if values is None or not values.is_floating_point():
@@ -616,13 +651,6 @@ def _check_data(name: str, data: Dataset | None) -> None:
             )
 
 
-def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
-    if not isinstance(value, kind):
-        given = type(value).__name__
-        hint = f", such as Dataset({name})" if isinstance(value, Tensor) else ""
-        raise TypeError(f"{name} must be {expected}{hint}, got {given}")
-
-
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}")

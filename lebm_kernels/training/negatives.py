@@ -13,9 +13,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_positive
+from lebm_kernels.checks import (
+    check_callable,
+    check_count,
+    check_floating,
+    check_generator,
+    check_positive,
+    shown,
+)
 from lebm_kernels.functional import posterior
 from lebm_kernels.models.descent import Projection, descend
+from lebm_kernels.models.inference import condition_each
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.models.modes import evaluation_mode
 
@@ -63,7 +71,8 @@ class UniformBox:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Check that the corners are finite."""
+        """Check that the corners are finite, and the generator."""
+        check_generator("generator", self.generator)
         for name, corner in (("low", self.low), ("high", self.high)):
             try:
                 finite = bool(
@@ -72,12 +81,13 @@ class UniformBox:
             except (TypeError, ValueError, RuntimeError):  # not numbers
                 finite = False
             if not finite:
-                raise ValueError(f"{name} must be finite, got {corner!r}")
+                raise ValueError(f"{name} must be finite, got {shown(corner)}")
 
     def __call__(
         self, model: LatentModel, y: Tensor, x: Tensor | None = None, **_: object
     ) -> Tensor:
         """Draw points of the shape and dtype of ``y``: see :class:`Negatives`."""
+        check_floating("y", y, "[..., M, D]")
         low, high = self._corner("low", y), self._corner("high", y)
         if not (low < high).all():
             raise ValueError(f"low must be below high, got low={self.low}, high={self.high}")
@@ -109,15 +119,17 @@ class GaussianNoise:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Check the deviation."""
+        """Check the deviation and the generator."""
         check_positive("std", self.std)
+        check_generator("generator", self.generator)
 
     def __call__(
         self, model: LatentModel, y: Tensor, x: Tensor | None = None, **_: object
     ) -> Tensor:
         """Draw one point per observation, in the dtype of ``y``: see :class:`Negatives`."""
+        check_floating("y", y, "[..., M, D]")
         noise = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)
-        return y.detach() + self.std * noise
+        return y.detach() + float(self.std) * noise
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,7 @@ class MostOffending:
         max_steps: evaluations of F per descent, at least 0.
 
     Raises:
+        TypeError: ``start`` isn't a source of contrastive samples.
         ValueError: a number is out of range.
     """
 
@@ -149,7 +162,8 @@ class MostOffending:
     max_steps: int = 50
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers and the source of the starts."""
+        check_callable("start", self.start, "a source of contrastive samples")
         check_positive("radius", self.radius)
         for name, minimum in (("num_starts", 1), ("max_steps", 0)):
             check_count(name, getattr(self, name), minimum)
@@ -164,13 +178,12 @@ class MostOffending:
         backend: str | None = None,
     ) -> Tensor:
         """Return one point per observation: see :class:`Negatives`."""
-        y = y.detach()
+        x, y = condition_each(model, y, x), y.detach()
         drawn = torch.stack(
             [self.start(model, y, x, beta=beta, backend=backend) for _ in range(self.num_starts)]
         )
         # Row i of the descent is sample i modulo M.
         own = torch.arange(len(y), device=y.device).expand(drawn.shape[:-1]).flatten()
-        x = None if x is None else x.expand(len(y))
 
         def function(point: Tensor, rows: Tensor) -> Tensor:
             condition = None if x is None else x[own[rows]]
@@ -182,6 +195,7 @@ class MostOffending:
                 function, drawn.flatten(0, -2), max_steps=self.max_steps, project=project
             )
         value, point = found.value.view(drawn.shape[:-1]), found.point.view(drawn.shape)
+        value = value.nan_to_num(math.inf, math.inf)  # NaN would be the lowest
         lowest = value.argmin(0, keepdim=True).unsqueeze(-1).expand(1, *point.shape[1:])
         return point.gather(0, lowest).squeeze(0)
 
@@ -202,6 +216,8 @@ def outside_balls(
             all centres apply to all rows.
         backend: of the search for the nearest centre, as in :func:`lebm_kernels.free_energy`.
     """
+    check_floating("centres", centres, "[M, D]")
+    check_positive("radius", radius)
     finite = centres[centres.isfinite().all(-1)]
     if len(finite) == 0:
         return lambda point, rows: point
