@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import reprlib
+import textwrap
 from typing import Any
 
 import torch
@@ -59,10 +59,8 @@ def plain(value: Any) -> Any:
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it, in one line."""
-    if getattr(value, "ndim", 0):
-        return f"{type(value).__name__} of shape {list(value.shape)}"  # type: ignore[attr-defined]
-    return reprlib.repr(value) if isinstance(value, (list, tuple, dict, set)) else repr(value)
+    """A value as an error shows it, in one line that is not too long."""
+    return textwrap.shorten(repr(value), 200, placeholder=" ...")
 
 
 def check_kind(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
