@@ -1,8 +1,9 @@
-"""Checks of options: numbers in a range, counts, intervals.
+"""Checks of options: numbers in a range, counts, intervals, dtypes, devices, functions, paths.
 
-Each raises ValueError with the option's name, what it must be and what it was. A value that is not
-a number lies in no range, so it gets the same error. NumPy's numbers count as numbers. Booleans,
-Python's or NumPy's, do not.
+Each raises an error of one line with the option's name, what it must be and what it was: ValueError
+for numbers, counts and intervals, TypeError for what must be an object of some kind. A value that
+is not a number lies in no range, so it gets the ValueError of that range. NumPy's numbers count as
+numbers. Booleans, Python's or NumPy's, do not.
 """
 
 from __future__ import annotations

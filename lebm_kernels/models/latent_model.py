@@ -398,9 +398,10 @@ class LatentModel(nn.Module):
 
     def _check_latents(self, z: Tensor) -> None:
         """Refuse latents of another number of dimensions than the grid's."""
-        form = "[N]" if self.grid.dim == 1 else f"[N, {self.grid.dim}]"
+        num_dims = 1 if self.z.dim() == 1 else self.z.shape[1]
+        form = "[N]" if num_dims == 1 else f"[N, {num_dims}]"
         check_floating("z", z, form)
-        if z.dim() not in (1, 2) or (1 if z.dim() == 1 else z.shape[1]) != self.grid.dim:
+        if z.dim() not in (1, 2) or (1 if z.dim() == 1 else z.shape[1]) != num_dims:
             raise ValueError(f"z must have shape {form} as the grid has, got {list(z.shape)}")
 
     def _check_one_each(self, z: Tensor, x: Tensor | None) -> None:
