@@ -13,6 +13,7 @@ import functools
 import hashlib
 import types
 import warnings
+import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -35,9 +36,11 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 """What PyTorch keeps in a module. All else are the module's settings, and its mode is one."""
 
 
-def identity(config: dict[str, Any], **parts: object) -> dict[str, Any]:
+def identity(config: dict[str, Any], *, model: nn.Module, **parts: object) -> dict[str, Any]:
     """What must be equal for a run to resume from a checkpoint: the config, and parts by name."""
-    return {"config": config, **{name: describe(name, part) for name, part in parts.items()}}
+    restored = model.state_dict(keep_vars=True).values()
+    descriptions = {name: describe(name, part, restored) for name, part in parts.items()}
+    return {"config": config, **descriptions, "model": describe("model", model, restored)}
 
 
 def check_identity(
@@ -74,12 +77,21 @@ def check_identity(
         )
 
 
-def describe(name: str, value: object) -> Description:
-    """The description of a value: its own text, and those of its parts under longer names."""
+def describe(name: str, value: object, restored: Collection[object] = ()) -> Description:
+    """The description of a value: its own text, and those of its parts under longer names.
+
+    Args:
+        name: of the value.
+        value: of any type.
+        restored: tensors that a checkpoint restores. They are described without their values.
+    """
     texts: Description = {}
+    kept = {id(tensor) for tensor in restored}
 
     def add(name: str, value: object, wholes: tuple[int, ...]) -> None:
-        texts[name] = _text(value)
+        texts[name] = (
+            _kind(value) if isinstance(value, Tensor) and id(value) in kept else _text(value)
+        )
         if id(value) not in wholes:  # else an object refers to itself
             for suffix, part in _parts(value):
                 add(name + suffix, part, (*wholes, id(value)))
@@ -121,15 +133,10 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
         for name, part in vars(value).items():
             if name not in _OF_EVERY_MODULE:
                 yield f".{name}", part
-        for name, parameter in value._parameters.items():
-            yield f".{name}", None if parameter is None else _Kind(parameter)
         derived = getattr(value, "derived_buffers", ())
-        for name, buffer in value._buffers.items():
-            if buffer is None or name in value._non_persistent_buffers_set:
-                if name not in derived:
-                    yield f".{name}", buffer
-            else:  # in the state dict
-                yield f".{name}", _Kind(buffer)
+        for name, tensor in (*value._parameters.items(), *value._buffers.items()):
+            if name not in derived:
+                yield f".{name}", tensor
         for name, module in value.named_children():
             yield f".{name}", module
     elif isinstance(value, torch.optim.Optimizer):
@@ -157,21 +164,20 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
             yield f".{name}", part
 
 
-class _Kind:
-    """A tensor whose values the checkpoint restores, so that they need not agree."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
-        shape = "" if nn.parameter.is_lazy(tensor) else f" {list(tensor.shape)}"
-        self.text = f"{tensor.dtype}{shape}{' without gradient' if frozen else ''}"
+def _kind(tensor: Tensor) -> str:
+    """A tensor in words, without its values."""
+    frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+    shape = "" if nn.parameter.is_lazy(tensor) else f" {list(tensor.shape)}"
+    return f"{tensor.dtype}{shape}{' without gradient' if frozen else ''}"
 
 
 def _text(value: Any) -> str:
     """A value in words, without its parts."""
-    if isinstance(value, _Kind):
-        return value.text
     if isinstance(value, Tensor) and (
-        value.layout != torch.strided or value.is_nested or value.is_meta
+        nn.parameter.is_lazy(value)
+        or value.layout != torch.strided
+        or value.is_nested
+        or value.is_meta
     ):
         return f"{value.dtype} tensor{_NOT_COMPARED}"
     if isinstance(value, Tensor) and value.dim():
@@ -199,7 +205,8 @@ def _text(value: Any) -> str:
     if value is None or isinstance(value, simple):
         return repr(value)
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    known = (nn.Module, torch.optim.Optimizer, torch.Generator, functools.partial)
+    # A weak reference is to what has a name of its own.
+    known = (nn.Module, torch.optim.Optimizer, torch.Generator, functools.partial, weakref.ref)
     compared = isinstance(value, known) or is_dataclass(value) or _is_callable_object(value)
     return kind if compared else kind + _NOT_COMPARED
 

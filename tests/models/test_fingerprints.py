@@ -331,6 +331,41 @@ def test_equal_runs_need_not_be_identical_objects(tmp_path: Path) -> None:
     _run(path, norm, resume=True)  # its statistics are others by now
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer keeps its parameters in a list, too, and weak references to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.RNN(1, 2)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layer(z)[0]
+
+
+def test_parameters_that_a_module_keeps_twice_are_restored(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    _run(path, DecoderModel(Recurrent()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _run(path, DecoderModel(Recurrent()), resume=True)
+
+
+def test_parameters_of_a_loss_are_compared_by_value(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+
+    def loss(weight: float) -> Module:
+        module = Module(1.0)
+        module.factor = nn.Parameter(torch.full((2,), weight))
+        return module
+
+    _run(path, _ellipse(), loss(1.0))
+    _run(path, _ellipse(), loss(1.0), resume=True)
+    with pytest.raises(
+        ValueError, match=r"to resume: loss\.factor was torch\.float32 \[2\] \w+, is"
+    ):
+        _run(path, _ellipse(), loss(2.0), resume=True)
+
+
 def test_generators_everywhere_go_on_where_they_were(tmp_path: Path) -> None:
     def run(epochs: int, **options: Any) -> Tensor:
         model = _ellipse()
