@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import is_integer, is_real, number
+from lebm_kernels.checks import MOST, check_generator, is_integer, is_real, number
 from lebm_kernels.torch_internals import is_traced_tensor
 
 
@@ -123,7 +123,7 @@ def plain(
     if not isinstance(beta, Tensor):
         if type(beta) not in (float, int) or not (0 <= beta < 1e38 or beta == torch.inf):
             return None
-        beta = torch.scalar_tensor(beta, dtype=dtype)
+        beta = torch.scalar_tensor(float(beta), dtype=dtype, device="cpu")
     given = Arguments(y, decoded, beta, scale, log_weight, latent_energy)
     for x in given:
         if x is not None and not (
@@ -206,15 +206,12 @@ def check_draws(num_samples: Any, generator: torch.Generator | None, device: tor
         raise TypeError(f"num_samples must be an integer >= 0, got {type(num_samples).__name__}")
     if num_samples < 0:
         raise ValueError(f"num_samples must be an integer >= 0, got {num_samples}")
+    if num_samples > MOST:
+        raise ValueError(f"num_samples must be at most 2^40, got {num_samples}")
     if not isinstance(num_samples, int):  # a NumPy integer
         num_samples = int(num_samples)
-    if generator is None:
-        return num_samples
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator must be None or a torch.Generator, got {type(generator).__name__}"
-        )
-    if generator.device.type != device.type:
+    check_generator("generator", generator)
+    if generator is not None and generator.device.type != device.type:
         raise ValueError(f"generator must be on {device} as y is, got {generator.device}")
     return num_samples
 

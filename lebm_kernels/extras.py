@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Where the name to install differs from the name to import.
+_PROJECTS = {"sklearn": "scikit-learn"}
+
 
 class MissingExtraError(ImportError):
     """An optional dependency is not installed; the message names the extra that installs it."""
@@ -23,6 +26,7 @@ def needs(extra: str) -> Iterator[None]:
         package = str(error.name).partition(".")[0]
         if package == "lebm_kernels":
             raise
+        project = _PROJECTS.get(package, package)
         raise MissingExtraError(
-            f"{package} is not installed: pip install 'lebm_kernels[{extra}]'", name=package
+            f"{project} is not installed: pip install 'lebm_kernels[{extra}]'", name=package
         ) from error

@@ -153,7 +153,7 @@ def softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> T
 
     value = torch.where(cold, coldest, torch.where(hot, hottest, warm))
     # A factor, not torch.where: where beta is invalid, the derivatives are NaN as well.
-    return value * torch.where(beta >= 0, 1.0, torch.nan)
+    return value * torch.where(beta >= 0, torch.ones_like(value), torch.nan)
 
 
 def softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None = None) -> Tensor:

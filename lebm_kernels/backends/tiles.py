@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def energies(tile: Problem) -> Tensor:
         sum(differences(tile, d).square_() for d in range(s.start, s.stop))
         for s in steps(num_dims, _SLAB)
     )
-    energy = torch.as_tensor(sum(slabs))
+    energy = cast(Tensor, sum(slabs))
     if tile.latent_energy is not None:
         energy = energy + tile.latent_energy[:, None, :]
     if tile.log_weight is not None:

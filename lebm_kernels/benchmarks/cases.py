@@ -107,15 +107,17 @@ class Case:
         for name, shape in shapes.items():
             # All are drawn, in float64, even if unused, so that cases that differ only in dtype or
             # direction have the same points.
-            value = torch.randn(shape, generator=generator, dtype=torch.float64)
+            value = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
             if name == "scale":
                 value = 1 + 0.1 * value
             elif name in ("y", "decoded") and self.layout == "curve":
                 # The direction of a normal point is uniform.
-                axes = torch.tensor(_CURVE, dtype=torch.float64)
+                axes = torch.tensor(_CURVE, dtype=torch.float64, device="cpu")
                 value = axes * value / value.norm(dim=1, keepdim=True)
                 if name == "y":
-                    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+                    noise = torch.randn(
+                        shape, generator=generator, dtype=torch.float64, device="cpu"
+                    )
                     value = value + _CURVE_NOISE * noise
             if name in ("y", "decoded") or name in self.backward:
                 value = value.to(self.device, self.dtype)
@@ -130,5 +132,5 @@ class Case:
     def cotangent(self) -> Tensor:
         """The incoming gradient of F, ``[M]``, with values in (0.5, 1.5)."""
         generator = torch.Generator().manual_seed(self.seed + 1)
-        value = torch.rand(self.M, generator=generator, dtype=torch.float64) + 0.5
+        value = torch.rand(self.M, generator=generator, dtype=torch.float64, device="cpu") + 0.5
         return value.to(self.device, self.dtype)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -113,14 +113,15 @@ class ExponentialLoop:
         self._repeats = max(1, thread_pairs // (LATENTS * variant.queries))
         self.pairs = threads * self._repeats * LATENTS * variant.queries
         generator = torch.Generator().manual_seed(0)
-        self.queries = torch.randn(threads, variant.queries, 2, generator=generator)
+        placed: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        self.queries = torch.randn(threads, variant.queries, 2, generator=generator, **placed)
         # -|y - g|^2 / 2 = y g - |g|^2 / 2 - |y|^2 / 2, where the last term is the same for all g.
-        latents = torch.randn(LATENTS, 2, generator=generator)
+        latents = torch.randn(LATENTS, 2, generator=generator, **placed)
         self.latents = torch.cat((latents, -latents.square().sum(1, keepdim=True) / 2), 1)
         packed = self.latents.reshape(-1, lanes, 3).mT.contiguous()
         self._latents = [packed.clone() for _ in range(threads)]
         # Separate tensors, so that no two threads write to one cache line.
-        self.sums = [torch.zeros(variant.queries, lanes) for _ in range(threads)]
+        self.sums = [torch.zeros(variant.queries, lanes, **placed) for _ in range(threads)]
         self._pool = ThreadPoolExecutor(threads)
 
     def __call__(self) -> None:

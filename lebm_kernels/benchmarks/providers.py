@@ -367,7 +367,7 @@ def _prepare_kernel_density(case: Case) -> Step:
     norm = case.D / 2 * math.log(math.pi / case.beta)
 
     def step(cotangent: Tensor) -> tuple[Tensor, ...]:
-        score = torch.as_tensor(density.fit(decoded).score_samples(y))
+        score = torch.from_numpy(density.fit(decoded).score_samples(y))
         return ((-(score + norm) / case.beta).to(cotangent.dtype),)
 
     return step

@@ -14,6 +14,7 @@ from rich.table import Table
 from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.errors import errors_by_option
 from lebm_kernels.cli.shared import console, save, writable
+from lebm_kernels.extras import needs
 
 #: Standard deviation of the noise on the digits to restore, whose pixels lie in [0, 1].
 _NOISE = 0.2
@@ -40,12 +41,8 @@ def gtm(
 ) -> None:
     """Fit a Generative Topographic Mapping to digits; compare it with Gaussian mixtures."""
     folder = writable(output)
-    try:
+    with needs("models"):
         from sklearn.mixture import GaussianMixture
-    except ModuleNotFoundError:
-        raise typer.BadParameter(
-            "needs scikit-learn for the digits, which is not installed", param_hint="'gtm'"
-        ) from None
     from lebm_kernels.figures.latents import latent_map_figure, restored_images_figure
     from lebm_kernels.models.gtm import fit, mean_log_density, restore, topographic_mapping
     from lebm_kernels.training.datasets import digits
@@ -82,7 +79,9 @@ def gtm(
         )
     console.print(table)
     # Restore the hidden lower half of each digit. The mean of all digits is the baseline.
-    hidden = torch.arange(data.test.y.shape[1]) >= data.test.y.shape[1] // 2
+    hidden = (
+        torch.arange(data.test.y.shape[1], device=data.test.y.device) >= data.test.y.shape[1] // 2
+    )
     guesses = {
         "the posterior mean": restore(model, data.test.y, ~hidden, backend=backend),
         "the mean of all digits": data.train.y.mean(0).expand_as(data.test.y),

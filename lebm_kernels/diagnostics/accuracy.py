@@ -29,8 +29,11 @@ def accuracy(subject: Subject | None, seed: int = 0) -> list[float]:
     generator = torch.Generator().manual_seed(seed)
     problems = []
     for far, offset in ((0.0, 0.0), (30.0, 0.0), (0.0, 100.0)):
-        y = torch.randn(64, 2, generator=generator) + far + offset
-        decoded = torch.randn(257, 2, generator=generator) + offset
+        y, decoded = (
+            torch.randn(num, 2, generator=generator, dtype=torch.float32, device="cpu") + offset
+            for num in (64, 257)
+        )
+        y = y + far
         problems.append((y, decoded))
     return [max(_error(subject, y, decoded, beta) for y, decoded in problems) for beta in BETAS]
 
@@ -41,7 +44,8 @@ def _error(subject: Subject | None, y: Tensor, decoded: Tensor, beta: float) -> 
     else:
         with selected(subject) as function:
             found = function(y.to(subject.device), decoded.to(subject.device), beta).cpu()
-    truth = exact({"y": y, "decoded": decoded, "beta": torch.tensor(beta, dtype=torch.float64)})
+    number = torch.tensor(beta, dtype=torch.float64, device="cpu")
+    truth = exact({"y": y, "decoded": decoded, "beta": number})
     error = np.abs(to_array(found) - truth.free_energy)
     unit = promise.eps(found.dtype) * truth.magnitude
     return float(np.where(np.isnan(error), np.inf, error / unit).max())

@@ -18,7 +18,7 @@ def _problem(generator: torch.Generator, M: int, N: int, D: int, beta: float) ->
     """Every argument, in float64, from or near the standard normal distribution."""
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
     return {
         "y": normal(M, D),
@@ -40,7 +40,7 @@ def standard_cases(seed: int) -> Iterator[tuple[str, Arguments]]:
     ):
         arguments = _problem(generator, 3, 5, 2, beta)
         if "query" in title:
-            noise = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+            noise = torch.randn(3, 2, generator=generator, dtype=torch.float64, device="cpu")
             arguments["scale"] = 1 + 0.3 * noise
         yield title, arguments
 
@@ -49,8 +49,12 @@ def random_cases(seed: int, count: int) -> Iterator[tuple[str, Arguments]]:
     """Sizes up to 4 queries, 9 latents and 5 dimensions, beta from 1e-3 to 1e3."""
     generator = torch.Generator().manual_seed(seed + 1)
     for number in range(count):
-        M, N, D = (int(torch.randint(1, most + 1, (), generator=generator)) for most in (4, 9, 5))
-        beta = 10.0 ** (6 * float(torch.rand((), generator=generator)) - 3)
+        M, N, D = (
+            int(torch.randint(1, most + 1, (), generator=generator, device="cpu"))
+            for most in (4, 9, 5)
+        )
+        power = float(torch.rand((), generator=generator, dtype=torch.float32, device="cpu"))
+        beta = 10.0 ** (6 * power - 3)
         arguments = _problem(generator, M, N, D, beta)
         yield f"random {number}: {M} x {N}, D {D}, beta {beta:.2g}", arguments
 
@@ -82,7 +86,7 @@ def nasty_cases(seed: int) -> Iterator[tuple[str, Arguments]]:
     for beta in (0.0, 1e-7, 1e4, math.inf):
         yield f"beta {beta:g}", problem(beta)
     batch = problem(1.0)
-    shift = torch.randn(3, 1, 1, 1, generator=generator, dtype=torch.float64)
+    shift = torch.randn(3, 1, 1, 1, generator=generator, dtype=torch.float64, device="cpu")
     batch["y"] = torch.stack((batch["y"], batch["y"] + 0.5))
     batch["decoded"] = batch["decoded"] + shift
     yield "batch", batch

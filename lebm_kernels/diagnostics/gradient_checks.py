@@ -280,7 +280,7 @@ def _with_argument(
 def _weights(shape: tuple[int, ...]) -> Tensor:
     """A gradient that arrives at F, in (0.5, 1.5)."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5
 
 
 def _differentiable(name: str, value: Tensor) -> bool:

@@ -42,6 +42,11 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def spaced(low: float, high: float, num: int) -> Tensor:
+    """Equally spaced numbers from ``low`` to ``high``, ``[num]``, on the CPU: places to draw at."""
+    return torch.linspace(low, high, num, dtype=torch.float32, device="cpu")
+
+
 def line_style(number: int) -> dict[str, Any]:
     """The style of a numbered line: styles differ in colour, mark and dash."""
     return {
@@ -56,7 +61,8 @@ def line_style(number: int) -> dict[str, Any]:
 @torch.no_grad()
 def manifold_curve(model: LatentModel, x: float | None = None) -> Tensor:
     """The manifold as a smooth closed line, ``[CURVE_POINTS, 2]``, on the CPU."""
-    points = model.on_grid(periodic_grid(CURVE_POINTS - 1)).manifold(as_condition(model, x)).cpu()
+    grid = periodic_grid(CURVE_POINTS - 1, dtype=model.z.dtype, device=model.z.device)
+    points = model.on_grid(grid).manifold(as_condition(model, x)).cpu()
     return torch.cat([points, points[:1]])
 
 
@@ -68,7 +74,7 @@ def free_energy_at(model: LatentModel, y: Tensor, beta: float) -> Tensor:
 
 def as_condition(model: LatentModel, x: float | None) -> Tensor | None:
     """The condition as a scalar tensor of the model's dtype and device."""
-    return None if x is None else torch.as_tensor(x).to(model.z)
+    return None if x is None else model.z.new_tensor(x)
 
 
 def beta_name(beta: float) -> str:

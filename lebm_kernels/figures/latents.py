@@ -23,6 +23,7 @@ from lebm_kernels.figures.drawing import (
     manifold_curve,
     new_figure,
     plane_axes,
+    spaced,
 )
 from lebm_kernels.functional import softargmin
 from lebm_kernels.models.gtm import restore
@@ -51,7 +52,7 @@ def energy_curves_figure(model: LatentModel, data: Dataset) -> Figure:
     figure = new_figure(11.0, 1.75 * rows + 0.6)
     panels = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
     y = data.to(model.z).y
-    z = torch.linspace(0.0, 2.0 * math.pi, CURVE_POINTS)
+    z = spaced(0.0, 2.0 * math.pi, CURVE_POINTS)
     with torch.no_grad():
         energy = energies(y, model.decode(z.to(model.z))).cpu()
     best = infer_on_grid(model, y)
@@ -234,7 +235,9 @@ def latent_map_figure(model: LatentModel, data: Dataset, label: Tensor) -> Figur
     z = model.z[index].cpu()
     # Marks at one latent would cover each other: spread them over its cell.
     side = (z.amax(0) - z.amin(0)) / math.sqrt(len(model.z))
-    z = z + side * (torch.rand(z.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
+    generator = torch.Generator().manual_seed(0)
+    place = torch.rand(z.shape, generator=generator, dtype=z.dtype, device="cpu")
+    z = z + side * (place - 0.5)
     for digit in label.unique().tolist():
         chosen = z[label == digit]
         color = f"C{digit % 10}"
@@ -261,8 +264,8 @@ def restored_images_figure(
     side = math.isqrt(D)
     if side * side != D:
         raise ValueError(f"y must hold square images, got {D} numbers each")
-    noisy = y + noise * torch.randn(y.shape, generator=generator)
-    seen = torch.arange(D) < D - D // 2
+    noisy = y + noise * torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
+    seen = torch.arange(D, device=y.device) < D - D // 2
     low, high = float(y.min()), float(y.max())
     rows = {
         "image": y,

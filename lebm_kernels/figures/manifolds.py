@@ -16,6 +16,7 @@ from lebm_kernels.figures.drawing import (
     manifold_curve,
     new_figure,
     plane_axes,
+    spaced,
 )
 from lebm_kernels.models.decoders import circle
 from lebm_kernels.models.latent_model import LatentModel
@@ -89,8 +90,8 @@ def horn_data_figure(data: Dataset) -> Figure:
     figure = new_figure(7.4, 5.4)
     axes = figure.add_subplot(projection="3d")
     _scatter_horn(axes, data)
-    conditions = torch.linspace(0.0, 1.0, 5)
-    angle = torch.linspace(0.0, 2.0 * math.pi, CURVE_POINTS)
+    conditions = spaced(0.0, 1.0, 5)
+    angle = spaced(0.0, 2.0 * math.pi, CURVE_POINTS)
     for x, radii in zip(conditions.tolist(), horn_radii(conditions), strict=True):
         y = (radii * circle(angle)).unbind(1)
         label = "without noise" if x == 0.0 else None
@@ -116,7 +117,7 @@ def horn_points_figure(
         ValueError: a model isn't conditional.
     """
     figure = new_figure(11.0, 5.0)
-    x = torch.linspace(0.0, 1.0, sections)
+    x = spaced(0.0, 1.0, sections)
     half = float(data.y.abs().max())
     panels = []
     for i, (title, model) in enumerate((("Untrained", untrained), ("Trained", trained))):
@@ -165,7 +166,7 @@ def _draw_horn(axes: Any, model: LatentModel, data: Dataset) -> None:
     assert data.x is not None  # checked by the caller
     x = data.x.cpu()
     _scatter_horn(axes, data)
-    for i, section in enumerate(torch.linspace(float(x.min()), float(x.max()), _SECTIONS).tolist()):
+    for i, section in enumerate(spaced(float(x.min()), float(x.max()), _SECTIONS).tolist()):
         curve = manifold_curve(model, section)
         axes.plot(
             torch.full_like(curve[:, 0], section),

@@ -19,6 +19,7 @@ from lebm_kernels.figures.drawing import (
     manifold_curve,
     new_figure,
     plane_axes,
+    spaced,
     tick,
 )
 from lebm_kernels.models.latent_model import LatentModel
@@ -92,7 +93,7 @@ def gradient_figure(model: LatentModel, y: Tensor) -> Figure:
     """
     figure = new_figure(8.2, 5.0)
     axes = figure.add_subplot()
-    sides = [torch.linspace(float(low), float(high), _MAP_POINTS) for low, high in _extent(y)]
+    sides = [spaced(float(low), float(high), _MAP_POINTS) for low, high in _extent(y)]
     filled = _fill(axes, model, sides, math.inf)
     query = y.to(model.z, copy=True).requires_grad_()
     (grad,) = torch.autograd.grad(model.free_energy(query).sum(), query)
@@ -131,7 +132,7 @@ def _maps(
     shown = None if data is None else _observations(data, x)
     if shown is not None and len(shown) > 0:
         half = max(half, 1.1 * float(shown.abs().max()))
-    side = torch.linspace(-half, half, _MAP_POINTS)
+    side = spaced(-half, half, _MAP_POINTS)
     for i, (name, model, beta) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         filled = _fill(axes, model, [side, side], beta, x)
@@ -159,7 +160,7 @@ def _fill(
         value = model.free_energy(query, as_condition(model, x), beta=beta)
     # F grows as a squared distance, so levels are evenly spaced in its square root.
     low, high = float(value.min()), float(value.max())
-    levels = low + (high - low) * (torch.linspace(0.0, 1.0, _LEVELS).double() ** 2).numpy()
+    levels = low + (high - low) * (spaced(0.0, 1.0, _LEVELS).double() ** 2).numpy()
     norm = PowerNorm(0.5, vmin=low, vmax=high)
     values = value.reshape(plane.shape[:-1]).cpu().numpy()
     filled = axes.contourf(*sides, values, levels=levels, norm=norm, cmap=COLOR_MAP)

@@ -20,6 +20,7 @@ from lebm_kernels.figures.drawing import (
     manifold_curve,
     new_figure,
     plane_axes,
+    spaced,
 )
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.training.datasets import Dataset
@@ -55,11 +56,11 @@ def overview_figure(
     maps, matrix = parts[0]
     half = 1.4 * float(manifold_curve(model).abs().max())
     # All panels share one scale, because F of a point rises from panel to panel.
-    side = torch.linspace(-half, half, _MAP_POINTS)
+    side = spaced(-half, half, _MAP_POINTS)
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
     values = [free_energy_at(model, plane.flatten(0, 1), beta) for beta in betas]
     high = float(torch.stack(values).max())
-    levels = (high * torch.linspace(0.0, 1.0, _LEVELS).double() ** 2).tolist()
+    levels = (high * spaced(0.0, 1.0, _LEVELS).double() ** 2).tolist()
     norm = PowerNorm(0.5, vmin=0.0, vmax=high)
     panels = maps.subplots(1, len(betas), sharey=True, squeeze=False)[0]
     words = {math.inf: "minimum", 0.0: "mean"}

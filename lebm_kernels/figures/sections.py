@@ -18,6 +18,7 @@ from lebm_kernels.figures.drawing import (
     legend_below,
     manifold_curve,
     new_figure,
+    spaced,
 )
 from lebm_kernels.models.latent_model import LatentModel
 
@@ -47,12 +48,12 @@ def section_figure(model: LatentModel) -> Figure:
     axes = figure.add_subplot()
     crossing = _crossings(model)
     half = float(crossing.abs().max()) + 1.0
-    line = torch.linspace(-half, half, _LINE_POINTS)
+    line = spaced(-half, half, _LINE_POINTS)
     value = _along(model, line, math.inf)
     axes.plot(line, value, color=DATA, label=r"$F_\infty(0, y_2)$")
     label = "where the section meets the manifold"
     axes.plot(crossing, torch.zeros_like(crossing), "o", color=MANIFOLD, label=label)
-    origin = float(_along(model, torch.zeros(1), math.inf))
+    origin = float(_along(model, line.new_zeros(1), math.inf))
     axes.annotate(
         rf"$F_\infty(0, 0)$ = {origin:.3g}: a finite peak",
         (0.0, origin),
@@ -86,9 +87,9 @@ def sections_figure(
         from matplotlib import colormaps
 
     # Without the last fifth of the colours: light yellow is invisible on white.
-    colors = colormaps["cividis"](torch.linspace(0.0, 0.8, len(betas)).numpy())
+    colors = colormaps["cividis"](spaced(0.0, 0.8, len(betas)).numpy())
     figure = new_figure(5.6 * len(panels), 4.8)
-    line = torch.linspace(-half, half, _LINE_POINTS)
+    line = spaced(-half, half, _LINE_POINTS)
     for i, (title, model) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         for beta, color, dash in zip(betas, colors, _DASHES, strict=False):
@@ -117,10 +118,10 @@ def surface_figure(model: LatentModel) -> Figure:
     top = 1.2 * _HOT
     curve = manifold_curve(model)
     half = float(curve.abs().max()) + 1.1 * math.sqrt(top)
-    side = torch.linspace(-half, half, _SURFACE_POINTS)
+    side = spaced(-half, half, _SURFACE_POINTS)
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
     value = free_energy_at(model, plane.flatten(0, 1), math.inf).reshape(plane.shape[:-1])
-    levels = (torch.arange(1, _CONTOURS + 1).double() * (top / _CONTOURS)).tolist()
+    levels = [i * top / _CONTOURS for i in range(1, _CONTOURS + 1)]
     axes.computed_zorder = False  # it would hide the manifold
     lines = axes.contour(
         *plane.unbind(-1),
@@ -131,7 +132,7 @@ def surface_figure(model: LatentModel) -> Figure:
         vmax=_HOT,
         linewidths=1.0,
     )
-    zero = torch.zeros(len(curve))
+    zero = torch.zeros_like(curve[:, 0])
     axes.plot(*curve.unbind(1), zero, color="black", lw=2.0, zorder=10, label="manifold")
     axes.set(xlabel="$y_1$", ylabel="$y_2$", zlabel=r"$F_\infty(y)$", zlim=(0.0, top))
     axes.set_zticks([0.0, _WARM, _HOT])

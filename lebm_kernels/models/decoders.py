@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels.arguments import autocast_dtype
-from lebm_kernels.checks import check_count, check_floating, check_interval, check_positive
+from lebm_kernels.checks import (
+    check_count,
+    check_floating,
+    check_interval,
+    check_kind,
+    check_positive,
+    shown,
+)
+from lebm_kernels.models.placing import drawing_device
 
 
 def circle(z: Tensor) -> Tensor:
@@ -27,6 +35,7 @@ def circle(z: Tensor) -> Tensor:
         >>> circle(torch.tensor([0.0]))
         tensor([[1., 0.]])
     """
+    check_kind("z", z, Tensor, "a tensor of angles [...]")
     return torch.stack([torch.cos(z), torch.sin(z)], dim=-1)
 
 
@@ -52,8 +61,10 @@ class EllipseDecoder(nn.Module):
         self, radii: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
+        device = drawing_device(generator)
         if radii is None:
-            radii = torch.randn(2, generator=generator)
+            drawn = torch.randn(2, generator=generator, device=device)
+            radii = drawn.to(torch.get_default_device())
         check_floating("radii", radii, "[2]")
         if radii.shape != (2,):
             raise ValueError(f"radii must have shape [2], got {list(radii.shape)}")
@@ -97,20 +108,25 @@ class HornPredictor(nn.Module):
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
         check_count("outputs", outputs, 1)
         sizes = ((1, 8), (8, 8), (8, outputs))
-        first, hidden, last = (nn.utils.skip_init(nn.Linear, *size) for size in sizes)
+        device = drawing_device(generator)
+        first, hidden, last = (
+            nn.utils.skip_init(nn.Linear, *size, device=device) for size in sizes
+        )
         self.layers: nn.Sequential = nn.Sequential(first, nn.ReLU(), hidden, nn.ReLU(), last)
         self._initialise(*domain, generator)
+        self.to(torch.get_default_device())
 
     @torch.no_grad()
     def _initialise(self, low: float, high: float, generator: torch.Generator | None) -> None:
         first, hidden, last = (layer for layer in self.layers if isinstance(layer, nn.Linear))
         # Units relu(slope (x - kink)). The slopes have random signs; each changes its unit by 1 to
         # 2 over the domain.
-        sign = torch.randint(0, 2, first.weight.shape, generator=generator) * 2 - 1
-        slope = sign * (1.0 + torch.rand(first.weight.shape, generator=generator)) / (high - low)
+        drawn: dict[str, Any] = {"generator": generator, "device": first.weight.device}
+        sign = torch.randint(0, 2, first.weight.shape, **drawn) * 2 - 1
+        slope = sign * (1.0 + torch.rand(first.weight.shape, **drawn)) / (high - low)
         # One kink in each eighth of the domain, at a random place there.
-        eighth = torch.arange(first.out_features) / first.out_features
-        place = eighth + torch.rand(first.bias.shape, generator=generator) / first.out_features
+        eighth = torch.arange(first.out_features, device=first.weight.device)
+        place = (eighth + torch.rand(first.bias.shape, **drawn)) / first.out_features
         kink = low + (high - low) * place
         first.weight.copy_(slope)
         first.bias.copy_(-slope.squeeze(1) * kink)
@@ -171,21 +187,27 @@ class NeuralDecoder(nn.Module):
         check_count("code_dim", code_dim, 0)
         check_interval("domain", domain)
         if not isinstance(hidden, Sequence) or not hidden:
-            raise ValueError(f"hidden must be the layers' numbers of units, got {hidden!r}")
+            raise ValueError(f"hidden must be the layers' numbers of units, got {shown(hidden)}")
         for units in hidden:
             check_count("hidden", units, 1)
         self.domain = domain
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
-        self.of_latent: nn.Linear = nn.utils.skip_init(nn.Linear, latent_dim, hidden[0])
+        device = drawing_device(generator)
+        self.of_latent: nn.Linear = nn.utils.skip_init(
+            nn.Linear, latent_dim, hidden[0], device=device
+        )
         self.of_code: nn.Linear | None = (
-            nn.utils.skip_init(nn.Linear, code_dim, hidden[0], bias=False) if code_dim else None
+            nn.utils.skip_init(nn.Linear, code_dim, hidden[0], bias=False, device=device)
+            if code_dim
+            else None
         )
         sizes = [*hidden, outputs]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
-            layers += [nn.Tanh(), nn.utils.skip_init(nn.Linear, fan_in, fan_out)]
+            layers += [nn.Tanh(), nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=device)]
         self.layers: nn.Sequential = nn.Sequential(*layers)
         self._initialise(generator)
+        self.to(torch.get_default_device())
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:

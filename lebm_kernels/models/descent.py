@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_floating, check_not_negative
+from lebm_kernels.checks import (
+    check_callable,
+    check_count,
+    check_floating,
+    check_not_negative,
+    shown,
+)
 from lebm_kernels.extras import needs
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -78,11 +84,15 @@ def descend(
     check_floating("start", start)
     if start.dim() == 0:
         raise ValueError("start must have shape [M, ...], got []")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {shown(method)}")
+    check_callable("function", function, "a function of points and rows")
     check_count("max_steps", max_steps, 0)
     if tol is not None:
         check_not_negative("tol", tol)
+        tol = float(tol)
+    if project is not None:
+        check_callable("project", project, "None or a function of points and rows")
     if project is not None and method != "gradient":
         raise ValueError(f"project must be absent with method {method!r}: only gradient takes it")
     point = start.detach().clone()
@@ -177,8 +187,8 @@ def _by_cg(function: Function, start: Tensor, row: Tensor, tol: float, max_steps
     with needs("models"):
         from scipy.optimize import minimize
 
-    def evaluate(flat: object) -> tuple[float, object]:
-        value, gradient = _evaluate(function, torch.as_tensor(flat).to(start).view_as(start), row)
+    def evaluate(flat: Any) -> tuple[float, object]:
+        value, gradient = _evaluate(function, torch.from_numpy(flat).to(start).view_as(start), row)
         return value.item(), gradient.double().flatten().cpu().numpy()
 
     found = minimize(
@@ -188,7 +198,7 @@ def _by_cg(function: Function, start: Tensor, row: Tensor, tol: float, max_steps
         method="CG",
         options={"gtol": tol, "maxiter": max_steps},
     )
-    return torch.as_tensor(found.x).to(start).view_as(start)
+    return torch.from_numpy(found.x).to(start).view_as(start)
 
 
 def _by_lbfgs(function: Function, start: Tensor, row: Tensor, tol: float, max_steps: int) -> Tensor:

@@ -12,16 +12,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from lebm_kernels.checks import check_count, check_floating, check_positive, number
+from lebm_kernels.checks import (
+    check_count,
+    check_floating,
+    check_positive,
+    check_seed,
+    number,
+    shown,
+)
+from lebm_kernels.models.placing import placement
 
 PRACTICUM_POINTS = 48
 """Points of the practicum's grid: [0, 2 pi) in steps of pi/24."""
+
+# Points are computed like this and rounded once, so those in float32 are the nearest to the exact
+# ones.
+_EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +92,18 @@ class LatentGrid:
         return self.log_weight.log_softmax(0)
 
 
+def checked_grid(grid: object, name: str = "grid") -> LatentGrid:
+    """Refuse anything but a grid; return the grid."""
+    if not isinstance(grid, LatentGrid):
+        raise TypeError(f"{name} must be a LatentGrid, got {type(grid).__name__}")
+    return grid
+
+
 def periodic_grid(
     num: int = PRACTICUM_POINTS,
     *,
     period: float = 2.0 * math.pi,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
     """Equally spaced points of [0, period), with equal weights.
@@ -94,8 +114,8 @@ def periodic_grid(
     Args:
         num: number of points, at least 1.
         period: length of the domain, positive and finite.
-        dtype: floating-point type of the points.
-        device: of the points.
+        dtype: floating-point type of the points; PyTorch's default dtype if absent.
+        device: of the points; PyTorch's default device if absent.
 
     Raises:
         ValueError: ``num`` or ``period`` is out of range.
@@ -106,9 +126,9 @@ def periodic_grid(
     """
     check_count("num", num, 1)
     check_positive("period", period)
-    # Computed in float64 and rounded once: float32 points are the nearest to the exact ones.
-    z = torch.arange(num, dtype=torch.float64) * (period / num)
-    return LatentGrid(z.to(device=device, dtype=dtype))
+    options = placement(dtype, device)
+    z = torch.arange(num, **_EXACT) * (number(period) / num)
+    return LatentGrid(z.to(**options))
 
 
 def interval_grid(
@@ -116,7 +136,7 @@ def interval_grid(
     high: float,
     num: int,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
     """Equally spaced points of [low, high], both ends included: the trapezoid rule.
@@ -127,8 +147,8 @@ def interval_grid(
         low: first point.
         high: last point, above ``low``.
         num: number of points, at least 2.
-        dtype: floating-point type of the points.
-        device: of the points.
+        dtype: floating-point type of the points; PyTorch's default dtype if absent.
+        device: of the points; PyTorch's default device if absent.
 
     Raises:
         ValueError: ``num`` is below 2, or ``low < high`` doesn't hold with both finite.
@@ -138,11 +158,12 @@ def interval_grid(
         tensor([0.2500, 0.5000, 0.2500])
     """
     check_count("num", num, 2)
-    _check_interval(low, high)
-    z = torch.linspace(low, high, num, dtype=torch.float64)
-    weight = torch.ones(num, dtype=torch.float64)
+    low, high = _interval(low, high)
+    options = placement(dtype, device)
+    z = torch.linspace(low, high, num, **_EXACT)
+    weight = torch.ones(num, **_EXACT)
     weight[0] = weight[-1] = 0.5
-    return LatentGrid(z.to(device=device, dtype=dtype), weight.log().to(device=device, dtype=dtype))
+    return LatentGrid(z.to(**options), weight.log().to(**options))
 
 
 def gauss_legendre_grid(
@@ -150,7 +171,7 @@ def gauss_legendre_grid(
     high: float,
     num: int,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
     """The Gauss-Legendre rule of [low, high]: exact for polynomials of degree below 2 num.
@@ -163,8 +184,8 @@ def gauss_legendre_grid(
         low: start of the domain.
         high: its end, above ``low``.
         num: number of points, at least 1.
-        dtype: floating-point type of the points.
-        device: of the points.
+        dtype: floating-point type of the points; PyTorch's default dtype if absent.
+        device: of the points; PyTorch's default device if absent.
 
     Raises:
         ValueError: ``num`` is below 1, or ``low < high`` doesn't hold with both finite.
@@ -175,11 +196,12 @@ def gauss_legendre_grid(
         tensor(0.1667)
     """
     check_count("num", num, 1)
-    _check_interval(low, high)
+    low, high = _interval(low, high)
+    options = placement(dtype, device)
     node, weight = np.polynomial.legendre.leggauss(num)
     z = torch.from_numpy(low + (high - low) * (node + 1.0) / 2.0)
     log_weight = torch.from_numpy(weight).log()
-    return LatentGrid(z.to(device=device, dtype=dtype), log_weight.to(device=device, dtype=dtype))
+    return LatentGrid(z.to(**options), log_weight.to(**options))
 
 
 def product_grid(*grids: LatentGrid) -> LatentGrid:
@@ -205,8 +227,7 @@ def product_grid(*grids: LatentGrid) -> LatentGrid:
     if not grids:
         raise ValueError("grids must hold at least one grid, got none")
     for grid in grids:
-        if not isinstance(grid, LatentGrid):
-            raise TypeError(f"grids must be LatentGrids, got {type(grid).__name__}")
+        checked_grid(grid, "grids")
     for name in ("dtype", "device"):
         kinds = {str(getattr(grid.z, name)) for grid in grids}
         if len(kinds) > 1:
@@ -228,7 +249,7 @@ def sobol_grid(
     low: float = 0.0,
     high: float = 1.0,
     seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LatentGrid:
     """The first points of the Sobol sequence in the cube [low, high]^dim, with equal weights.
@@ -241,9 +262,9 @@ def sobol_grid(
         dim: number of dimensions, from 1 to 21201, PyTorch's limit.
         low: lower end of each side; the unscrambled sequence starts there.
         high: upper end of each side, above ``low``.
-        seed: of the scrambling; ``None`` does not scramble.
-        dtype: floating-point type of the points.
-        device: of the points.
+        seed: of the scrambling, in [0, 2^63); ``None`` does not scramble.
+        dtype: floating-point type of the points; PyTorch's default dtype if absent.
+        device: of the points; PyTorch's default device if absent.
 
     Raises:
         ValueError: ``num`` or ``dim`` is out of range, or ``low < high`` doesn't hold.
@@ -252,14 +273,21 @@ def sobol_grid(
     check_count("dim", dim, 1)
     if dim > SobolEngine.MAXDIM:
         raise ValueError(f"dim must be at most {SobolEngine.MAXDIM}, got {dim}")
-    _check_interval(low, high)
+    low, high = _interval(low, high)
+    options = placement(dtype, device)
     if seed is not None:
-        check_count("seed", seed, 0)
-    engine = SobolEngine(dim, scramble=seed is not None, seed=seed)
-    z = low + (high - low) * engine.draw(num, dtype=torch.float64)
-    return LatentGrid(z.to(device=device, dtype=dtype))
+        check_seed("seed", seed)
+    with torch.device("cpu"):  # the engine has no argument for it
+        engine = SobolEngine(dim, scramble=seed is not None, seed=seed)
+        z = low + (high - low) * engine.draw(num, dtype=torch.float64)
+    return LatentGrid(z.to(**options))
 
 
-def _check_interval(low: float, high: float) -> None:
-    if not (-math.inf < number(low) < number(high) < math.inf):
-        raise ValueError(f"low must be below high, both finite, got low={low}, high={high}")
+def _interval(low: float, high: float) -> tuple[float, float]:
+    """The ends as floats; refuse ends that are not finite or not in increasing order."""
+    for name, end in (("low", low), ("high", high)):
+        if not math.isfinite(number(end)):
+            raise ValueError(f"{name} must be a finite number, got {shown(end)}")
+    if not number(low) < number(high):
+        raise ValueError(f"low must be below high, got low={low}, high={high}")
+    return number(low), number(high)

@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.checks import (
+    check_callable,
     check_count,
     check_floating,
+    check_kind,
     check_not_negative,
     check_positive,
     count_not_finite,
@@ -35,7 +37,8 @@ from lebm_kernels.checks import (
 from lebm_kernels.functional import free_energy, posterior
 from lebm_kernels.models.decoders import RBFDecoder
 from lebm_kernels.models.grids import LatentGrid, interval_grid, product_grid
-from lebm_kernels.models.latent_model import DecoderModel
+from lebm_kernels.models.latent_model import DecoderModel, LatentModel
+from lebm_kernels.models.modes import evaluation_mode
 
 
 def topographic_mapping(
@@ -128,9 +131,15 @@ def fit(
         ValueError: an argument is out of range, ``y`` isn't finite, or ``model`` isn't a mapping.
         FloatingPointError: the log-density is not finite.
     """
+    if on_iteration is not None:
+        check_callable("on_iteration", on_iteration, "None or a function")
     check_count("iterations", iterations, 0)
     check_not_negative("decay", decay)
-    if not isinstance(model.decoder, RBFDecoder) or model.log_beta is None:
+    if (
+        not isinstance(model, DecoderModel)
+        or not isinstance(model.decoder, RBFDecoder)
+        or model.log_beta is None
+    ):
         raise ValueError("model must be a mapping: an RBFDecoder with a learned beta")
     if model.regulariser is not None:
         raise ValueError("model must have no regulariser to be fitted by EM")
@@ -171,10 +180,12 @@ def mean_log_density(model: DecoderModel, y: Tensor, *, backend: str | None = No
         TypeError: ``y`` is not a floating-point tensor.
         ValueError: ``model`` has no learned beta.
     """
+    check_kind("model", model, LatentModel, "a LatentModel")
     if model.beta is None:
         raise ValueError("model must have a learned beta to have a density, got beta None")
     check_floating("y", y, "[M, D]")
-    value = model.log_density(y.to(model.z), beta=model.beta, backend=backend)
+    with evaluation_mode(model):
+        value = model.log_density(y.to(model.z), beta=model.beta, backend=backend)
     return float(value.double().mean())
 
 
@@ -202,6 +213,7 @@ def restore(
         ValueError: ``model`` has no learned beta, ``y`` isn't ``[M, D]``, or ``seen`` does not
             broadcast.
     """
+    check_kind("model", model, LatentModel, "a LatentModel")
     if model.beta is None:
         raise ValueError("model must have a learned beta to restore with, got beta None")
     check_floating("y", y, "[M, D]")

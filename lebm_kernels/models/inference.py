@@ -7,7 +7,8 @@
 :func:`infer_on_grid` searches all points of the grid. :func:`infer` descends E over continuous z
 from a start. It may end in a basin that is not the lowest, and reports this if the grid has a lower
 point. :func:`sample` draws latents from the posterior. :func:`denoise` descends the free energy
-over y instead of E over z.
+over y instead of E over z. All run the model in evaluation mode, because a descent needs a function
+that does not change; each module is then put back in the mode it had.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_floating, is_real
+from lebm_kernels.checks import check_floating, check_kind, is_real
 from lebm_kernels.models.descent import descend
 from lebm_kernels.models.latent_model import LatentModel
+from lebm_kernels.models.modes import evaluation_mode
 
 
 class Inference(NamedTuple):
@@ -82,7 +84,8 @@ def infer_on_grid(
         backend: as in :func:`lebm_kernels.free_energy`.
 
     Raises:
-        TypeError: ``x`` isn't a tensor, or ``x`` or ``y`` isn't of the model's dtype.
+        TypeError: ``model`` isn't a LatentModel, ``x`` isn't a tensor, or ``x`` or ``y`` isn't of
+            the model's dtype.
         ValueError: ``y`` isn't ``[M, D]``, or ``x`` is missing, unwanted or of another shape.
 
     Example:
@@ -92,12 +95,14 @@ def infer_on_grid(
         >>> found.y.detach(), found.energy.detach()
         (tensor([[2., 0.]]), tensor([1.]))
     """
-    x = _condition_each(y, x)
-    z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
-    energy = _energy(model, y, z, x)
+    x = condition_each(model, y, x)
+    with evaluation_mode(model):
+        z = model.z[model.posterior(y, x, beta=torch.inf, backend=backend).index]
+        energy = _energy(model, y, z, x)
+        restored = model.decode_each(z, x)
     local = torch.zeros_like(energy, dtype=torch.bool)
     # An observation with NaN has no nearest point.
-    return Inference(z, model.decode_each(z, x), energy, ~energy.isnan(), local)
+    return Inference(z, restored, energy, ~energy.isnan(), local)
 
 
 def infer(
@@ -141,10 +146,14 @@ def infer(
         (1.0, True, False)
     """
     best = infer_on_grid(model, y, x, backend=backend)
-    y, x = y.detach(), _condition_each(y, x)
+    y, x = y.detach(), condition_each(model, y, x)
     if not (start is None or is_real(start) or isinstance(start, Tensor)):
         raise TypeError(f"start must be a tensor or a number, got {type(start).__name__}")
-    first = best.z if start is None else torch.as_tensor(start).to(best.z)
+    first = (
+        best.z
+        if start is None
+        else torch.as_tensor(start, dtype=best.z.dtype, device=best.z.device)
+    )
     if not first.isfinite().all():
         raise ValueError("start must be finite, got NaN or infinities")
     try:
@@ -157,9 +166,10 @@ def infer(
     def function(z: Tensor, rows: Tensor) -> Tensor:
         return _energy(model, y[rows], z, None if x is None else x[rows])
 
-    found = descend(function, first, method=method, max_steps=max_steps, tol=tol)
-    with torch.no_grad():
-        restored = model.decode_each(found.point, x)
+    with evaluation_mode(model):
+        found = descend(function, first, method=method, max_steps=max_steps, tol=tol)
+        with torch.no_grad():
+            restored = model.decode_each(found.point, x)
     # In a convex basin no point is lower than z_check by more than slope times distance. Rounding
     # adds to the difference of two energies.
     distance = (found.point - best.z).abs().reshape(len(y), model.grid.dim).sum(1)
@@ -201,14 +211,15 @@ def denoise(
         ValueError: as in :func:`infer_on_grid`; or ``beta``, ``method``, ``max_steps`` or ``tol``
             is out of range.
     """
-    x = _condition_each(y, x)
+    x = condition_each(model, y, x)
     check_floating("y", y, "[M, D]")
 
     def function(point: Tensor, rows: Tensor) -> Tensor:
         condition = None if x is None else x[rows]
         return model.free_energy(point, condition, beta=beta, backend=backend)
 
-    found = descend(function, y, method=method, max_steps=max_steps, tol=tol)
+    with evaluation_mode(model):
+        found = descend(function, y, method=method, max_steps=max_steps, tol=tol)
     return Denoised(found.point, found.value, found.converged)
 
 
@@ -236,16 +247,18 @@ def sample(
         TypeError: as in :func:`infer_on_grid`.
         ValueError: as in :func:`infer_on_grid`; or ``num_samples`` or ``beta`` is out of range.
     """
-    x = _condition_each(y, x)
-    index = model.sample_latent(y, x, num_samples=num_samples, beta=beta, generator=generator)
-    z = model.z[index]
-    condition = None if x is None else x.repeat_interleave(num_samples)
-    restored = model.decode_each(z.flatten(0, 1), condition)
+    x = condition_each(model, y, x)
+    with evaluation_mode(model):
+        index = model.sample_latent(y, x, num_samples=num_samples, beta=beta, generator=generator)
+        z = model.z[index]
+        condition = None if x is None else x.repeat_interleave(num_samples)
+        restored = model.decode_each(z.flatten(0, 1), condition)
     return Sample(z, restored.view(len(y), num_samples, y.shape[1]))
 
 
-def _condition_each(y: Tensor, x: Tensor | None) -> Tensor | None:
-    """Check y; the condition of each observation, ``[M]``."""
+def condition_each(model: LatentModel, y: Tensor, x: Tensor | None) -> Tensor | None:
+    """Check the model and y; the condition of each observation, ``[M]``."""
+    check_kind("model", model, LatentModel, "a LatentModel")
     if not isinstance(y, Tensor) or y.dim() != 2:
         shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y must have shape [M, D], got {shape}")

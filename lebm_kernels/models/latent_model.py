@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels.arguments import autocast_dtype
-from lebm_kernels.checks import number
+from lebm_kernels.checks import check_callable, check_count, check_floating, number, shown
 from lebm_kernels.functional import free_energy, posterior, sample_latent
 from lebm_kernels.models.decoders import (
     EllipseDecoder,
@@ -27,7 +27,7 @@ from lebm_kernels.models.decoders import (
     NeuralDecoder,
     circle,
 )
-from lebm_kernels.models.grids import LatentGrid, periodic_grid
+from lebm_kernels.models.grids import LatentGrid, checked_grid, periodic_grid
 from lebm_kernels.reference import Posterior
 from lebm_kernels.torch_internals import in_plain_eager_mode
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 class LatentModel(nn.Module):
     """The base of all models: a latent grid, an optional regulariser, an optional learned beta.
+
+    Calling a model returns its :meth:`free_energy`.
 
     The default beta of a model is infinity (cold), as in the practicum: F is the least energy, and
     a restored observation is the nearest decoded point. Two methods differ. :meth:`sample_latent`
@@ -69,11 +71,12 @@ class LatentModel(nn.Module):
         self, grid: LatentGrid | None = None, *, regulariser: nn.Module | None = None
     ) -> None:
         super().__init__()
-        if grid is not None and not isinstance(grid, LatentGrid):
-            raise TypeError(f"grid must be a LatentGrid, got {type(grid).__name__}")
+        grid = periodic_grid() if grid is None else checked_grid(grid)
+        if regulariser is not None:
+            check_callable("regulariser", regulariser, "None or a module")
         self.regulariser = regulariser
         self.register_parameter("log_beta", None)
-        self._set_grid(periodic_grid() if grid is None else grid)
+        self._set_grid(grid)
 
     def _set_grid(self, grid: LatentGrid) -> None:
         # Buffers follow .to(). Not persistent: the state dict holds only what was learned.
@@ -96,8 +99,7 @@ class LatentModel(nn.Module):
             TypeError: ``grid`` isn't a :class:`~lebm_kernels.models.grids.LatentGrid`.
             ValueError: ``grid`` has another number of dimensions.
         """
-        if not isinstance(grid, LatentGrid):
-            raise TypeError(f"grid must be a LatentGrid, got {type(grid).__name__}")
+        grid = checked_grid(grid)
         if grid.dim != self.grid.dim:
             raise ValueError(f"grid must have {self.grid.dim} dimensions, got {grid.dim}")
         model = copy.deepcopy(self)
@@ -120,7 +122,9 @@ class LatentModel(nn.Module):
             ``[N, D]``, or ``[..., N, D]`` for conditions ``[...]``.
 
         Raises:
-            ValueError: ``x`` is missing from a conditional model or given to another.
+            TypeError: ``z`` isn't a floating-point tensor.
+            ValueError: ``x`` is missing from a conditional model or given to another, or ``z`` has
+                another shape.
         """
         raise NotImplementedError
 
@@ -135,7 +139,9 @@ class LatentModel(nn.Module):
             ``[M, D]``.
 
         Raises:
-            ValueError: ``x`` is missing from a conditional model or given to another.
+            TypeError: ``z`` isn't a floating-point tensor.
+            ValueError: ``x`` is missing from a conditional model or given to another, or ``z`` or
+                ``x`` has another shape.
         """
         raise NotImplementedError
 
@@ -166,7 +172,7 @@ class LatentModel(nn.Module):
             ValueError: ``beta`` is out of range.
         """
         if not (0.0 < number(beta) < math.inf):
-            raise ValueError(f"beta must be positive and finite to be learned, got {beta!r}")
+            raise ValueError(f"beta must be positive and finite to be learned, got {shown(beta)}")
         self.log_beta = nn.Parameter(self.z.new_tensor(math.log(beta)))
         return self
 
@@ -202,6 +208,20 @@ class LatentModel(nn.Module):
         """
         value = free_energy(**self._operation_arguments(y, x, beta), backend=backend)
         return value.squeeze(-1) if self._has_grid_per_query(x) else value
+
+    def forward(
+        self,
+        y: Tensor,
+        x: Tensor | None = None,
+        *,
+        beta: float | Tensor = torch.inf,
+        backend: str | None = None,
+    ) -> Tensor:
+        """The free energy F of each observation: see :meth:`free_energy`.
+
+        ``model(y)`` also runs the model's hooks; the method :meth:`free_energy` does not.
+        """
+        return self.free_energy(y, x, beta=beta, backend=backend)
 
     def posterior(
         self,
@@ -300,7 +320,9 @@ class LatentModel(nn.Module):
         """
         if not isinstance(beta, Tensor):
             if not (0.0 < number(beta) < math.inf):
-                raise ValueError(f"beta must be positive and finite for a density, got {beta!r}")
+                raise ValueError(
+                    f"beta must be positive and finite for a density, got {shown(beta)}"
+                )
             beta = self.z.new_tensor(float(beta))
         elif in_plain_eager_mode() and not bool((beta >= 0).all()):
             raise ValueError(f"beta must be positive and finite for a density, got {beta}")
@@ -327,8 +349,15 @@ class LatentModel(nn.Module):
         If each query has its own decoded grid, each query becomes a batch of one.
         """
         self._check_condition(x)
-        arguments = self._arguments(x)
-        self._check_observations(y, arguments["decoded"])
+        if torch.compiler.is_compiling():
+            arguments = self._arguments(x)
+        else:
+            try:
+                arguments = self._arguments(x)
+            except (RuntimeError, TypeError):
+                self._check_parts()
+                raise
+        self._check_observations(y, arguments)
         scale = arguments.get("scale")
         leading = arguments["decoded"].shape[:-2] if scale is None else scale.shape[:-1]
         if x is not None and isinstance(y, Tensor) and y.dim() > 1:
@@ -341,7 +370,8 @@ class LatentModel(nn.Module):
                     f"x must have one condition per observation, {list(queries)} of them as y "
                     f"{list(y.shape)} has, got shape {list(x.shape)}{hint}"
                 )
-        if self._has_grid_per_query(x):
+        # The operation names a y that is no tensor of observations.
+        if self._has_grid_per_query(x) and isinstance(y, Tensor) and y.dim() > 1:
             y = y.unsqueeze(-2)
             beta = beta.unsqueeze(-1) if isinstance(beta, Tensor) and beta.dim() else beta
         return {"y": y, "beta": beta, **arguments}
@@ -366,7 +396,34 @@ class LatentModel(nn.Module):
                 f"x must be absent as {name} is unconditional, got shape {list(x.shape)}"
             )
 
-    def _check_observations(self, y: Tensor, decoded: Tensor) -> None:
+    def _check_latents(self, z: Tensor) -> None:
+        """Refuse latents of another number of dimensions than the grid's."""
+        num_dims = 1 if self.z.dim() == 1 else self.z.shape[1]
+        form = "[N]" if num_dims == 1 else f"[N, {num_dims}]"
+        check_floating("z", z, form)
+        if z.dim() not in (1, 2) or (1 if z.dim() == 1 else z.shape[1]) != num_dims:
+            raise ValueError(f"z must have shape {form} as the grid has, got {list(z.shape)}")
+
+    def _check_one_each(self, z: Tensor, x: Tensor | None) -> None:
+        """Refuse conditions that would broadcast with the latents to more than one for each."""
+        if isinstance(x, Tensor) and x.shape not in ((), (1,), (len(z),)):
+            raise ValueError(f"x must have shape [{len(z)}] as z has, got {list(x.shape)}")
+
+    def _check_parts(self) -> None:
+        """Name the first parameter or buffer of another dtype or device than the latent grid's.
+
+        Called where a computation has failed: a decoder that casts may well work with two dtypes.
+        """
+        kind = type(self).__name__
+        for name, part in (*self.named_parameters(), *self.named_buffers()):
+            if part.is_floating_point() and part.dtype != self.z.dtype:
+                wanted, got = str(self.z.dtype), str(part.dtype)
+                raise TypeError(f"{name} must be {wanted} as the grid of {kind} is, got {got}")
+            if part.device != self.z.device:
+                wanted, got = str(self.z.device), str(part.device)
+                raise ValueError(f"{name} must be on {wanted} as the grid of {kind} is, got {got}")
+
+    def _check_observations(self, y: Tensor, arguments: dict[str, Any]) -> None:
         """Compare y with the decoded points, and name the model if they do not fit.
 
         The operation would name ``decoded``, an argument that the caller did not pass. It still
@@ -374,8 +431,16 @@ class LatentModel(nn.Module):
         """
         if not isinstance(y, Tensor) or y.layout != torch.strided or y.is_nested or y.dim() < 2:
             return
+        decoded = arguments["decoded"]
         name, num_dims = type(self).__name__, decoded.shape[-1]
         expected = autocast_dtype(decoded.dtype, y.device.type)
+        for part in (y, *arguments.values()):
+            if part is None:
+                continue
+            dtype = autocast_dtype(part.dtype, y.device.type)
+            if dtype != expected or part.device != decoded.device:
+                self._check_parts()
+                break
         if autocast_dtype(y.dtype, y.device.type) != expected:
             raise TypeError(f"y must be {expected} as {name} decodes to, got {y.dtype}")
         if y.device != decoded.device:
@@ -397,6 +462,10 @@ class CircleModel(LatentModel):
     decoded: Tensor
     """The unit circle on the grid, ``[N, 2]``."""
 
+    derived_buffers = ("decoded",)
+    """Buffers that follow from others, and so do not identify a model. On another machine they may
+    differ in rounding."""
+
     def _set_grid(self, grid: LatentGrid) -> None:
         if grid.dim != 1:
             raise ValueError(f"grid must be of one dimension for a circle, got {grid.dim}")
@@ -409,10 +478,13 @@ class CircleModel(LatentModel):
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """The scaled circle at angles ``z[N]``: as in :meth:`LatentModel.decode`."""
+        self._check_latents(z)
         return self._checked_scale(x).unsqueeze(-2) * circle(z.reshape(-1))
 
     def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """One point of the scaled circle per angle: as in :meth:`LatentModel.decode_each`."""
+        self._check_latents(z)
+        self._check_one_each(z, x)
         return self._checked_scale(x) * circle(z.reshape(-1))
 
     def _arguments(self, x: Tensor | None) -> dict[str, Any]:
@@ -437,7 +509,9 @@ class Ellipse(CircleModel):
 
     Args:
         grid: the latent grid; the practicum's 48 angles if absent.
-        radii: the first radii, ``[2]``, floating point; drawn from N(0, 1) if absent.
+        radii: the first radii, ``[2]``, floating point; drawn from N(0, 1) if absent. The model has
+            the dtype and the device of the grid, or else those of the radii, or else PyTorch's
+            defaults.
         regulariser: as in :class:`LatentModel`.
         generator: source of the draw; the global generator if absent.
 
@@ -461,8 +535,13 @@ class Ellipse(CircleModel):
         regulariser: nn.Module | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        if radii is not None:
+            check_floating("radii", radii, "[2]")
+            grid = periodic_grid(dtype=radii.dtype, device=radii.device) if grid is None else grid
         super().__init__(grid, regulariser=regulariser)
-        self.decoder: EllipseDecoder = EllipseDecoder(radii, generator=generator)
+        with torch.device(self.z.device):
+            decoder = EllipseDecoder(radii, generator=generator)
+        self.decoder: EllipseDecoder = decoder.to(self.z) if radii is None else decoder
 
     def scale(self, x: Tensor | None = None) -> Tensor:
         """The two radii, ``[2]``."""
@@ -473,7 +552,8 @@ class Horn(CircleModel):
     """A conditional model: observations at x lie near an ellipse with radii predicted from x.
 
     Args:
-        grid: the latent grid; the practicum's 48 angles if absent.
+        grid: the latent grid, whose dtype and device the model has; the practicum's 48 angles if
+            absent.
         regulariser: as in :class:`LatentModel`.
         generator: source of the predictor's first weights; the global generator if absent.
     """
@@ -488,7 +568,9 @@ class Horn(CircleModel):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(grid, regulariser=regulariser)
-        self.predictor: HornPredictor = HornPredictor(generator=generator)
+        with torch.device(self.z.device):
+            predictor = HornPredictor(generator=generator)
+        self.predictor: HornPredictor = predictor.to(self.z)
 
     def scale(self, x: Tensor | None = None) -> Tensor:
         """The predicted radii ``[..., 2]`` at ``x[...]``."""
@@ -522,6 +604,9 @@ class DecoderModel(LatentModel):
         grid: LatentGrid | None = None,
         regulariser: nn.Module | None = None,
     ) -> None:
+        check_callable("decoder", decoder, "a module")
+        if predictor is not None:
+            check_callable("predictor", predictor, "None or a module")
         super().__init__(grid, regulariser=regulariser)
         self.conditional: bool = predictor is not None
         self.decoder = decoder
@@ -529,10 +614,13 @@ class DecoderModel(LatentModel):
 
     def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """Apply the decoder to latents ``z``: as in :meth:`LatentModel.decode`."""
+        self._check_latents(z)
         return self._decode(z.unsqueeze(-1) if z.dim() == 1 else z, x)
 
     def decode_each(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """Apply the decoder to one latent each: as in :meth:`LatentModel.decode_each`."""
+        self._check_latents(z)
+        self._check_one_each(z, x)
         points = z.unsqueeze(-1) if z.dim() == 1 else z
         if self.predictor is None:
             return self._decode(points, x)
@@ -559,7 +647,8 @@ def neural_horn(
     """A horn whose decoder g(f(x), z) is a network, which has to learn the closed curve itself.
 
     Args:
-        grid: the latent grid over [0, 2 pi]; the practicum's 48 angles if absent.
+        grid: the latent grid over [0, 2 pi], whose dtype and device the model has; the practicum's
+            48 angles if absent.
         code_dim: dim(f), the number of outputs of the predictor.
         hidden: numbers of units of the decoder's hidden layers.
         generator: source of the first weights; the global generator if absent.
@@ -567,6 +656,9 @@ def neural_horn(
     Raises:
         ValueError: an argument is out of range.
     """
-    predictor = HornPredictor(outputs=code_dim, generator=generator)
-    decoder = NeuralDecoder(code_dim=code_dim, hidden=hidden, generator=generator)
-    return DecoderModel(decoder, predictor, grid=grid)
+    check_count("code_dim", code_dim, 1)
+    grid = periodic_grid() if grid is None else checked_grid(grid)
+    with torch.device(grid.z.device):
+        predictor = HornPredictor(outputs=code_dim, generator=generator)
+        decoder = NeuralDecoder(code_dim=code_dim, hidden=hidden, generator=generator)
+    return DecoderModel(decoder, predictor, grid=grid).to(grid.z)

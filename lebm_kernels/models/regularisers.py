@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lebm_kernels.checks import check_count, check_not_negative
+from lebm_kernels.models.placing import drawing_device
 
 
 class _Penalty(nn.Module):
@@ -97,12 +98,14 @@ class LearnedPrior(_Penalty):
         for name, value in (("dim", dim), ("hidden", hidden)):
             check_count(name, value, 1)
         # PyTorch's own initialisation, skipped here, would draw from the global generator.
-        first = nn.utils.skip_init(nn.Linear, dim, hidden)
-        last = nn.utils.skip_init(nn.Linear, hidden, 1, bias=False)
+        device = drawing_device(generator)
+        first = nn.utils.skip_init(nn.Linear, dim, hidden, device=device)
+        last = nn.utils.skip_init(nn.Linear, hidden, 1, bias=False, device=device)
         nn.init.normal_(first.weight, std=2.0 / math.sqrt(dim), generator=generator)
         nn.init.uniform_(first.bias, -1.0, 1.0, generator=generator)
         nn.init.zeros_(last.weight)
         self.layers: nn.Sequential = nn.Sequential(first, nn.Tanh(), last)
+        self.to(torch.get_default_device())
 
     def forward(self, z: Tensor, log_measure: Tensor) -> Tensor:
         """R ``[N]`` of points ``z[N, K]`` with normalised log-weights ``log_measure[N]``."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lebm_kernels.figures import latents, manifolds, maps, overview, sections
+from lebm_kernels.figures.drawing import spaced
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.practicum.recipes import RECIPES
 from lebm_kernels.training.datasets import Dataset
@@ -37,7 +38,7 @@ SAMPLES = (23, 10)
 
 def lattice() -> Tensor:
     """The practicum's 25 x 17 points of the plane with spacing 1/4, ``[425, 2]``, float32."""
-    return torch.cartesian_prod(torch.linspace(-3.0, 3.0, 25), torch.linspace(-2.0, 2.0, 17))
+    return torch.cartesian_prod(spaced(-3.0, 3.0, 25), spaced(-2.0, 2.0, 17))
 
 
 class Trained:
@@ -129,7 +130,9 @@ def _section(run: Practicum) -> Figure:
 
 def _likelihood(run: Practicum) -> Figure:
     chosen = [(f"$Y[{i}]$", run.cold.data.y[i]) for i in SAMPLES]
-    return latents.likelihood_figure(run.cold.untrained, [*chosen, ("$(0, 0)$", torch.zeros(2))])
+    return latents.likelihood_figure(
+        run.cold.untrained, [*chosen, ("$(0, 0)$", run.cold.data.y.new_zeros(2))]
+    )
 
 
 def _sections(run: Practicum) -> Figure:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lebm_kernels.checks import check_seed
 from lebm_kernels.models.decoders import NeuralDecoder, circle
 from lebm_kernels.models.grids import sobol_grid
 from lebm_kernels.models.latent_model import DecoderModel, Ellipse
@@ -52,9 +53,10 @@ def memorising(*, epochs: int = 200, seed: int = 0) -> list[Memorising]:
         epochs: steps of training, each on all observations.
         seed: of the data, the decoder's first weights and the latents.
     """
+    check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     data, held_out = (ellipse_data(200, generator=generator) for _ in range(2))
-    away = Dataset(_points_off_the_ellipse())
+    away = Dataset(_points_off_the_ellipse(data.y))
     regularisers: dict[str, nn.Module | None] = {
         "none": None,
         "L2": L2(3.0),
@@ -110,13 +112,14 @@ def collapsing(
         epochs: steps of training, each on all observations.
         seed: of the data.
     """
+    check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     data = ellipse_data(200, generator=generator)
     threshold = 0.5 / data.y.square().mean(0)
     rows = []
     for ratio in ratios:
         beta = ratio * float(threshold[0])
-        model = Ellipse(radii=torch.tensor([1.0, 0.8]))
+        model = Ellipse(radii=data.y.new_tensor([1.0, 0.8]))
         train(
             model, data, TrainConfig(beta=beta, epochs=epochs, learning_rate=0.05), progress=False
         )
@@ -126,8 +129,11 @@ def collapsing(
     return rows
 
 
-def _points_off_the_ellipse() -> Tensor:
+def _points_off_the_ellipse(like: Tensor) -> Tensor:
     """Points of a box around the ellipse that are farther than 0.5 from it, ``[num, 2]``."""
-    plane = torch.cartesian_prod(torch.linspace(-2.5, 2.5, 41), torch.linspace(-2.0, 2.0, 33))
-    curve = horn_radii(torch.zeros(())) * circle(torch.linspace(0.0, 2.0 * math.pi, 721))
+    placed: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    sides = torch.linspace(-2.5, 2.5, 41, **placed), torch.linspace(-2.0, 2.0, 33, **placed)
+    plane = torch.cartesian_prod(*sides)
+    angle = torch.linspace(0.0, 2.0 * math.pi, 721, **placed)
+    curve = horn_radii(like.new_zeros(())) * circle(angle)
     return plane[torch.cdist(plane, curve).amin(1) > 0.5]

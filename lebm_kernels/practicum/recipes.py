@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lebm_kernels.checks import check_seed
 from lebm_kernels.models.latent_model import Ellipse, Horn, LatentModel, neural_horn
 from lebm_kernels.training.datasets import Dataset, ellipse_data, horn_data
 from lebm_kernels.training.loop import TrainConfig
@@ -63,7 +64,11 @@ class Recipe:
             seed: of the draw, at least 0. Recipes with the same ``data`` get the same observations
                 from the same seed.
             num: number of observations, at least 1.
+
+        Raises:
+            ValueError: ``seed`` or ``num`` is out of range.
         """
+        check_seed("seed", seed)
         # Seeds of training are at least 0, and the complement of such a seed is negative.
         return self.data(num, generator=torch.Generator().manual_seed(~seed))
 

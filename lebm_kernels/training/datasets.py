@@ -6,20 +6,29 @@ An observation of the horn at x is a noisy point of an ellipse, with radii rho(x
     rho(x) = [a x + b (1 - x), b x + a (1 - x)] * exp(2 x),          a = 1.5, b = 2
 
 The radii are (2, 1.5) at x = 0 and e^2 (1.5, 2) = (11.08, 14.78) at x = 1. The ellipse is the
-section at x = 0. The digits are scikit-learn's, which must be installed.
+section at x = 0. The digits are scikit-learn's, which the extra ``models`` installs.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_not_negative, number
+from lebm_kernels.checks import (
+    check_count,
+    check_kind,
+    check_not_negative,
+    check_seed,
+    number,
+    shown,
+)
+from lebm_kernels.extras import needs
 from lebm_kernels.models.decoders import circle
+from lebm_kernels.models.placing import drawing_device, placement
 
 NOISE = 0.05
 """Standard deviation of the noise on each component."""
@@ -74,13 +83,19 @@ def horn_radii(x: Tensor) -> Tensor:
         >>> horn_radii(torch.tensor(0.0))
         tensor([2.0000, 1.5000])
     """
+    check_kind("x", x, Tensor, "a tensor of conditions [...]")
     a, b = RADII
     ends = torch.stack([a * x + b * (1.0 - x), b * x + a * (1.0 - x)], dim=-1)
     return ends * torch.exp(2.0 * x).unsqueeze(-1)
 
 
 def ellipse_data(
-    num: int = 24, *, noise: float = NOISE, generator: torch.Generator | None = None
+    num: int = 24,
+    *,
+    noise: float = NOISE,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> Dataset:
     """Draw unconditional observations: the horn's section at x = 0, with radii (2, 1.5).
 
@@ -88,8 +103,11 @@ def ellipse_data(
         num: number of observations, at least 1.
         noise: standard deviation of the noise on each component, at least 0.
         generator: source of the draws; the global generator if absent.
+        dtype: floating-point type of the data; PyTorch's default dtype if absent.
+        device: of the data; PyTorch's default device if absent.
 
     Raises:
+        TypeError: ``generator``, ``dtype`` or ``device`` is of the wrong type.
         ValueError: ``num`` or ``noise`` is out of range.
 
     Example:
@@ -97,11 +115,18 @@ def ellipse_data(
         torch.Size([24, 2])
     """
     _check(num, noise)
-    return Dataset(_observe(torch.zeros(num), noise, generator))
+    options, device = placement(dtype, device), drawing_device(generator)
+    x = torch.zeros(num, dtype=options["dtype"], device=device)
+    return Dataset(_observe(x, noise, generator).to(**options))
 
 
 def horn_data(
-    num: int = 2000, *, noise: float = NOISE, generator: torch.Generator | None = None
+    num: int = 2000,
+    *,
+    noise: float = NOISE,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> Dataset:
     """Draw conditional observations: x uniform in [0, 1], y a noisy point of the section at x.
 
@@ -109,20 +134,24 @@ def horn_data(
         num: number of observations, at least 1.
         noise: standard deviation of the noise on each component, at least 0.
         generator: source of the draws; the global generator if absent.
+        dtype: floating-point type of the data; PyTorch's default dtype if absent.
+        device: of the data; PyTorch's default device if absent.
 
     Raises:
+        TypeError: ``generator``, ``dtype`` or ``device`` is of the wrong type.
         ValueError: ``num`` or ``noise`` is out of range.
     """
     _check(num, noise)
-    x = torch.rand(num, generator=generator)
-    return Dataset(_observe(x, noise, generator), x)
+    options, device = placement(dtype, device), drawing_device(generator)
+    x = torch.rand(num, generator=generator, dtype=options["dtype"], device=device)
+    return Dataset(_observe(x, noise, generator).to(**options), x.to(**options))
 
 
 class Digits(NamedTuple):
     """Handwritten digits of 8 x 8 pixels, in a training and a held-out part.
 
     Attributes:
-        train: images for training; pixels in [0, 1], ``[num, 64]``, float32.
+        train: images for training; pixels in [0, 1], ``[num, 64]``.
         train_label: the digit of each image, ``[num]``, int64.
         test: held-out images, like ``train``.
         test_label: the digit of each held-out image, like ``train_label``.
@@ -134,34 +163,47 @@ class Digits(NamedTuple):
     test_label: Tensor
 
 
-def digits(held_out: float = 0.2, *, seed: int = 0) -> Digits:
+def digits(
+    held_out: float = 0.2,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Digits:
     """Load scikit-learn's 1797 digits, split at random.
 
     Args:
         held_out: the held-out fraction, in (0, 1).
-        seed: of the split, an integer of at least 0.
+        seed: of the split, an integer of at least 0 and below 2^63.
+        dtype: floating-point type of the images; PyTorch's default dtype if absent.
+        device: of all tensors; PyTorch's default device if absent.
 
     Raises:
+        TypeError: ``dtype`` or ``device`` is of the wrong type.
         ValueError: ``held_out`` or ``seed`` is out of range.
-        ModuleNotFoundError: scikit-learn is not installed.
+        MissingExtraError: (an ImportError) scikit-learn is not installed.
     """
     if not (0.0 < number(held_out) < 1.0):
-        raise ValueError(f"held_out must be in (0, 1), got {held_out!r}")
-    check_count("seed", seed, 0)
-    from sklearn.datasets import load_digits
+        raise ValueError(f"held_out must be in (0, 1), got {shown(held_out)}")
+    check_seed("seed", seed)
+    options = placement(dtype, device)
+    with needs("models"):
+        from sklearn.datasets import load_digits
 
     found = load_digits()
-    y = torch.from_numpy(found.data).float() / 16.0
-    label = torch.from_numpy(found.target).long()
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    y = torch.from_numpy(found.data / 16.0).to(**options)
+    label = torch.from_numpy(found.target).to(dtype=torch.int64, device=y.device)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(y), generator=generator, device="cpu").to(y.device)
     test, train = order.tensor_split([max(1, min(len(y) - 1, round(held_out * len(y))))])
     return Digits(Dataset(y[train]), label[train], Dataset(y[test]), label[test])
 
 
 def _observe(x: Tensor, noise: float, generator: torch.Generator | None) -> Tensor:
-    t = torch.rand(x.shape, generator=generator) * (2.0 * math.pi)
+    drawn: dict[str, Any] = {"generator": generator, "dtype": x.dtype, "device": x.device}
+    t = torch.rand(x.shape, **drawn) * (2.0 * math.pi)
     clean = horn_radii(x) * circle(t)
-    return clean + noise * torch.randn(clean.shape, generator=generator)
+    return clean + float(noise) * torch.randn(clean.shape, **drawn)
 
 
 def _check(num: int, noise: float) -> None:

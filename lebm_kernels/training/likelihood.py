@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lebm_kernels.checks import check_kind
 from lebm_kernels.models.latent_model import LatentModel
 
 
@@ -32,6 +33,7 @@ def density_loss(
         A scalar.
 
     Raises:
+        TypeError: ``model`` isn't a LatentModel.
         ValueError: ``beta`` is a number out of range.
 
     Example:
@@ -41,4 +43,5 @@ def density_loss(
         >>> round(density_loss(point, torch.tensor([[1.0, 0.0]]), beta=torch.pi).item(), 4)
         3.1416
     """
+    check_kind("model", model, LatentModel, "a LatentModel")
     return -model.log_density(y, x, beta=beta, backend=backend).mean()

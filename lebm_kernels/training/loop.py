@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.checks import check_count, count_not_finite, is_count, number, plain
+from lebm_kernels.checks import (
+    check_boolean,
+    check_callable,
+    check_count,
+    check_kind,
+    check_path,
+    check_seed,
+    count_not_finite,
+    is_count,
+    number,
+    plain,
+    shown,
+)
 from lebm_kernels.extras import MissingExtraError, needs
 from lebm_kernels.models.latent_model import LatentModel
-from lebm_kernels.training import checkpoints
+from lebm_kernels.models.modes import evaluation_mode
+from lebm_kernels.training import checkpoints, fingerprints
 from lebm_kernels.training.curves import CsvCurves, Epoch, TensorBoardCurves
 from lebm_kernels.training.datasets import Dataset
 from lebm_kernels.training.losses import Loss, energy_loss
@@ -31,6 +45,10 @@ from lebm_kernels.training.schedules import SCHEDULES, Annealing
 
 # Makes the shuffling independent of data that were drawn from the same seed.
 _SHUFFLING_SEED = 0x5F3759DF
+
+# PyTorch's optimizers keep their counters of steps on the default device. Without another default
+# that is the CPU, where they can be read.
+_OPTIMIZERS_DEVICE = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -40,11 +58,14 @@ class TrainConfig:
     NumPy's numbers, and arrays and tensors without dimensions, become Python's numbers.
 
     Attributes:
-        beta: inverse temperature, in [0, inf]; infinity is zero-temperature training.
+        beta: inverse temperature, in [0, inf]; infinity is zero-temperature training. A learned
+            beta that the model has already is ignored, and stays as it is, unless ``learn_beta``
+            is set.
         annealing: how beta changes over the steps until it reaches ``beta``; ``None`` keeps it
             constant.
-        learn_beta: whether the model learns beta, starting at ``beta``. Use a loss with a best
-            beta, such as :func:`lebm_kernels.training.likelihood.density_loss`.
+        learn_beta: whether the model learns beta, starting at the learned beta that it has
+            already, or else at ``beta``. Use a loss with a best beta, such as
+            :func:`lebm_kernels.training.likelihood.density_loss`.
         epochs: passes over the data, at least 0; ``patience`` may end the run earlier.
         batch_size: observations per step, at least 1; ``None`` takes all.
         slice_size: observations whose loss and gradient are computed at once, at least 1; ``None``
@@ -81,6 +102,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check each field."""
         self._make_plain()
+        _require(isinstance(self.learn_beta, bool), "learn_beta", self.learn_beta, "True or False")
         _require(number(self.beta) >= 0.0, "beta", self.beta, "a number in [0, inf]")
         _require(is_count(self.epochs, 0), "epochs", self.epochs, "an integer of at least 0")
         for name in ("batch_size", "slice_size", "patience"):
@@ -121,10 +143,13 @@ class TrainConfig:
             _optimizer_class(self.optimizer) is not None,
             "optimizer",
             self.optimizer,
-            "the name of a class of torch.optim",
+            "the name of a class of torch.optim for dense gradients",
         )
-        in_range = is_count(self.seed, 0) and self.seed < 2**63
-        _require(in_range, "seed", self.seed, "an integer of at least 0 and below 2^63")
+        named = self.backend is None or isinstance(self.backend, str)
+        _require(named, "backend", self.backend, "None or the name of a backend")
+        check_seed("seed", self.seed)
+        for name in ("beta", "learning_rate"):  # a tensor cannot take an integer beyond 64 bits
+            object.__setattr__(self, name, number(getattr(self, name)))
 
     def _make_plain(self) -> None:
         """Replace NumPy's numbers by Python's, because a checkpoint holds no others."""
@@ -177,7 +202,8 @@ def free_energies(
     """The free energy of each observation, ``[num]``, without gradients.
 
     Args:
-        model: the model whose free energy is evaluated.
+        model: the model whose free energy is evaluated, in evaluation mode; each of its modules is
+            then put back in the mode it had.
         data: observations, moved to the model's device and dtype.
         beta: inverse temperature.
         backend: as in :func:`lebm_kernels.free_energy`.
@@ -188,13 +214,15 @@ def free_energies(
         TypeError: ``data`` isn't a :class:`~lebm_kernels.training.datasets.Dataset`.
         ValueError: ``slice_size`` is out of range, or the model does not accept the data.
     """
-    _check_kind("data", data, Dataset, "a Dataset")
+    check_kind("model", model, LatentModel, "a LatentModel")
+    check_kind("data", data, Dataset, "a Dataset")
     if slice_size is not None:
         check_count("slice_size", slice_size, 1)
-    parts = [
-        model.free_energy(part.y, part.x, beta=beta, backend=backend)
-        for part in _slices(data.to(model.z), slice_size)
-    ]
+    with evaluation_mode(model):
+        parts = [
+            model.free_energy(part.y, part.x, beta=beta, backend=backend)
+            for part in _slices(data.to(model.z), slice_size)
+        ]
     return torch.cat(parts)
 
 
@@ -229,6 +257,10 @@ def train(
 ) -> TrainResult:
     """Train a model in place.
 
+    Steps run in the modes in which the model's modules are: ``model.eval()`` before would also
+    train without Dropout. Everything else runs in evaluation mode: the validation loss,
+    ``initial`` and ``final``.
+
     Args:
         model: the model, which is changed; it determines the device and dtype of the run.
         data: observations, moved to the model's device and dtype.
@@ -244,8 +276,10 @@ def train(
         checkpoint: file for the run's state. Its folder is made. The file is replaced atomically,
             so an interruption leaves the previous state intact.
         checkpoint_every: epochs between two writes; the last epoch is always written.
-        resume: continue from ``checkpoint``, which must have the same config, data and loss. Under
-            a constant schedule without annealing ``epochs`` may differ.
+        resume: continue from ``checkpoint``, which must have the same config, data, model, loss and
+            optimizer: their settings and all tensors are compared by value, but for the parameters
+            and buffers that the checkpoint restores. Under a constant schedule without annealing
+            ``epochs`` may differ.
         progress: whether to show a progress bar, which needs the extra ``cli``; ``None`` shows it
             if standard error is a terminal and the extra is installed.
         on_epoch: called with the number of epochs done and the epoch's mean loss, after each epoch
@@ -261,6 +295,10 @@ def train(
         FileNotFoundError: ``resume`` is set and there is no checkpoint.
         FloatingPointError: the loss is not finite.
 
+    Warns:
+        UserWarning: once a resumption, where something of the run cannot be compared, such as a
+            lambda, a closure or an object of unknown content; the message names it.
+
     Example:
         >>> from lebm_kernels.training.datasets import ellipse_data
         >>> from lebm_kernels.models.latent_model import Ellipse
@@ -270,12 +308,24 @@ def train(
         >>> result.final < result.initial
         True
     """
-    _check_kind("model", model, LatentModel, "a LatentModel")
+    check_kind("model", model, LatentModel, "a LatentModel")
     for name, observations in (("data", data), ("validation", validation)):
         if name == "data" or observations is not None:
             _check_data(name, observations)
-    _check_kind("config", config, TrainConfig, "a TrainConfig")
-    _check_kind("loss", loss, Callable, "a function like those of lebm_kernels.training.losses")  # type: ignore[arg-type]
+    check_kind("config", config, TrainConfig, "a TrainConfig")
+    check_callable("loss", loss, "a function like those of lebm_kernels.training.losses")
+    for name, function in (("make_optimizer", make_optimizer), ("on_epoch", on_epoch)):
+        if function is not None:
+            check_callable(name, function, "None or a function")
+    for name, path in (
+        ("curves", curves),
+        ("tensorboard", tensorboard),
+        ("checkpoint", checkpoint),
+    ):
+        check_path(name, path)
+    check_boolean("resume", resume)
+    if progress is not None:
+        check_boolean("progress", progress)
     _require(
         is_count(checkpoint_every, 1),
         "checkpoint_every",
@@ -292,6 +342,8 @@ def train(
     )
     start = time.perf_counter()
     run = _Run(model, data, validation, config, loss, make_optimizer)
+    if checkpoint is not None:
+        run.identify()
     if resume and checkpoint is not None:
         run.load(Path(checkpoint))
     writers: list[CsvCurves | TensorBoardCurves] = []
@@ -339,23 +391,35 @@ class _Run:
         if config.learn_beta and model.log_beta is None:
             model.learn_beta(config.beta)
         parameters = list(model.parameters())
-        self.optimizer = (
-            _make_optimizer(parameters, config)
-            if make_optimizer is None
-            else make_optimizer(parameters)
-        )
+        with _default_device(_OPTIMIZERS_DEVICE):
+            self.optimizer = (
+                _make_optimizer(parameters, config)
+                if make_optimizer is None
+                else make_optimizer(parameters)
+            )
         self.generator = torch.Generator().manual_seed(config.seed ^ _SHUFFLING_SEED)
         self.initial = self.mean_free_energy()
         self.records: list[Epoch] = []
         self.best: tuple[int, dict[str, Tensor]] | None = None
         """Number and parameters of the epoch with the least validation loss."""
 
+    def identify(self) -> None:
+        """Describe the run for its checkpoints, before the first step, which may change a part."""
+        self.identity = fingerprints.identity(
+            asdict(self.config),
+            data=self.data,
+            validation=self.validation,
+            model=self.model,
+            loss=self.loss,
+            optimizer=self.optimizer,
+        )
+
     def epoch(self) -> Epoch:
         """Pass once over the data in a new order, and record the epoch."""
-        order = torch.randperm(len(self.data), generator=self.generator)
+        order = torch.randperm(len(self.data), generator=self.generator, device="cpu")
         batches = order.split(self.config.batch_size or len(self.data))
         done = len(self.records)
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
         rate, beta = self.config.learning_rate, self.last_beta()
         for i, index in enumerate(batches):
             progress = (done + i / len(batches)) / self.config.epochs
@@ -410,8 +474,9 @@ class _Run:
             return math.nan
         # Not under no_grad: a loss may differentiate in its observations.
         total = 0.0
-        for part in _slices(self.validation, self.config.slice_size):
-            total += float(self._loss(part, self.last_beta()).detach()) * len(part)
+        with evaluation_mode(self.model, self.loss):
+            for part in _slices(self.validation, self.config.slice_size):
+                total += float(self._loss(part, self.last_beta()).detach()) * len(part)
         value = total / len(self.validation)
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -423,10 +488,16 @@ class _Run:
         return value
 
     def _step(self, batch: Dataset, beta: float | Tensor) -> Tensor:
+        default = torch.get_default_device()
+
         # Any: PyTorch declares that a closure returns a float, but its optimizers accept a tensor.
         def evaluate() -> Any:
+            with _default_device(default):
+                return total_loss()
+
+        def total_loss() -> Tensor:
             self.optimizer.zero_grad()
-            total = torch.zeros((), dtype=torch.float64)
+            total = torch.zeros((), dtype=torch.float64, device="cpu")
             for part in _slices(batch, self.config.slice_size):
                 learned = self.model.beta if self.config.learn_beta else None
                 value = self._loss(part, beta if learned is None else learned)
@@ -437,7 +508,9 @@ class _Run:
             return total
 
         # All optimizers accept a closure; those that evaluate several times per step need one.
-        return torch.as_tensor(self.optimizer.step(evaluate)).detach().cpu()
+        with _default_device(_OPTIMIZERS_DEVICE):
+            result: Any = self.optimizer.step(evaluate)
+        return torch.as_tensor(result, device="cpu").detach()
 
     def _loss(self, part: Dataset, beta: Any) -> Tensor:
         return self.loss(self.model, part.y, part.x, beta=beta, backend=self.config.backend)
@@ -447,11 +520,11 @@ class _Run:
         checkpoints.write(
             path,
             {
-                **self._identity(),
-                "loss_generators": [g.get_state() for g in checkpoints.generators(self.loss)],
+                "identity": self.identity,
+                "generators": [g.get_state() for g in self._generators()],
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "generator": self.generator.get_state(),
+                "shuffling": self.generator.get_state(),
                 # A model or a loss may draw from the global generator; the shuffling does not.
                 "global_rng": torch.get_rng_state(),
                 "initial": self.initial,
@@ -466,31 +539,24 @@ class _Run:
         # With a constant rate and temperature no step depends on the number of epochs.
         steady = self.config.schedule == "constant" and self.config.annealing is None
         free = {"epochs"} if steady else set()
-        checkpoints.check_identity(path, state, self._identity(), free)
+        fingerprints.check_identity(path, state["identity"], self.identity, free)
         if len(state["records"]) > self.config.epochs:
             raise ValueError(
                 f"epochs must be at least {len(state['records'])} to resume from checkpoint "
                 f"{path}, got {self.config.epochs}"
             )
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"model must be that of checkpoint {path} to resume, got one of other parameters: "
-                f"{' '.join(str(error).split())}"
-            ) from error
-        saved = state["loss_generators"]
-        for generator, saved_state in zip(checkpoints.generators(self.loss), saved, strict=True):
-            generator.set_state(saved_state)
+        self.model.load_state_dict(state["model"])
+        for generator, saved in zip(self._generators(), state["generators"], strict=True):
+            generator.set_state(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(state["shuffling"])
         torch.set_rng_state(state["global_rng"])
         self.initial = state["initial"]
         self.records = [Epoch(*record) for record in state["records"]]
         self.best = None if state["best"] is None else tuple(state["best"])
 
-    def _identity(self) -> dict[str, Any]:
-        return checkpoints.identity(asdict(self.config), self.data, self.validation, self.loss)
+    def _generators(self) -> list[torch.Generator]:
+        return fingerprints.generators(self.model, self.loss)
 
 
 def _progress_bar(run: _Run, progress: bool | None) -> Iterator[int]:
@@ -524,7 +590,7 @@ def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torc
     assert optimizer is not None  # the config has been checked
     try:
         return optimizer(parameters, lr=config.learning_rate, **config.optimizer_options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"optimizer_options must suit {config.optimizer}, "
             f"got {config.optimizer_options}: {error}"
@@ -544,6 +610,12 @@ def _plain_options(value: Any) -> Any:
     return value
 
 
+def _default_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make it PyTorch's default device, where it is not."""
+    # Where it is, torch.device would still slow every call.
+    return nullcontext() if torch.get_default_device() == device else device
+
+
 def _slices(data: Dataset, size: int | None) -> Iterator[Dataset]:
     """The observations in order, at most ``size`` at once."""
     if size is None or size >= len(data):
@@ -560,12 +632,14 @@ def _slices(data: Dataset, size: int | None) -> Iterator[Dataset]:
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer] | None:
     found = getattr(torch.optim, str(name), None)
     is_optimizer = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
-    return found if is_optimizer and found is not torch.optim.Optimizer else None
+    others = (torch.optim.Optimizer, torch.optim.SparseAdam)
+    return found if is_optimizer and found not in others else None
 
 
 def _check_data(name: str, data: Dataset | None) -> None:
     """Check type and values here, because the loss would be NaN only after the first epoch."""
-    _check_kind(name, data, Dataset, "a Dataset")
+    hint = f", such as Dataset({name})" if isinstance(data, Tensor) else ""
+    check_kind(name, data, Dataset, f"a Dataset{hint}")
     assert data is not None
     for part, values in (("y", data.y), ("x", data.x)):
         if values is None or not values.is_floating_point():
@@ -577,13 +651,6 @@ def _check_data(name: str, data: Dataset | None) -> None:
             )
 
 
-def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
-    if not isinstance(value, kind):
-        given = type(value).__name__
-        hint = f", such as Dataset({name})" if isinstance(value, Tensor) else ""
-        raise TypeError(f"{name} must be {expected}{hint}, got {given}")
-
-
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}")

@@ -13,7 +13,6 @@ temperature. Training lowers f and raises f_hat. Each loss is a mean over the ba
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lebm_kernels.checks import number
+from lebm_kernels.checks import check_callable, check_floating, check_kind, check_not_negative
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.training.negatives import Negatives
 
@@ -71,6 +70,7 @@ def energy_loss(
         >>> energy_loss(model, torch.tensor([[3.0, 0.0]])).item()
         1.0
     """
+    check_kind("model", model, LatentModel, "a LatentModel")
     return model.free_energy(y, x, beta=beta, backend=backend).mean()
 
 
@@ -79,6 +79,10 @@ class _Contrastive:
     """A loss of the free energies of observations and of contrastive samples."""
 
     negatives: Negatives
+
+    def __post_init__(self) -> None:
+        """Check the source."""
+        check_callable("negatives", self.negatives, "a source of contrastive samples")
 
     def __call__(
         self,
@@ -90,6 +94,7 @@ class _Contrastive:
         backend: str | None = None,
     ) -> Tensor:
         """Draw the samples and compute the loss: see :class:`Loss`."""
+        check_kind("model", model, LatentModel, "a LatentModel")
         y_hat = self.negatives(model, y, x, beta=beta, backend=backend).detach()
         f = model.free_energy(y, x, beta=beta, backend=backend)
         f_hat = model.free_energy(y_hat, x, beta=beta, backend=backend)
@@ -106,18 +111,19 @@ class HingeLoss(_Contrastive):
 
     Attributes:
         negatives: draws the contrastive samples.
-        margin: m, finite, in the units of ``y`` squared.
+        margin: m, at least 0 and finite, in the units of ``y`` squared.
 
     Raises:
-        ValueError: ``margin`` isn't finite.
+        TypeError: ``negatives`` isn't a source of contrastive samples.
+        ValueError: ``margin`` is out of range.
     """
 
     margin: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the margin."""
-        if not math.isfinite(number(self.margin)):
-            raise ValueError(f"margin must be finite, got {self.margin!r}")
+        """Check the source and the margin."""
+        super().__post_init__()
+        check_not_negative("margin", self.margin)
 
     def _loss(self, f: Tensor, f_hat: Tensor) -> Tensor:
         return hinge(f, f_hat, self.margin)
@@ -129,6 +135,9 @@ class LogLoss(_Contrastive):
 
     Attributes:
         negatives: draws the contrastive samples.
+
+    Raises:
+        TypeError: ``negatives`` isn't a source of contrastive samples.
     """
 
     def _loss(self, f: Tensor, f_hat: Tensor) -> Tensor:
@@ -143,17 +152,23 @@ def hinge(f: Tensor, f_hat: Tensor, margin: float = 1.0) -> Tensor:
     Args:
         f: free energies of observations, ``[..., M]``.
         f_hat: free energies of contrastive samples, broadcastable with ``f``.
-        margin: finite, in the units of ``f``.
+        margin: at least 0 and finite, in the units of ``f``.
 
     Returns:
         A scalar.
+
+    Raises:
+        TypeError: ``f`` or ``f_hat`` isn't a floating-point tensor.
+        ValueError: ``margin`` is out of range.
 
     Example:
         >>> hinge(torch.tensor([1.0]), torch.tensor([1.5]))
         tensor(0.5000)
     """
+    check_not_negative("margin", margin)
+    _check_values(f, f_hat)
     # Subtract f from f_hat first: margin + f would round, and could change which side is larger.
-    return (margin - (f_hat - f)).relu().mean()
+    return (float(margin) - (f_hat - f)).relu().mean()
 
 
 def log_ratio(f: Tensor, f_hat: Tensor) -> Tensor:
@@ -169,9 +184,18 @@ def log_ratio(f: Tensor, f_hat: Tensor) -> Tensor:
     Returns:
         A scalar.
 
+    Raises:
+        TypeError: ``f`` or ``f_hat`` isn't a floating-point tensor.
+
     Example:
         >>> log_ratio(torch.tensor([1.0]), torch.tensor([1.0]))  # log 2
         tensor(0.6931)
     """
+    _check_values(f, f_hat)
     # Not softplus: PyTorch's is linear above a threshold, which is inexact in float64.
     return -logsigmoid(f_hat - f).mean()
+
+
+def _check_values(f: Tensor, f_hat: Tensor) -> None:
+    check_floating("f", f, "[..., M]")
+    check_floating("f_hat", f_hat, "[..., M]")

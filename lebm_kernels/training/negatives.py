@@ -13,10 +13,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lebm_kernels.checks import check_count, check_positive
+from lebm_kernels.checks import (
+    check_callable,
+    check_count,
+    check_floating,
+    check_generator,
+    check_positive,
+    shown,
+)
 from lebm_kernels.functional import posterior
 from lebm_kernels.models.descent import Projection, descend
+from lebm_kernels.models.inference import condition_each
 from lebm_kernels.models.latent_model import LatentModel
+from lebm_kernels.models.modes import evaluation_mode
 
 _PUSHES = 4
 """Pushes away from the nearest observation, before a point is moved outside all of them."""
@@ -62,19 +71,23 @@ class UniformBox:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Check that the corners are finite."""
+        """Check that the corners are finite, and the generator."""
+        check_generator("generator", self.generator)
         for name, corner in (("low", self.low), ("high", self.high)):
             try:
-                finite = bool(torch.as_tensor(corner, dtype=torch.float64).isfinite().all())
+                finite = bool(
+                    torch.as_tensor(corner, dtype=torch.float64, device="cpu").isfinite().all()
+                )
             except (TypeError, ValueError, RuntimeError):  # not numbers
                 finite = False
             if not finite:
-                raise ValueError(f"{name} must be finite, got {corner!r}")
+                raise ValueError(f"{name} must be finite, got {shown(corner)}")
 
     def __call__(
         self, model: LatentModel, y: Tensor, x: Tensor | None = None, **_: object
     ) -> Tensor:
         """Draw points of the shape and dtype of ``y``: see :class:`Negatives`."""
+        check_floating("y", y, "[..., M, D]")
         low, high = self._corner("low", y), self._corner("high", y)
         if not (low < high).all():
             raise ValueError(f"low must be below high, got low={self.low}, high={self.high}")
@@ -106,15 +119,17 @@ class GaussianNoise:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        """Check the deviation."""
+        """Check the deviation and the generator."""
         check_positive("std", self.std)
+        check_generator("generator", self.generator)
 
     def __call__(
         self, model: LatentModel, y: Tensor, x: Tensor | None = None, **_: object
     ) -> Tensor:
         """Draw one point per observation, in the dtype of ``y``: see :class:`Negatives`."""
+        check_floating("y", y, "[..., M, D]")
         noise = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=self.generator)
-        return y.detach() + self.std * noise
+        return y.detach() + float(self.std) * noise
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,8 @@ class MostOffending:
     Each point is drawn, moved out of the balls of ``radius`` about the batch's observations, and
     descends F outside the balls, along their surface if F falls inwards: projected gradient
     descent. A descent ends in the basin of its start; the lowest of ``num_starts`` ends is the
-    sample.
+    sample. The descents run the model in evaluation mode, because they need an F that does not
+    change.
 
     For a conditional model only one observation has the x of a sample, and the sample keeps away
     from that observation alone.
@@ -136,6 +152,7 @@ class MostOffending:
         max_steps: evaluations of F per descent, at least 0.
 
     Raises:
+        TypeError: ``start`` isn't a source of contrastive samples.
         ValueError: a number is out of range.
     """
 
@@ -145,7 +162,8 @@ class MostOffending:
     max_steps: int = 50
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers and the source of the starts."""
+        check_callable("start", self.start, "a source of contrastive samples")
         check_positive("radius", self.radius)
         for name, minimum in (("num_starts", 1), ("max_steps", 0)):
             check_count(name, getattr(self, name), minimum)
@@ -160,26 +178,31 @@ class MostOffending:
         backend: str | None = None,
     ) -> Tensor:
         """Return one point per observation: see :class:`Negatives`."""
-        y = y.detach()
+        x, y = condition_each(model, y, x), y.detach()
         drawn = torch.stack(
             [self.start(model, y, x, beta=beta, backend=backend) for _ in range(self.num_starts)]
         )
         # Row i of the descent is sample i modulo M.
         own = torch.arange(len(y), device=y.device).expand(drawn.shape[:-1]).flatten()
-        x = None if x is None else x.expand(len(y))
 
         def function(point: Tensor, rows: Tensor) -> Tensor:
             condition = None if x is None else x[own[rows]]
             return model.free_energy(point, condition, beta=beta, backend=backend)
 
-        project = outside_balls(y, self.radius, None if x is None else own)
-        found = descend(function, drawn.flatten(0, -2), max_steps=self.max_steps, project=project)
+        project = outside_balls(y, self.radius, None if x is None else own, backend=backend)
+        with evaluation_mode(model):
+            found = descend(
+                function, drawn.flatten(0, -2), max_steps=self.max_steps, project=project
+            )
         value, point = found.value.view(drawn.shape[:-1]), found.point.view(drawn.shape)
+        value = value.nan_to_num(math.inf, math.inf)  # NaN would be the lowest
         lowest = value.argmin(0, keepdim=True).unsqueeze(-1).expand(1, *point.shape[1:])
         return point.gather(0, lowest).squeeze(0)
 
 
-def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> Projection:
+def outside_balls(
+    centres: Tensor, radius: float, own: Tensor | None = None, *, backend: str | None = None
+) -> Projection:
     """Make a projection that moves points out of the balls of ``radius`` about the centres.
 
     A point inside a ball moves to the nearest point outside it. If balls overlap, it may land in
@@ -191,7 +214,10 @@ def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> 
         radius: of the balls, positive, in the units of ``centres``.
         own: for each row of the descent the index of the only centre that applies to it; if absent,
             all centres apply to all rows.
+        backend: of the search for the nearest centre, as in :func:`lebm_kernels.free_energy`.
     """
+    check_floating("centres", centres, "[M, D]")
+    check_positive("radius", radius)
     finite = centres[centres.isfinite().all(-1)]
     if len(finite) == 0:
         return lambda point, rows: point
@@ -203,7 +229,7 @@ def outside_balls(centres: Tensor, radius: float, own: Tensor | None = None) -> 
     def nearest(point: Tensor, rows: Tensor) -> Tensor:
         if own is not None:
             return centres[own[rows]]
-        return finite[posterior(point, finite, math.inf).index]
+        return finite[posterior(point, finite, math.inf, backend=backend).index]
 
     def project(point: Tensor, rows: Tensor) -> Tensor:
         point, pending = point.clone(), torch.arange(len(point), device=point.device)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lebm_kernels.checks import check_positive, number
+from lebm_kernels.checks import check_positive, number, shown
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -44,7 +44,7 @@ class Annealing:
         for name in ("start", "end"):
             check_positive(name, getattr(self, name))
         if not (0.0 < number(self.share) <= 1.0):
-            raise ValueError(f"share must be in (0, 1], got {self.share!r}")
+            raise ValueError(f"share must be in (0, 1], got {shown(self.share)}")
         for name in ("start", "end", "share"):  # a checkpoint cannot hold NumPy's numbers
             object.__setattr__(self, name, number(getattr(self, name)))
 

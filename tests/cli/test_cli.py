@@ -194,13 +194,6 @@ def test_gtm_names_a_bad_option(tmp_path, option, value):
     assert f"'{option}'" in result.stderr
 
 
-def test_gtm_says_that_scikit_learn_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
-    result = lebm("gtm", "--output", tmp_path)
-    assert result.exit_code == 2
-    assert "scikit-learn" in result.stderr
-
-
 def test_show_prints_what_was_seen(monkeypatch):
     from lebm_kernels.practicum import demonstrations as d
 

@@ -155,10 +155,12 @@ def test_several_samples_an_observation_at_its_condition() -> None:
 
 
 def test_margin_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"^margin must be finite, got 'a'"):
+    words = "^margin must be at least 0 and finite, got"
+    with pytest.raises(ValueError, match=f"{words} 'a'$"):
         HingeLoss(_fixed(torch.zeros(1, 2)), margin="a")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="margin must be finite, got inf"):
-        HingeLoss(GaussianNoise(1.0), margin=math.inf)
+    for margin in (math.inf, -0.5):
+        with pytest.raises(ValueError, match=f"{words} {margin}$"):
+            HingeLoss(GaussianNoise(1.0), margin=margin)
 
 
 @pytest.mark.parametrize("kind", [HingeLoss, LogLoss])

@@ -14,7 +14,8 @@ from scipy.optimize import minimize
 from scipy.stats import kstest
 from torch import Tensor
 
-from lebm_kernels.models import CircleModel, Ellipse
+from lebm_kernels import functional
+from lebm_kernels.models import CircleModel, Ellipse, Horn
 from lebm_kernels.models.grids import periodic_grid
 from lebm_kernels.training.negatives import (
     GaussianNoise,
@@ -278,3 +279,20 @@ def test_most_offending_of_what_is_not_there(conditional: bool) -> None:
     # Nothing keeps it away: it ends on the curve.
     on = model.manifold(x[:1] if x is not None else None).reshape(-1, 2)
     assert (far - on).norm(dim=-1).min() < 1e-3
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_every_search_uses_the_named_backend(monkeypatch, conditional: bool) -> None:
+    seen = set()
+    choose = functional.choose
+
+    def spy(backend: str | None, device: str) -> str:
+        seen.add(backend)
+        return choose(backend, device)
+
+    monkeypatch.setattr(functional, "choose", spy)
+    y = torch.randn(5, 2)
+    model, x = (Horn(), torch.rand(5)) if conditional else (Ellipse(), None)
+    start = GaussianNoise(0.05)  # inside the balls, so that points are moved outside
+    MostOffending(0.5, start, max_steps=3)(model, y, x, beta=2.0, backend="chunked")
+    assert seen == {"chunked"}

@@ -395,13 +395,17 @@ def test_a_resumed_run_goes_on_with_the_draws_of_its_loss(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "other",
-    [energy_loss, LogLoss(GaussianNoise(0.5)), HingeLoss(GaussianNoise(0.5), margin=2.0)],
+    ("other", "words"),
+    [
+        (energy_loss, "HingeLoss, is .*energy_loss"),
+        (LogLoss(GaussianNoise(0.5)), "HingeLoss, is .*LogLoss"),
+        (HingeLoss(GaussianNoise(0.5), margin=2.0), "margin was 1, is 2"),
+    ],
 )
-def test_a_run_is_not_resumed_with_another_loss(tmp_path: Path, other) -> None:
+def test_a_run_is_not_resumed_with_another_loss(tmp_path: Path, other, words: str) -> None:
     model, data = _horn()
     options: dict[str, Any] = {"checkpoint": tmp_path / "run.pt", "progress": False}
     loss = HingeLoss(GaussianNoise(0.5))
     train(model, data, TrainConfig(epochs=1), loss=loss, **options)
-    with pytest.raises(ValueError, match=r"^loss must be that of checkpoint .*HingeLoss"):
+    with pytest.raises(ValueError, match=rf"^loss must be that of checkpoint .*{words}$"):
         train(model, data, TrainConfig(epochs=1), loss=other, resume=True, **options)

@@ -317,7 +317,12 @@ OF_DRAWS: list[Refusal] = [
         ("a string", "3", "be an integer >= 0, got str"),
         ("a bool", True, "be an integer >= 0, got bool"),
     ),
-    *refusals(ValueError, "num_samples", ("negative", -1, "be an integer >= 0, got -1")),
+    *refusals(
+        ValueError,
+        "num_samples",
+        ("negative", -1, "be an integer >= 0, got -1"),
+        ("beyond any memory", 2**62, f"be at most 2^40, got {2**62}"),
+    ),
     *refusals(TypeError, "generator", ("a seed", 7, "be None or a torch.Generator, got int")),
 ]
 

@@ -27,7 +27,7 @@ import lebm_kernels
 from lebm_kernels.extras import MissingExtraError
 from lebm_kernels.figures import overview_figure
 from lebm_kernels.models import Ellipse, infer
-from lebm_kernels.training import TrainConfig, ellipse_data, train
+from lebm_kernels.training import TrainConfig, digits, ellipse_data, train
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path("lebm_kernels", "_native.abi3.so")
@@ -434,15 +434,21 @@ def test_all_but_the_command_line_needs_torch_and_numpy_alone() -> None:
     assert done.stderr == "", "no progress bar without tqdm"
 
 
-@pytest.mark.parametrize(("missing", "extra"), [("typer", "cli"), ("matplotlib", "figures")])
+@pytest.mark.parametrize(
+    ("missing", "project", "extra", "command"),
+    [
+        ("typer", "typer", "cli", ["train", "ellipse", "--epochs", "1"]),
+        ("matplotlib", "matplotlib", "figures", ["train", "ellipse", "--epochs", "1"]),
+        ("sklearn", "scikit-learn", "models", ["gtm"]),
+    ],
+)
 def test_the_command_line_says_in_one_line_which_extra_is_missing(
-    missing: str, extra: str, tmp_path: Path
+    missing: str, project: str, extra: str, command: list[str], tmp_path: Path
 ) -> None:
     code = "import runpy; runpy.run_module('lebm_kernels', run_name='__main__')"
-    command = ["train", "ellipse", "--epochs", "1", "--output", str(tmp_path)]
-    done = run_without([missing], code, *command)
+    done = run_without([missing], code, *command, "--output", str(tmp_path))
     assert done.returncode == 1
-    message = f"{missing} is not installed: pip install 'lebm_kernels[{extra}]'"
+    message = f"{project} is not installed: pip install 'lebm_kernels[{extra}]'"
     assert done.stderr == f"lebm: error: {message}\n"
 
 
@@ -470,6 +476,7 @@ def minimise_with_scipy() -> None:
         ("tqdm", "cli", train_with_progress_bar),
         ("matplotlib", "figures", draw),
         ("scipy", "models", minimise_with_scipy),
+        ("sklearn", "models", digits),
     ],
 )
 def test_an_import_names_the_extra_that_is_missing(
@@ -481,7 +488,8 @@ def test_an_import_names_the_extra_that_is_missing(
         if name.startswith(f"{package}."):
             monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)
-    message = re.escape(f"{package} is not installed: pip install 'lebm_kernels[{extra}]'")
+    project = {"sklearn": "scikit-learn"}.get(package, package)
+    message = re.escape(f"{project} is not installed: pip install 'lebm_kernels[{extra}]'")
     with pytest.raises(MissingExtraError, match=f"^{message}$"):
         use()
 
