@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lebm_kernels"
 # Rooms are the modules and folders directly in the package. A room may import itself, the rooms on
 # its line, the rooms on the right, and all that those may import.
 ORDER = {
-    "reference arguments checks extras torch_internals": "",
+    "reference arguments checks extras files torch_internals": "",
     "backends": "reference",
     "ops": "backends",
     "functional __init__": "ops",
