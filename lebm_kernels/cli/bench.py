@@ -39,6 +39,7 @@ class Direction(str, Enum):
 
 
 def bench(
+    context: typer.Context,
     queries: Annotated[
         list[int] | None, typer.Option(help="Number of queries M; repeatable.")
     ] = None,
@@ -103,7 +104,7 @@ def bench(
     from lebm_kernels.figures.benchmarks import FIGURES
 
     start = time.perf_counter()
-    folder = writable(output)
+    folder = writable(context, output)
     rounds = _ROUNDS[quick] if rounds is None else rounds
     budget = _BUDGET[quick] if budget is None else budget
     if rounds < 1:

@@ -24,6 +24,7 @@ _DEMO = (Recipe.ellipse, Recipe.horn)
 
 
 def demo(
+    context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("out"),
     quick: Annotated[bool, typer.Option("--quick", help="Use tiny sizes, to see it run.")] = False,
 ) -> None:
@@ -32,7 +33,7 @@ def demo(
     from lebm_kernels.practicum import WARM_BETA
 
     start = time.perf_counter()
-    folder = writable(output)
+    folder = writable(context, output)
     changes: dict[str, Any] = {"epochs": 2} if quick else {}
     runs = []
     for recipe in _DEMO:

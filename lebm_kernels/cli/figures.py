@@ -31,6 +31,7 @@ class Drawn(str, Enum):
 
 
 def figures(
+    context: typer.Context,
     names: Annotated[
         list[Drawn] | None, typer.Argument(help="Figures to draw.", show_default="all")
     ] = None,
@@ -43,7 +44,7 @@ def figures(
     from lebm_kernels.practicum import FIGURES, Practicum
 
     start = time.perf_counter()
-    folder = writable(output)
+    folder = writable(context, output)
     run = Practicum(seed)
     for name in names or Drawn:
         with errors_by_option(), thread_count(1), console.status(f"drawing {name.value}"):

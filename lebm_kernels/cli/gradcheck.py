@@ -24,6 +24,7 @@ _EACH = "each of an argument, backend, instruction set and dtype"
 
 
 def gradcheck(
+    context: typer.Context,
     backend: Annotated[
         list[str] | None, typer.Option(help="Check only this one; repeatable.", show_default="all")
     ] = None,
@@ -60,7 +61,7 @@ def gradcheck(
     if cases < 0:
         raise typer.BadParameter(f"must be at least 0, got {cases}", param_hint="'--cases'")
     # --output implies --picture.
-    folder = writable(output or Path("out")) if picture or output else None
+    folder = writable(context, output or Path("out")) if picture or output else None
     problems = [*standard_cases(seed), *random_cases(seed, cases), *nasty_cases(seed)]
     tasks = [(subject, precision) for subject in subjects(backend) for precision in Precision]
     checks = []

@@ -20,6 +20,7 @@ _NOISE = 0.2
 
 
 def gtm(
+    context: typer.Context,
     latents: Annotated[int, typer.Option(help="Latents per side of the square grid.")] = 20,
     bumps: Annotated[int, typer.Option(help="Radial basis functions per side.")] = 10,
     width: Annotated[
@@ -39,7 +40,7 @@ def gtm(
     ] = Path("out"),
 ) -> None:
     """Fit a Generative Topographic Mapping to digits; compare it with Gaussian mixtures."""
-    folder = writable(output)
+    folder = writable(context, output)
     try:
         from sklearn.mixture import GaussianMixture
     except ModuleNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import io
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from lebm_kernels.files import claimed, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,16 +39,16 @@ class Precision(str, Enum):
         return found
 
 
-def writable(path: Path) -> Path:
-    """Make the output folder, and check that files can be written, before the work starts.
+def writable(context: typer.Context, path: Path) -> Path:
+    """Make the output folder, and claim it until the command ends, before the work starts.
 
     Raises:
-        typer.BadParameter: the folder cannot be made or written to.
+        typer.BadParameter: the folder cannot be made or written to, or another command writes
+            there.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        context.with_resource(claimed(path / "lebm"))
     except OSError as error:
         reason = f"cannot write to the folder {path}: {error.strerror}"
         raise typer.BadParameter(reason, param_hint="'--output'") from error
@@ -77,11 +79,14 @@ def save(figure: Figure, path: Path, *formats: str) -> None:
     from matplotlib import rc_context
 
     for suffix in formats or ("png",):
+        content = io.BytesIO()
         # With no date and a fixed salt, equal figures give equal SVG files.
         with rc_context({"svg.hashsalt": "lebm"}):
             metadata = {"Date": None} if suffix == "svg" else None
-            figure.savefig(f"{path}.{suffix}", metadata=metadata)
-        wrote(Path(f"{path}.{suffix}"))
+            figure.savefig(content, format=suffix, metadata=metadata)
+        file = Path(f"{path}.{suffix}")
+        write_bytes(file, content.getbuffer())
+        wrote(file)
 
 
 def wrote(path: Path) -> None:

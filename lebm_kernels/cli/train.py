@@ -62,6 +62,7 @@ class NegativesName(str, Enum):
 
 
 def train(
+    context: typer.Context,
     model: Annotated[list[Recipe], typer.Argument(help="Models to train, one or more.")],
     beta: Annotated[
         float, typer.Option(help="Inverse temperature in [0, inf]; inf is cold.")
@@ -96,7 +97,7 @@ def train(
         for name, value in (("epochs", epochs), ("learning_rate", learning_rate))
         if value is not None
     }
-    folder = writable(output)
+    folder = writable(context, output)
     with errors_by_option():
         runs = [
             train_recipe(

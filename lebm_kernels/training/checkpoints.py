@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from lebm_kernels.checks import plain
-from lebm_kernels.files import replacing
+from lebm_kernels.files import write_bytes
 from lebm_kernels.training.datasets import Dataset
 
 FORMAT = 5
@@ -33,9 +33,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
     """Write the state to a temporary file, then rename it to ``path``, which is atomic."""
     content = io.BytesIO()
     torch.save({"format": FORMAT, **state}, content)
-    with replacing(path) as file:
-        file.write(content.getbuffer())
-        file.write(_seal(content.getbuffer()))
+    write_bytes(path, content.getbuffer(), _seal(content.getbuffer()))
 
 
 def read(path: Path) -> dict[str, Any]:

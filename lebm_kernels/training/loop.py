@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lebm_kernels.checks import check_count, count_not_finite, is_count, number, plain
 from lebm_kernels.extras import MissingExtraError, needs
+from lebm_kernels.files import claimed
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.training import checkpoints
 from lebm_kernels.training.curves import CsvCurves, Epoch, TensorBoardCurves
@@ -259,6 +260,10 @@ def train(
         ValueError: an argument is out of range, the data aren't finite, or the checkpoint belongs
             to another run.
         FileNotFoundError: ``resume`` is set and there is no checkpoint.
+        BlockingIOError: another run, of this process or another, writes ``checkpoint``, ``curves``
+            or ``tensorboard``.
+        OSError: a file cannot be written, for example because the disk is full. What was written
+            before is kept.
         FloatingPointError: the loss is not finite.
 
     Example:
@@ -292,26 +297,30 @@ def train(
     )
     start = time.perf_counter()
     run = _Run(model, data, validation, config, loss, make_optimizer)
-    if resume and checkpoint is not None:
-        run.load(Path(checkpoint))
-    writers: list[CsvCurves | TensorBoardCurves] = []
-    if curves is not None:
-        writers.append(CsvCurves(curves, run.records))
-    if tensorboard is not None:
-        writers.append(TensorBoardCurves(tensorboard, run.records))
+    files = [Path(path) for path in (checkpoint, curves, tensorboard) if path is not None]
+    with claimed(*files):
+        if resume and checkpoint is not None:
+            run.load(Path(checkpoint))
+        writers: list[CsvCurves | TensorBoardCurves] = []
+        if curves is not None:
+            writers.append(CsvCurves(curves, run.records))
+        if tensorboard is not None:
+            writers.append(TensorBoardCurves(tensorboard, run.records))
 
-    try:
-        for _ in _progress_bar(run, progress):
-            record = run.epoch()
-            if checkpoint is not None and (record.number % checkpoint_every == 0 or run.is_over()):
-                run.save(Path(checkpoint))
+        try:
+            for _ in _progress_bar(run, progress):
+                record = run.epoch()
+                if checkpoint is not None and (
+                    record.number % checkpoint_every == 0 or run.is_over()
+                ):
+                    run.save(Path(checkpoint))
+                for writer in writers:
+                    writer.add(record)
+                if on_epoch is not None:
+                    on_epoch(record.number, record.loss)
+        finally:
             for writer in writers:
-                writer.add(record)
-            if on_epoch is not None:
-                on_epoch(record.number, record.loss)
-    finally:
-        for writer in writers:
-            writer.close()
+                writer.close()
 
     run.restore_best()
     best_epoch = None if run.best is None else run.best[0]
