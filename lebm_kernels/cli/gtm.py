@@ -26,7 +26,9 @@ def gtm(
     width: Annotated[
         float, typer.Option(help="Width of a bump, in distances of neighbours.")
     ] = 1.0,
-    decay: Annotated[float, typer.Option(help="Precision of the weights' prior.")] = 0.1,
+    decay: Annotated[
+        float, typer.Option(help="Precision of the weights' prior, times the pixels' variance.")
+    ] = 0.1,
     iterations: Annotated[int, typer.Option(help="Iterations of expectation-maximisation.")] = 60,
     backend: Annotated[
         str | None,
