@@ -6,6 +6,7 @@ machine. Every test of the native backend shows that the real sources compile.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ import setuptools
 import torch
 
 import lebm_kernels
-from lebm_kernels.extras import MissingExtraError
+from lebm_kernels.extras import PACKAGES, MissingExtraError, needs
 from lebm_kernels.figures import overview_figure
 from lebm_kernels.models import Ellipse, infer
 from lebm_kernels.training import TrainConfig, ellipse_data, train
@@ -485,6 +486,32 @@ def test_an_import_names_the_extra_that_is_missing(
     message = re.escape(f"{package} is not installed: pip install 'lebm_kernels[{extra}]'")
     with pytest.raises(MissingExtraError, match=f"^{message}$"):
         use()
+
+
+def test_a_broken_installation_is_not_taken_for_a_missing_extra() -> None:
+    for installed in PACKAGES:
+        for name in ("numpy", "rich._broken", "lebm_kernels.broken"):
+            error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+            with pytest.raises(ModuleNotFoundError) as found, needs(installed):
+                raise error
+            assert found.value is error
+
+
+def extra(name: str) -> list[str]:
+    """What an extra of pyproject.toml installs; an array of strings of TOML is a list of Python."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(rf"^{name} = (\[.*?\]$)", text, flags=re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return list(ast.literal_eval(found[1]))
+
+
+def test_the_packages_of_an_extra_are_those_that_it_installs() -> None:
+    for name, packages in PACKAGES.items():
+        names = {re.split(r"[>=;\[]", x)[0] for x in extra(name)}
+        assert names - {"lebm-kernels"} == set(packages)
+    # What times and tests the package needs the command line, the figures and SciPy.
+    assert "lebm-kernels[cli,models]" in extra("bench")
+    assert "lebm-kernels[figures]" in extra("cli")
 
 
 def test_every_extra_that_an_error_can_name_exists() -> None:
