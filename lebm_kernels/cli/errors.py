@@ -54,6 +54,10 @@ class OneLineErrors(TyperGroup):
     ) -> Any:
         """Parse, run and, in standalone mode, exit."""
         try:
+            for stream in (sys.stdout, sys.stderr):
+                # Names of files may have characters that the terminal's encoding has not.
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="backslashreplace")
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             sys.stdout.flush()
         except OSError as error:
@@ -62,6 +66,9 @@ class OneLineErrors(TyperGroup):
             _report(error)
             sys.exit(1)
         except Exception as error:
+            if standalone_mode and _is_lack_of_memory(error):
+                _print_error(f"not enough memory for these sizes: {_first_line(error)}")
+                sys.exit(1)
             # Usage errors are recognised by this method, because their class is private to typer.
             if not standalone_mode or not hasattr(error, "format_message"):
                 raise
@@ -80,6 +87,18 @@ def _report(error: OSError) -> None:
         sys.stdout = io.StringIO()  # Python would write what is left, and fail again
     if not isinstance(error, BrokenPipeError):
         _print_error(f"{name}: {error.strerror}; what was written before is kept")
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether an allocation has failed; PyTorch's errors of that have no class of their own."""
+    if isinstance(error, MemoryError):
+        return True
+    words = ("can't allocate memory", "out of memory", "size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _print_error(message: str) -> None:

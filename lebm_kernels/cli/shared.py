@@ -11,6 +11,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
 
 from lebm_kernels.files import claimed, write_bytes
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 console: Console = Console()
+
+#: Above all sizes that a machine can hold, and within PyTorch's integers.
+LARGEST_SIZE = 2**31 - 1
+
+#: PyTorch's generators take seeds up to this.
+LARGEST_SEED = 2**63 - 1
 
 #: Width in characters of a table that is printed to a file or a pipe.
 _PIPE_WIDTH = 140
@@ -63,6 +70,11 @@ def print_wide(table: Table, width: int = _PIPE_WIDTH) -> None:
         Console(width=width).print(table)
 
 
+def status(text: str) -> Status:
+    """A line with a spinner of ASCII characters, shown on a terminal during the block."""
+    return console.status(text, spinner="line")
+
+
 def progress_bar() -> Progress:
     """A progress bar with a description and the remaining time."""
     return Progress(
@@ -91,4 +103,4 @@ def save(figure: Figure, path: Path, *formats: str) -> None:
 
 def wrote(path: Path) -> None:
     """Print that a file was written."""
-    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

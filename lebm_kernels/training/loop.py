@@ -446,7 +446,15 @@ class _Run:
             return total
 
         # All optimizers accept a closure; those that evaluate several times per step need one.
-        return torch.as_tensor(self.optimizer.step(evaluate)).detach().cpu()
+        try:
+            return torch.as_tensor(self.optimizer.step(evaluate)).detach().cpu()
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            rate = self.config.learning_rate
+            raise FloatingPointError(
+                f"a step overflows {self.model.z.dtype}; a learning_rate below {rate} may help"
+            ) from error
 
     def _loss(self, part: Dataset, beta: Any) -> Tensor:
         return self.loss(self.model, part.y, part.x, beta=beta, backend=self.config.backend)
