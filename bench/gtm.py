@@ -54,7 +54,9 @@ def ours(train: Any, test: Any, options: argparse.Namespace, iterations: int) ->
     model = topographic_mapping(
         y, latents=options.latents, bumps=options.bumps, width=options.width
     )
-    fit(model, y, iterations=iterations, decay=options.decay)
+    # ugtm's decay is in the units of 1/y^2, ours in those of the variance's inverse.
+    decay = options.decay * float(y.var(0, correction=0).mean())
+    fit(model, y, iterations=iterations, decay=decay)
     seconds = time.perf_counter() - start
     return Run(iterations, seconds, mean_log_density(model, y), mean_log_density(model, held_out))
 

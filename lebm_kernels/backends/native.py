@@ -25,10 +25,10 @@ _HOW_CUDA = "; `pip install .` builds it where nvcc and a CUDA build of PyTorch 
 
 
 def _load() -> str | None:
-    """Load the library; return the reason if it cannot be loaded."""
+    """Load the library; return the reason if it cannot be loaded or used."""
     if not _LIBRARY.exists():
-        if _NAMED:  # a typing error must not change the backend silently
-            raise FileNotFoundError(f"LEBM_KERNELS_LIBRARY names no file: {_NAMED}")
+        if _NAMED:
+            return f"LEBM_KERNELS_LIBRARY names no file: {_NAMED}"
         if _BUILD_REPORT.exists():
             return f"{_BUILD_REPORT.read_text().partition(chr(10))[0]}{_HOW}"
         return f"the extension was not built{_HOW}"
@@ -41,8 +41,10 @@ def _load() -> str | None:
             return f"the extension does not load: {str(error).partition(chr(10))[0]}"
     elif path not in torch.ops.loaded_libraries:
         return "another build of the extension is loaded in this process; start a new one"
-    # Raises where LEBM_KERNELS_ISA is wrong: a typing error must not change the backend silently.
-    torch.ops.lebm_kernels_native.instruction_sets()
+    try:
+        torch.ops.lebm_kernels_native.instruction_sets()
+    except RuntimeError as error:  # LEBM_KERNELS_ISA is wrong
+        return str(error).partition(chr(10))[0]
     return None
 
 
@@ -78,6 +80,12 @@ def unavailable(device: str) -> str | None:
     return all_too_old() if torch.cuda.is_available() else "no CUDA device is visible"
 
 
+def wrong_setting() -> str | None:
+    """The reason if an environment variable of this package prevents it from running."""
+    wrong = _FAILURE is not None and _FAILURE.startswith("LEBM_KERNELS_")
+    return _FAILURE if wrong else None
+
+
 def describe() -> str:
     """One line for the table of backends."""
     why_not = unavailable("cuda")
@@ -107,14 +115,14 @@ def build_record() -> dict[str, str]:
 
 def _require() -> None:
     if _FAILURE is not None:
-        raise RuntimeError(f"backend 'native' is missing: {_FAILURE}")
+        raise RuntimeError(f"backend 'native' cannot run: {_FAILURE}")
 
 
 def instruction_set() -> str:
     """The instruction set in use: the best, or the one LEBM_KERNELS_ISA names.
 
     Raises:
-        RuntimeError: the extension is missing, or this processor cannot run LEBM_KERNELS_ISA.
+        RuntimeError: the extension is missing or cannot run.
     """
     _require()
     return torch.ops.lebm_kernels_native.instruction_sets().partition(",")[0]

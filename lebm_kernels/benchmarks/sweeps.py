@@ -8,6 +8,7 @@ into rows for the JSON, the CSV and the figures.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import time
@@ -25,6 +26,7 @@ from lebm_kernels.benchmarks.limits import Product, bound, exponentials_per_seco
 from lebm_kernels.benchmarks.peak import ExponentialLoop
 from lebm_kernels.benchmarks.providers import NotAvailableError, providers
 from lebm_kernels.benchmarks.threads import thread_count
+from lebm_kernels.files import write_text
 
 #: A provider whose step takes longer than this many seconds is excluded from the rounds.
 _PATIENCE = 2.0
@@ -304,16 +306,17 @@ def write_json(path: Path, facts: Mapping[str, str], rows: Sequence[Record]) -> 
             entry["beta"] = "inf"
         listed.append(entry)
     text = json.dumps({"facts": dict(facts), "records": listed}, indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Record]) -> None:
     """Write one line per record. None becomes an empty cell; spaces separate the rounds."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        names = [field.name for field in fields(Record)]
-        writer.writerow(names)
-        for row in rows:
-            cells = asdict(row)
-            cells["rounds"] = " ".join(map(repr, row.rounds))
-            writer.writerow([cells[name] for name in names])
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    names = [field.name for field in fields(Record)]
+    writer.writerow(names)
+    for row in rows:
+        cells = asdict(row)
+        cells["rounds"] = " ".join(map(repr, row.rounds))
+        writer.writerow([cells[name] for name in names])
+    write_text(path, lines.getvalue())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from lebm_kernels import __version__
+from lebm_kernels.backends import native
 from lebm_kernels.extras import needs
 
 with needs("cli"):
@@ -37,6 +38,9 @@ def _root(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
+    # `info` shows it; the others would silently run on a slower backend.
+    elif (wrong := native.wrong_setting()) and context.invoked_subcommand != "info":
+        raise typer.BadParameter(wrong, param_hint="the environment")
 
 
 # In the order of --help.

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from lebm_kernels.cli.errors import errors_by_option
 from lebm_kernels.cli.shared import (
+    LARGEST_SIZE,
     Precision,
     console,
     print_wide,
@@ -24,6 +25,9 @@ from lebm_kernels.cli.shared import (
 
 if TYPE_CHECKING:
     from lebm_kernels.benchmarks.sweeps import Point
+
+#: With more, the system may refuse to start them, and end the process.
+_MOST_THREADS = 1024
 
 #: The default budget in seconds and the default rounds of a case, by --quick.
 _BUDGET = {True: 45.0, False: 780.0}
@@ -39,14 +43,15 @@ class Direction(str, Enum):
 
 
 def bench(
+    context: typer.Context,
     queries: Annotated[
-        list[int] | None, typer.Option(help="Number of queries M; repeatable.")
+        list[int] | None, typer.Option(max=LARGEST_SIZE, help="Number of queries M; repeatable.")
     ] = None,
     latents: Annotated[
-        list[int] | None, typer.Option(help="Number of latents N; repeatable.")
+        list[int] | None, typer.Option(max=LARGEST_SIZE, help="Number of latents N; repeatable.")
     ] = None,
     dims: Annotated[
-        list[int] | None, typer.Option(help="Number of dimensions D; repeatable.")
+        list[int] | None, typer.Option(max=LARGEST_SIZE, help="Number of dimensions D; repeatable.")
     ] = None,
     beta: Annotated[
         list[float] | None, typer.Option(help="Inverse temperature in [0, inf]; repeatable.")
@@ -68,7 +73,9 @@ def bench(
     threads: Annotated[
         list[int] | None,
         typer.Option(
-            help="Number of PyTorch's threads; repeatable.", show_default="PyTorch's choice"
+            max=_MOST_THREADS,
+            help="Number of PyTorch's threads; repeatable.",
+            show_default="PyTorch's choice",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -103,7 +110,7 @@ def bench(
     from lebm_kernels.figures.benchmarks import FIGURES
 
     start = time.perf_counter()
-    folder = writable(output)
+    folder = writable(context, output)
     rounds = _ROUNDS[quick] if rounds is None else rounds
     budget = _BUDGET[quick] if budget is None else budget
     if rounds < 1:
@@ -115,12 +122,16 @@ def bench(
         if device == "cuda":
             reason = "PyTorch sees no GPU"
         raise typer.BadParameter(reason, param_hint="'--device'")
+    if gradients and direction == Direction.forward:
+        reason = "--direction forward computes no gradients"
+        raise typer.BadParameter(reason, param_hint="'--gradients'")
     differentiated = tuple(gradients or BOTH)
     directions: list[tuple[str, ...]] = [] if direction == Direction.backward else [()]
     if direction != Direction.forward:
         directions.append(differentiated)
     with errors_by_option():
-        if any((queries, latents, dims, beta, dtype, gradients, threads)):
+        chosen = (queries, latents, dims, beta, dtype, gradients, threads)
+        if any(chosen) or direction != Direction.both:
             points = chosen_sweep(
                 queries=queries or [1024],
                 latents=latents or [4096],

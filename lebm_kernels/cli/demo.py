@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from lebm_kernels.benchmarks.threads import thread_count
-from lebm_kernels.cli.shared import console, save, writable, wrote
+from lebm_kernels.cli.shared import console, save, status, writable, wrote
 from lebm_kernels.cli.train import Recipe, manifold, section, train_recipe, training_table
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _DEMO = (Recipe.ellipse, Recipe.horn)
 
 
 def demo(
+    context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("out"),
     quick: Annotated[bool, typer.Option("--quick", help="Use tiny sizes, to see it run.")] = False,
 ) -> None:
@@ -32,7 +33,7 @@ def demo(
     from lebm_kernels.practicum import WARM_BETA
 
     start = time.perf_counter()
-    folder = writable(output)
+    folder = writable(context, output)
     changes: dict[str, Any] = {"epochs": 2} if quick else {}
     runs = []
     for recipe in _DEMO:
@@ -72,7 +73,7 @@ def _timings(quick: bool) -> list[Comparison]:
         peers.append("torch.compile, unrolled")
     M, N = (64, 256) if quick else (4096, 16384)
     comparisons = []
-    with console.status("timing") as status:
+    with status("timing") as line:
         # The reference is slow: all queries would take it minutes.
         for names, queries in (([ours, *peers], M), ([ours, "reference"], M // 32)):
             for backward in ((), ("y", "decoded")):
@@ -83,21 +84,21 @@ def _timings(quick: bool) -> list[Comparison]:
                         names,
                         rounds=5,
                         budget=8.0,
-                        notify=partial(_tell, status, case.direction),
+                        notify=partial(_tell, line, case.direction),
                     )
                 )
     return comparisons
 
 
-def _tell(status: Status, what: str, text: str) -> None:
-    status.update(f"{what}: {text}")
+def _tell(line: Status, what: str, text: str) -> None:
+    line.update(f"{what}: {text}")
 
 
 def _print_gradient_verdict() -> bool:
     """Run gradcheck; print one line, and one for each failure. Return whether all passed."""
     from lebm_kernels.diagnostics.gradient_checks import check_gradients
 
-    with console.status("gradcheck in float64"), thread_count(1):
+    with status("gradcheck in float64"), thread_count(1):
         checks = check_gradients()
     failed = [check for check in checks if not check.ok]
     backends = ", ".join(dict.fromkeys(check.backend for check in checks))

@@ -1,10 +1,15 @@
-"""Usage errors: one line that names the option, and exit code 2."""
+"""Errors that a user can cause: one line, and an exit code.
+
+A usage error names the option, with exit code 2. A file that cannot be written is named, with exit
+code 1. A closed pipe, as after ``| head``, is no error to report.
+"""
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -36,7 +41,7 @@ _OPTIONS = {
 
 
 class OneLineErrors(TyperGroup):
-    """A command group that prints a usage error as one line instead of typer's panel."""
+    """A command group that prints errors as one line instead of typer's panel or a traceback."""
 
     def main(
         self,
@@ -49,17 +54,57 @@ class OneLineErrors(TyperGroup):
     ) -> Any:
         """Parse, run and, in standalone mode, exit."""
         try:
+            for stream in (sys.stdout, sys.stderr):
+                # Names of files may have characters that the terminal's encoding has not.
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="backslashreplace")
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            sys.stdout.flush()
+        except OSError as error:
+            if not standalone_mode or error.errno is None:
+                raise
+            _report(error)
+            sys.exit(1)
         except Exception as error:
+            if standalone_mode and _is_lack_of_memory(error):
+                _print_error(f"not enough memory for these sizes: {_first_line(error)}")
+                sys.exit(1)
             # Usage errors are recognised by this method, because their class is private to typer.
             if not standalone_mode or not hasattr(error, "format_message"):
                 raise
-            message = " ".join(error.format_message().split())
-            print(f"lebm: error: {message}", file=sys.stderr)
+            _print_error(" ".join(error.format_message().split()))
             sys.exit(2)
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: OSError) -> None:
+    """Print the error of the operating system; without a file's name it is standard output's."""
+    name = error.filename
+    if name is None:
+        name = "standard output"
+        sys.stdout = io.StringIO()  # Python would write what is left, and fail again
+    if not isinstance(error, BrokenPipeError):
+        _print_error(f"{name}: {error.strerror}; what was written before is kept")
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether an allocation has failed; PyTorch's errors of that have no class of their own."""
+    if isinstance(error, MemoryError):
+        return True
+    words = ("can't allocate memory", "out of memory", "size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _print_error(message: str) -> None:
+    # Standard error can be as full as the file.
+    with suppress(OSError):
+        print(f"lebm: error: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import typer
 
 from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.errors import errors_by_option
-from lebm_kernels.cli.shared import console, save, writable
+from lebm_kernels.cli.shared import console, save, status, writable
 
 
 class Drawn(str, Enum):
@@ -31,6 +31,7 @@ class Drawn(str, Enum):
 
 
 def figures(
+    context: typer.Context,
     names: Annotated[
         list[Drawn] | None, typer.Argument(help="Figures to draw.", show_default="all")
     ] = None,
@@ -43,10 +44,10 @@ def figures(
     from lebm_kernels.practicum import FIGURES, Practicum
 
     start = time.perf_counter()
-    folder = writable(output)
+    folder = writable(context, output)
     run = Practicum(seed)
     for name in names or Drawn:
-        with errors_by_option(), thread_count(1), console.status(f"drawing {name.value}"):
+        with errors_by_option(), thread_count(1), status(f"drawing {name.value}"):
             figure = FIGURES[name.value](run)
         save(figure, folder / name.value, "png", "svg")
     console.print(f"lebm figures took {time.perf_counter() - start:.0f} s", highlight=False)

@@ -13,7 +13,16 @@ from rich.table import Table
 
 import lebm_kernels
 from lebm_kernels.benchmarks.threads import thread_count
-from lebm_kernels.cli.shared import Precision, console, print_wide, progress_bar, save, writable
+from lebm_kernels.cli.shared import (
+    LARGEST_SEED,
+    Precision,
+    console,
+    print_wide,
+    progress_bar,
+    save,
+    status,
+    writable,
+)
 
 if TYPE_CHECKING:
     from lebm_kernels.diagnostics.gradient_checks import GradientCheck
@@ -24,13 +33,14 @@ _EACH = "each of an argument, backend, instruction set and dtype"
 
 
 def gradcheck(
+    context: typer.Context,
     backend: Annotated[
         list[str] | None, typer.Option(help="Check only this one; repeatable.", show_default="all")
     ] = None,
     cases: Annotated[
         int, typer.Option(help="Random cases, in addition to the standard and the nasty ones.")
     ] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the cases.")] = 0,
+    seed: Annotated[int, typer.Option(max=LARGEST_SEED, help="Seed of the cases.")] = 0,
     picture: Annotated[
         bool, typer.Option("--picture", help="Draw the error of F from beta = 0 to infinity.")
     ] = False,
@@ -57,10 +67,11 @@ def gradcheck(
         if "cpu" not in row.devices:
             reason = f"backend {name!r} cannot run on cpu: {row.reason}"
             raise typer.BadParameter(reason, param_hint="'--backend'")
-    if cases < 0:
-        raise typer.BadParameter(f"must be at least 0, got {cases}", param_hint="'--cases'")
+    for option, value in (("--cases", cases), ("--seed", seed)):
+        if value < 0:
+            raise typer.BadParameter(f"must be at least 0, got {value}", param_hint=f"'{option}'")
     # --output implies --picture.
-    folder = writable(output or Path("out")) if picture or output else None
+    folder = writable(context, output or Path("out")) if picture or output else None
     problems = [*standard_cases(seed), *random_cases(seed, cases), *nasty_cases(seed)]
     tasks = [(subject, precision) for subject in subjects(backend) for precision in Precision]
     checks = []
@@ -116,7 +127,7 @@ def _draw_accuracy(folder: Path, checked: Sequence[Subject], seed: int) -> None:
     from lebm_kernels.diagnostics.accuracy import BETAS, accuracy
     from lebm_kernels.figures.benchmarks import accuracy_figure
 
-    with thread_count(1), console.status("accuracy"):
+    with thread_count(1), status("accuracy"):
         errors = {str(subject): accuracy(subject, seed) for subject in dict.fromkeys(checked)}
         errors["eager, expansion (mm)"] = accuracy(None, seed)
     figure = accuracy_figure(BETAS, errors)

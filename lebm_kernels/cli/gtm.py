@@ -13,34 +13,45 @@ from rich.table import Table
 
 from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.errors import errors_by_option
-from lebm_kernels.cli.shared import console, save, writable
+from lebm_kernels.cli.shared import LARGEST_SEED, console, save, writable
 from lebm_kernels.extras import needs
 
 #: Standard deviation of the noise on the digits to restore, whose pixels lie in [0, 1].
 _NOISE = 0.2
 
+#: Squared, it is below the largest size of a tensor.
+_LARGEST_SIDE = 10_000
+
 
 def gtm(
-    latents: Annotated[int, typer.Option(help="Latents per side of the square grid.")] = 20,
-    bumps: Annotated[int, typer.Option(help="Radial basis functions per side.")] = 10,
+    context: typer.Context,
+    latents: Annotated[
+        int, typer.Option(max=_LARGEST_SIDE, help="Latents per side of the square grid.")
+    ] = 20,
+    bumps: Annotated[
+        int, typer.Option(max=_LARGEST_SIDE, help="Radial basis functions per side.")
+    ] = 10,
     width: Annotated[
         float, typer.Option(help="Width of a bump, in distances of neighbours.")
     ] = 1.0,
-    decay: Annotated[float, typer.Option(help="Precision of the weights' prior.")] = 0.1,
+    decay: Annotated[
+        float, typer.Option(help="Precision of the weights' prior, times the pixels' variance.")
+    ] = 0.1,
     iterations: Annotated[int, typer.Option(help="Iterations of expectation-maximisation.")] = 60,
     backend: Annotated[
         str | None,
         typer.Option(help="One of the backends of `lebm info`.", show_default="the fastest here"),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Seed of the split into training and held-out data.")
+        int,
+        typer.Option(max=LARGEST_SEED, help="Seed of the split into training and held-out data."),
     ] = 0,
     output: Annotated[
         Path, typer.Option(help="Folder for the map and the restored digits.")
     ] = Path("out"),
 ) -> None:
     """Fit a Generative Topographic Mapping to digits; compare it with Gaussian mixtures."""
-    folder = writable(output)
+    folder = writable(context, output)
     with needs("models"):
         from sklearn.mixture import GaussianMixture
     from lebm_kernels.figures.latents import latent_map_figure, restored_images_figure

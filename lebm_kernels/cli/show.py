@@ -47,7 +47,7 @@ def _collapsing_table() -> Table:
     from lebm_kernels.practicum.demonstrations import collapsing
 
     table = Table(title="ellipse trained warm", box=box.SIMPLE_HEAD)
-    for column in ("β · 2 <y₁²>", "β", "radii found", "predicted to collapse"):
+    for column in ("beta * 2 <y_1^2>", "beta", "radii found", "predicted to collapse"):
         table.add_column(column, justify="right")
     for row in collapsing():
         collapse = ", ".join("yes" if zero else "no" for zero in row.predicted)

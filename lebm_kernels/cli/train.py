@@ -62,6 +62,7 @@ class NegativesName(str, Enum):
 
 
 def train(
+    context: typer.Context,
     model: Annotated[list[Recipe], typer.Argument(help="Models to train, one or more.")],
     beta: Annotated[
         float, typer.Option(help="Inverse temperature in [0, inf]; inf is cold.")
@@ -79,16 +80,23 @@ def train(
     ] = None,
     loss: Annotated[LossName, typer.Option(help="Loss to minimise.")] = LossName.energy,
     negatives: Annotated[
-        NegativesName, typer.Option(help="Contrastive samples of the hinge and log losses.")
-    ] = NegativesName.noise,
+        NegativesName | None,
+        typer.Option(help="Contrastive samples of the hinge and log losses.", show_default="noise"),
+    ] = None,
     margin: Annotated[
-        float, typer.Option(help="Margin of the hinge loss, in units of y squared.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Margin of the hinge loss, in units of y squared, at least 0.", show_default="1"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of data, first parameters and shuffling.")] = 0,
     output: Annotated[
         Path, typer.Option(help="Folder for checkpoints, curves and figures.")
     ] = Path("out"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue from the checkpoint; no option may differ."),
+    ] = False,
 ) -> None:
     """Train models on synthetic data, write checkpoints and curves, and draw the models."""
     changes: dict[str, Any] = {
@@ -96,7 +104,9 @@ def train(
         for name, value in (("epochs", epochs), ("learning_rate", learning_rate))
         if value is not None
     }
-    folder = writable(output)
+    _check_contrast(loss, negatives, margin)
+    contrast = (loss, negatives or NegativesName.noise, 1.0 if margin is None else margin)
+    folder = writable(context, output)
     with errors_by_option():
         runs = [
             train_recipe(
@@ -106,7 +116,7 @@ def train(
                 seed=seed,
                 backend=backend,
                 resume=resume,
-                contrast=(loss, negatives, margin),
+                contrast=contrast,
                 **changes,
             )
             for recipe in model
@@ -117,6 +127,21 @@ def train(
             wrote(path)
         save(manifold(run), folder / f"{run.title}-manifold")
         save(_maps(run), folder / f"{run.title}-free-energy")
+
+
+def _check_contrast(loss: LossName, negatives: NegativesName | None, margin: float | None) -> None:
+    """Refuse options that the loss does not use, and a margin below 0."""
+    if negatives is not None and loss == LossName.energy:
+        reason = "the energy loss has no contrastive samples: choose --loss hinge or log"
+        raise typer.BadParameter(reason, param_hint="'--negatives'")
+    if margin is None:
+        return
+    if loss != LossName.hinge:
+        reason = f"the {loss.value} loss has no margin: choose --loss hinge"
+        raise typer.BadParameter(reason, param_hint="'--margin'")
+    if not 0.0 <= margin < math.inf:
+        reason = f"must be at least 0 and finite, got {margin:g}"
+        raise typer.BadParameter(reason, param_hint="'--margin'")
 
 
 class Run(NamedTuple):

@@ -247,7 +247,8 @@ class RBFDecoder(nn.Module):
 
     Args:
         centres: the bumps' centres, ``[B, K]``, floating point.
-        width: the bumps' standard deviation, in units of z, positive and finite.
+        width: the bumps' standard deviation, in units of z, positive. Its square must be a normal
+            number of the dtype of ``centres``.
         outputs: D, the number of dimensions of the observations.
 
     Raises:
@@ -264,6 +265,11 @@ class RBFDecoder(nn.Module):
         if centres.dim() != 2 or centres.numel() == 0:
             raise ValueError(f"centres must have shape [B, K], got {list(centres.shape)}")
         check_positive("width", width)
+        info = torch.finfo(centres.dtype)
+        if not info.tiny <= width * width <= info.max:
+            raise ValueError(
+                f"width must have a square that {centres.dtype} can represent, got {width!r}"
+            )
         check_count("outputs", outputs, 1)
         self.width = width
         self.register_buffer("centres", centres.detach().clone(), persistent=False)

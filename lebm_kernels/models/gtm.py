@@ -15,12 +15,18 @@ over that matrix is a gradient of the free energy; r is a latent energy of zero:
 A step is one forward and backward of the fused operation and one small linear system. The model
 is an ordinary :class:`~lebm_kernels.models.latent_model.DecoderModel` with a learned beta, which
 :func:`lebm_kernels.training.likelihood.density_loss` can train as well.
+
+The arithmetic is in float64, on data that are centred and divided by a power of two. Data in other
+units thus give the same mapping in those units. Where a mapping can reproduce the data exactly, the
+likelihood has no bound; sigma then stops at a few roundings of the decoded points in the model's
+dtype, because with a smaller sigma their rounding would decide the density.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +46,18 @@ from lebm_kernels.models.grids import LatentGrid, interval_grid, product_grid
 from lebm_kernels.models.latent_model import DecoderModel, LatentModel
 from lebm_kernels.models.modes import evaluation_mode
 
+_ROUNDINGS = {torch.float32: 4.0, torch.float64: 64.0}
+"""The least sigma, in roundings of the largest number of the decoded points, by the model's dtype.
+
+More in float64, because the arithmetic of the fit itself has that dtype.
+"""
+
+_LARGEST_PENALTY = 1e200
+"""Limits the penalty of W, whose products are then finite; W is as good as zero there."""
+
+_CERTAIN = 1e-10
+"""The least energy, relative to its terms, that is certain to be more than their rounding."""
+
 
 def topographic_mapping(
     y: Tensor, *, latents: int = 20, bumps: int = 6, width: float = 1.0
@@ -58,9 +76,9 @@ def topographic_mapping(
         decoded latents.
 
     Raises:
-        TypeError: ``y`` isn't a floating-point tensor.
-        ValueError: an argument is out of range; or ``y`` isn't finite, has M or D below 2, or does
-            not vary in two dimensions.
+        TypeError: ``y`` isn't a tensor of float32 or float64.
+        ValueError: an argument is out of range; or ``y`` isn't finite, has M or D below 2, does not
+            vary in two dimensions by more than its rounding, or has squares beyond its dtype.
 
     Example:
         >>> model = topographic_mapping(torch.randn(20, 3), latents=4)
@@ -73,31 +91,34 @@ def topographic_mapping(
     check_floating("y", y, "[M, D]")
     if y.dim() != 2 or min(y.shape) < 2:
         raise ValueError(f"y must have shape [M, D] with M, D >= 2, got {list(y.shape)}")
-    _check_finite(y)
+    _check_double_or_single("y", y)
+    data = _scaled(y)
     grid = LatentGrid(_square(latents, y))
     centres = _square(bumps, y)
     distance = 2.0 / (bumps - 1)
     decoder = RBFDecoder(centres, width * distance, y.shape[1])
 
-    y64 = y.detach().double()
-    mean = y64.mean(0)
-    _, size, direction = torch.linalg.svd(y64 - mean, full_matrices=False)
+    _, size, direction = torch.linalg.svd(data.y, full_matrices=False)
     variance = size.square() / len(y)
+    if not float(variance[1]) > data.least_deviation() ** 2:
+        raise ValueError(
+            "y must vary in at least two dimensions by more than its rounding, "
+            "got observations on one line"
+        )
     points = grid.z.double()
     # Latents scaled to unit variance: the plane then covers the same region as the data.
     unit = (points - points.mean(0)) / points.std(0, correction=0)
-    plane = mean + unit @ (variance[:2].sqrt().unsqueeze(1) * direction[:2])
+    plane = unit @ (variance[:2].sqrt().unsqueeze(1) * direction[:2])
     features = decoder.features(points)
     # The solution of least norm, because neighbouring bumps are almost linearly dependent.
-    weight = torch.linalg.pinv(features) @ plane
-    with torch.no_grad():
-        decoder.weight.copy_(weight)
+    rounding = len(features) * torch.finfo(y.dtype).eps
+    weight = torch.linalg.pinv(features, rtol=rounding) @ plane
     square_distance = (plane[1] - plane[0]).norm().square()
     third = variance[2] if len(variance) > 2 else variance.new_zeros(())
-    noise = max(float(third), float(square_distance) / 4.0)
-    if not noise > 0.0:
-        raise ValueError("y must vary in at least two dimensions, got observations on one line")
-    return DecoderModel(decoder, grid=grid).to(y).learn_beta(0.5 / noise)
+    noise = max(float(third), float(square_distance) / 4.0, data.least_deviation() ** 2)
+    model = DecoderModel(decoder, grid=grid).to(y).learn_beta()
+    _store(model, data, weight, 0.5 / noise)
+    return model
 
 
 def fit(
@@ -111,25 +132,29 @@ def fit(
 ) -> list[float]:
     """Fit a mapping by expectation-maximisation, in place.
 
-    Each iteration raises ``sum_b log p(y[b]) - decay/2 |W|^2``, where ``|W|^2`` excludes the row of
-    the constant.
+    Except for rounding, no iteration lowers ``sum_b log p(y[b]) - decay/(2 v) |W|^2``, where
+    ``|W|^2`` excludes the row of the constant, and v is the variance of ``y``, averaged over its
+    dimensions.
 
     Args:
         model: a mapping, as :func:`topographic_mapping` makes it.
         y: observations, ``[M, D]``, moved to the model's device and dtype.
         iterations: number of iterations, at least 0.
-        decay: the precision of W's Gaussian prior, at least 0.
+        decay: the precision of W's Gaussian prior, at least 0, in units of 1/v: data in other units
+            get the same mapping.
         backend: as in :func:`lebm_kernels.free_energy`.
         on_iteration: called after each iteration with the number of iterations done and the mean
             log-density of ``y`` before it.
 
     Returns:
-        The mean log-density of ``y`` before each iteration, in nats.
+        The mean log-density of ``y`` before each iteration, in nats, computed in float64.
 
     Raises:
-        TypeError: ``y`` is not a floating-point tensor.
-        ValueError: an argument is out of range, ``y`` isn't finite, or ``model`` isn't a mapping.
-        FloatingPointError: the log-density is not finite.
+        TypeError: ``y`` is not a floating-point tensor, or ``model`` isn't float32 or float64.
+        ValueError: an argument is out of range, or ``model`` isn't a mapping; or ``y`` isn't
+            finite, or, in the model's dtype, does not vary by more than its rounding or has squares
+            out of range.
+        FloatingPointError: the log-density is not finite, because the model is too far from ``y``.
     """
     if on_iteration is not None:
         check_callable("on_iteration", on_iteration, "None or a function")
@@ -143,28 +168,96 @@ def fit(
         raise ValueError("model must be a mapping: an RBFDecoder with a learned beta")
     if model.regulariser is not None:
         raise ValueError("model must have no regulariser to be fitted by EM")
+    _check_double_or_single("model", model.z)
     check_floating("y", y, "[M, D]")
     D = model.decoder.weight.shape[1]
     if y.dim() != 2 or y.shape[1] != D or len(y) == 0:
         raise ValueError(f"y must have shape [M, {D}] with M >= 1, got {list(y.shape)}")
-    _check_finite(y)
-    y = y.to(model.z)
+    data = _scaled(y.to(model.z))
     features = model.decoder.features(model.grid.points).double()
+    log_weight = None if model.log_weight is None else model.log_weight.double()
+    weight = model.decoder.weight.detach().double() / data.unit
+    weight[-1] -= data.centre / data.unit
+    beta = float((model.log_beta.detach().double() + 2.0 * math.log(data.unit)).exp())
+    if not 0.0 < beta < math.inf:
+        raise FloatingPointError(
+            f"the log-density is not finite: beta times y's spread squared is {beta}"
+        )
     history: list[float] = []
     for iteration in range(iterations):
-        history.append(_step(model, y, features, decay, backend))
+        density, weight, beta = _step(
+            data, features, log_weight, weight, beta, decay=decay, backend=backend
+        )
+        history.append(density - D * math.log(data.unit))
         if not math.isfinite(history[-1]):
             raise FloatingPointError(f"the log-density is {history[-1]} in step {iteration + 1}")
+        _store(model, data, weight, beta)
         if on_iteration is not None:
             on_iteration(iteration + 1, history[-1])
     return history
 
 
-def _check_finite(y: Tensor) -> None:
+class _Scaled(NamedTuple):
+    """Observations in float64, centred and in units of a power of two.
+
+    ``rounding`` is the least deviation that counts, relative to the largest number.
+    """
+
+    y: Tensor
+    centre: Tensor
+    unit: float
+    rounding: float
+
+    def least_deviation(self, largest: float = 1.0) -> float:
+        """The least sigma where the largest difference from the centre is ``largest``."""
+        offset = float(self.centre.abs().max()) / self.unit
+        return self.rounding * (offset + max(largest, 1.0))
+
+
+def _scaled(y: Tensor) -> _Scaled:
+    """Scale observations ``[M, D]`` that have the model's dtype."""
     if bad := count_not_finite(y):
         raise ValueError(
-            f"y must be finite, got NaN or infinities in {bad} of {len(y)} observations"
+            f"y must be finite in {y.dtype}, "
+            f"got NaN or infinities in {bad} of {len(y)} observations"
         )
+    info = torch.finfo(y.dtype)
+    rounding = _ROUNDINGS[y.dtype] * info.eps
+    largest = float(y.abs().max())
+    # The squares of the least sigma and of distances are then normal numbers.
+    low, high = math.sqrt(info.tiny) / rounding, math.sqrt(info.max) / 2**8
+    if largest != 0.0 and not low <= largest <= high:
+        raise ValueError(
+            f"y must have its largest number between {low:.0e} and {high:.0e} in {y.dtype}, "
+            f"got {largest:.1e}"
+        )
+    y = y.detach().double()
+    centre = y.mean(0)
+    y = y - centre
+    spread = float(y.abs().max())
+    if not spread > rounding * largest:
+        raise ValueError(
+            f"y must vary by more than its rounding, got {len(y)} observations within "
+            f"{spread:.1e} of their mean"
+        )
+    unit = 2.0 ** math.frexp(spread)[1]  # a power of two: dividing by it does not round
+    return _Scaled(y / unit, centre, unit, rounding)
+
+
+def _check_double_or_single(name: str, value: Tensor) -> None:
+    if value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+
+
+@torch.no_grad()
+def _store(model: DecoderModel, data: _Scaled, weight: Tensor, beta: float) -> None:
+    """Give the model a mapping of scaled data."""
+    assert isinstance(model.decoder, RBFDecoder)
+    assert model.log_beta is not None  # the callers' models have both
+    weight = weight * data.unit
+    weight[-1] += data.centre
+    model.decoder.weight.copy_(weight)
+    model.log_beta.fill_(math.log(beta) - 2.0 * math.log(data.unit))
 
 
 @torch.no_grad()
@@ -245,51 +338,61 @@ def restore(
 
 
 def _step(
-    model: DecoderModel, y: Tensor, features: Tensor, decay: float, backend: str | None
-) -> float:
-    """Do one iteration; return the mean log-density before it."""
-    assert isinstance(model.decoder, RBFDecoder)
-    assert model.log_beta is not None  # checked by the caller
-    M, D = y.shape
-    weight = model.decoder.weight
-    with torch.no_grad():
-        decoded = model.decoder(model.grid.points)
-        beta = model.log_beta.exp()
-        latent_energy = torch.zeros_like(decoded[:, 0])
-    inputs = [t.detach().requires_grad_() for t in (decoded, beta, latent_energy)]
+    data: _Scaled,
+    features: Tensor,
+    log_weight: Tensor | None,
+    weight: Tensor,
+    beta: float,
+    *,
+    decay: float,
+    backend: str | None,
+) -> tuple[float, Tensor, float]:
+    """The mean log-density of the scaled data, and W and beta after an iteration."""
+    M, D = data.y.shape
+    decoded = features @ weight
+    inputs = [
+        decoded,
+        decoded.new_tensor(beta),
+        torch.zeros_like(decoded[:, 0]),  # the latent energy
+    ]
+    for tensor in inputs:
+        tensor.requires_grad_()
     value = free_energy(
-        y,
+        data.y,
         inputs[0],
         inputs[1],
-        log_weight=model.log_weight,
+        log_weight=log_weight,
         latent_energy=inputs[2],
         backend=backend,
     )
-    total = value.double().sum()
-    gradients = torch.autograd.grad(total, inputs)
-    # The rest is small, and in float64: the system is almost singular if bumps overlap.
     # responsibility is G of the module's docstring.
-    grad_decoded, grad_beta, responsibility = (g.double() for g in gradients)
-    b = float(beta)
-    density = 0.5 * D * math.log(b / math.pi) - b * float(total.detach()) / M
+    grad_decoded, grad_beta, responsibility = torch.autograd.grad(value.sum(), inputs)
+    total = float(value.detach().sum())
+    density = 0.5 * D * math.log(beta / math.pi) - beta * total / M
     if not math.isfinite(density):
-        return density  # the caller raises; the model is unchanged
-    energy = float(total.detach()) + b * float(grad_beta)
+        return density, weight, beta
+    energy = total + beta * float(grad_beta)
+    certain = _CERTAIN * (abs(energy) + M / beta)
 
-    penalty = torch.full_like(features[0], decay / (2.0 * b))
+    variance = float(data.y.square().mean())
+    penalty = torch.full_like(features[0], min(decay / variance / (2.0 * beta), _LARGEST_PENALTY))
     penalty[-1] = 0.0
     system = features.T @ (responsibility.unsqueeze(1) * features) + penalty.diag()
     # Solve for the change of W, not for the new W: no large numbers cancel.
-    right = -0.5 * features.T @ grad_decoded - penalty.unsqueeze(1) * weight.detach().double()
-    step = _solve(system, right)
+    right = -0.5 * features.T @ grad_decoded - penalty.unsqueeze(1) * weight
+    # In these units the largest diagonal element is about 1, however large the penalty is.
+    scale = (M + penalty).rsqrt().unsqueeze(1)
+    step = scale * _solve(scale * system * scale.T, scale * right)
     moved = features @ step
     energy += float(
         (moved * grad_decoded).sum() + (responsibility.unsqueeze(1) * moved.square()).sum()
     )
-    with torch.no_grad():
-        weight.add_(step)
-        model.log_beta.fill_(math.log(0.5 * M * D / energy))
-    return density
+    weight = weight + step
+    # As if no products of the decoder cancelled, because their roundings do not.
+    least = data.least_deviation(float((features @ weight.abs()).max()))
+    # Not below the last beta: that would lower the density where W has grown.
+    highest = max(beta, 0.5 / least**2)
+    return density, weight, min(0.5 * M * D / max(energy, certain), highest)
 
 
 def _solve(system: Tensor, right: Tensor) -> Tensor:

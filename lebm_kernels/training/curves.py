@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lebm_kernels.files import append_text, write_text
+
 
 class Epoch(NamedTuple):
     """The record of one epoch.
@@ -30,21 +32,21 @@ class Epoch(NamedTuple):
 class CsvCurves:
     """A CSV file with one line per epoch and all digits; each line is written at once.
 
+    If an epoch cannot be written, the file keeps the lines before it.
+
     Args:
-        path: the file, which is overwritten; its folder is made.
+        path: the file, which is replaced; its folder is made.
         records: the earlier epochs of a resumed run.
     """
 
     def __init__(self, path: str | os.PathLike[str], records: Sequence[Epoch] = ()) -> None:
         self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = [",".join(Epoch._fields), *map(_line, records)]
-        self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(self._path, "\n".join(lines) + "\n")
 
     def add(self, record: Epoch) -> None:
         """Append an epoch."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(record) + "\n")
+        append_text(self._path, _line(record) + "\n")
 
     def close(self) -> None:
         """Do nothing: the file is not kept open."""

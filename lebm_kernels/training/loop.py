@@ -35,6 +35,7 @@ from lebm_kernels.checks import (
     shown,
 )
 from lebm_kernels.extras import MissingExtraError, needs
+from lebm_kernels.files import claimed
 from lebm_kernels.models.latent_model import LatentModel
 from lebm_kernels.models.modes import evaluation_mode
 from lebm_kernels.training import checkpoints, fingerprints
@@ -293,6 +294,10 @@ def train(
         ValueError: an argument is out of range, the data aren't finite, or the checkpoint belongs
             to another run.
         FileNotFoundError: ``resume`` is set and there is no checkpoint.
+        BlockingIOError: another run, of this process or another, writes ``checkpoint``, ``curves``
+            or ``tensorboard``.
+        OSError: a file cannot be written, for example because the disk is full. What was written
+            before is kept.
         FloatingPointError: the loss is not finite.
 
     Warns:
@@ -342,28 +347,32 @@ def train(
     )
     start = time.perf_counter()
     run = _Run(model, data, validation, config, loss, make_optimizer)
-    if checkpoint is not None:
-        run.identify()
-    if resume and checkpoint is not None:
-        run.load(Path(checkpoint))
-    writers: list[CsvCurves | TensorBoardCurves] = []
-    if curves is not None:
-        writers.append(CsvCurves(curves, run.records))
-    if tensorboard is not None:
-        writers.append(TensorBoardCurves(tensorboard, run.records))
+    files = [Path(path) for path in (checkpoint, curves, tensorboard) if path is not None]
+    with claimed(*files):
+        if checkpoint is not None:
+            run.identify()
+        if resume and checkpoint is not None:
+            run.load(Path(checkpoint))
+        writers: list[CsvCurves | TensorBoardCurves] = []
+        if curves is not None:
+            writers.append(CsvCurves(curves, run.records))
+        if tensorboard is not None:
+            writers.append(TensorBoardCurves(tensorboard, run.records))
 
-    try:
-        for _ in _progress_bar(run, progress):
-            record = run.epoch()
-            if checkpoint is not None and (record.number % checkpoint_every == 0 or run.is_over()):
-                run.save(Path(checkpoint))
+        try:
+            for _ in _progress_bar(run, progress):
+                record = run.epoch()
+                if checkpoint is not None and (
+                    record.number % checkpoint_every == 0 or run.is_over()
+                ):
+                    run.save(Path(checkpoint))
+                for writer in writers:
+                    writer.add(record)
+                if on_epoch is not None:
+                    on_epoch(record.number, record.loss)
+        finally:
             for writer in writers:
-                writer.add(record)
-            if on_epoch is not None:
-                on_epoch(record.number, record.loss)
-    finally:
-        for writer in writers:
-            writer.close()
+                writer.close()
 
     run.restore_best()
     best_epoch = None if run.best is None else run.best[0]
@@ -508,8 +517,16 @@ class _Run:
             return total
 
         # All optimizers accept a closure; those that evaluate several times per step need one.
-        with _default_device(_OPTIMIZERS_DEVICE):
-            result: Any = self.optimizer.step(evaluate)
+        try:
+            with _default_device(_OPTIMIZERS_DEVICE):
+                result: Any = self.optimizer.step(evaluate)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            rate = self.config.learning_rate
+            raise FloatingPointError(
+                f"a step overflows {self.model.z.dtype}; a learning_rate below {rate} may help"
+            ) from error
         return torch.as_tensor(result, device="cpu").detach()
 
     def _loss(self, part: Dataset, beta: Any) -> Tensor:

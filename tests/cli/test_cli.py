@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import lebm_kernels
 from lebm_kernels import cli
-from lebm_kernels.backends import preferred
+from lebm_kernels.backends import native, preferred
 from lebm_kernels.benchmarks import compare as benchmarking
 from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.cli.errors import errors_by_option
@@ -128,7 +128,9 @@ def test_train_takes_a_contrastive_loss(tmp_path, monkeypatch, loss, negatives):
         raise Stop(loss, data, checkpoint.name)
 
     monkeypatch.setattr(loop, "train", record)
-    options = ["--loss", loss, "--negatives", negatives, "--margin", 2.5]
+    options = ["--loss", loss, "--negatives", negatives]
+    if loss == "hinge":
+        options += ["--margin", 2.5]
     result = lebm("train", "ellipse", *options, "--output", tmp_path)
     assert isinstance(result.exception, Stop)
     found, data, name = result.exception.args
@@ -300,6 +302,14 @@ def test_resume_takes_up_the_checkpoint(tmp_path):
         ("--seed", ["ellipse", "--seed", "-3"]),
         ("--backend", ["ellipse", "--backend", "nobody"]),
         ("--resume", ["ellipse", "--resume"]),
+        ("--learning-rate", ["ellipse", "--learning-rate", "1e300"]),
+        ("--learning-rate", ["horn", "--learning-rate", "3e38", "--epochs", "1"]),
+        ("--seed", ["ellipse", "--seed", str(10**30)]),
+        ("--margin", ["ellipse", "--margin", "1"]),
+        ("--margin", ["ellipse", "--loss", "log", "--margin", "1"]),
+        ("--margin", ["ellipse", "--loss", "hinge", "--margin", "-1"]),
+        ("--margin", ["ellipse", "--loss", "hinge", "--margin", "inf"]),
+        ("--negatives", ["ellipse", "--negatives", "box"]),
         ("--nothing", ["ellipse", "--nothing"]),
         ("model", ["sphere"]),
         ("model", []),
@@ -312,6 +322,97 @@ def test_a_mistake_is_one_line_that_names_the_option(tmp_path, option, arguments
     assert result.stderr.startswith("lebm: error: ")
     assert result.stderr.count("\n") == 1
     assert option in result.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("gtm", "--latents", 10**9),
+        ("gtm", "--bumps", 10**9),
+        ("gtm", "--width", 1e300),
+        ("gtm", "--width", 1e-300),
+        ("gtm", "--decay", "inf"),
+        ("gtm", "--seed", 10**30),
+        ("gtm", "--seed", -1),
+        ("gradcheck", "--seed", 10**30),
+        ("gradcheck", "--seed", -1),
+        ("figures", "--seed", 10**30),
+        ("bench", "--queries", 10**20),
+        ("bench", "--latents", 10**20),
+        ("bench", "--dims", 10**20),
+        ("bench", "--threads", 10**8),
+        ("bench", "--budget", "nan"),
+    ],
+)
+def test_an_extreme_value_is_one_line(tmp_path, command, option, value):
+    result = lebm(command, option, value, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert f"'{option}'" in result.stderr
+
+
+def test_gradients_of_a_forward_pass_are_refused(tmp_path):
+    result = lebm("bench", "--direction", "forward", "--gradients", "y", "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "'--gradients'" in result.stderr
+
+
+@pytest.mark.parametrize("size", [2**50, 2**62], ids=["too many", "beyond integers"])
+def test_lack_of_memory_is_one_line(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(cli.train, "train_recipe", lambda *args, **kwargs: torch.empty(size))
+    result = lebm("train", "ellipse", "--output", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("lebm: error: not enough memory for these sizes: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["[red]", "a[/red]b", "[bold", "ü β"])
+def test_any_name_of_a_folder_is_printed_as_it_is(tmp_path, name):
+    folder = tmp_path / name
+    result = lebm("train", "ellipse", "--epochs", 0, "--output", folder)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {folder}/ellipse-cold.csv" in result.stdout
+    (tmp_path / "file[b]").touch()
+    result = lebm("train", "ellipse", "--output", tmp_path / "file[b]")
+    assert result.exit_code == 2
+    assert "file[b]: File exists" in result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_of_another_encoding_gets_other_characters(tmp_path, encoding, monkeypatch):
+    from lebm_kernels.practicum import demonstrations as d
+
+    row = d.Collapsing(0.5, 0.125, (0.0, 1.25), (True, False))
+    monkeypatch.setattr(d, "collapsing", lambda: [row])
+    monkeypatch.setattr(d, "memorising", lambda: [d.Memorising("none", 0.01, 0.03)])
+    folder = tmp_path / "ü β"
+    for arguments in (
+        ["--help"],
+        ["info"],
+        ["show", "collapsing"],
+        ["show", "memorising"],
+        ["train", "ellipse", "--epochs", 0, "--output", folder],
+    ):
+        result = CliRunner(charset=encoding).invoke(cli.app, [str(x) for x in arguments])
+        assert result.exit_code == 0, result.output
+        # Only the folder's name has characters that need a substitute.
+        assert ("\\u03b2" in result.stdout) == (arguments[0] == "train")
+
+
+def test_a_wrong_instruction_set_is_one_line_and_does_not_hide_the_facts(monkeypatch):
+    wrong = "LEBM_KERNELS_ISA must be one of avx2, baseline on this processor, got 'axv2'"
+    monkeypatch.setattr(native, "_FAILURE", wrong)
+    for arguments in (["train", "ellipse"], ["gradcheck"], ["demo"]):
+        result = lebm(*arguments)
+        assert result.exit_code == 2
+        assert result.stderr == f"lebm: error: Invalid value for the environment: {wrong}\n"
+    for arguments in (["info"], ["--version"], ["--help"]):
+        assert lebm(*arguments).exit_code == 0
+    assert "got 'axv2'" in " ".join(lebm("info").output.split())
+
+
+def test_help_says_what_resuming_asks_for():
+    assert "no option may differ" in " ".join(lebm("train", "--help").output.split())
 
 
 def test_a_backend_that_cannot_run_says_why(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,46 @@ def test_bad_arguments_are_named() -> None:
 def test_matplotlib_is_imported_only_for_a_figure() -> None:
     code = "import sys, lebm_kernels.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_figure_is_drawn_without_pyplot(tmp_path: Path) -> None:
+    # No such backend is installed, so whatever selects it fails.
+    code = """
+import sys
+from pathlib import Path
+import torch
+from lebm_kernels.cli.shared import save
+from lebm_kernels.diagnostics.accuracy import BETAS
+from lebm_kernels.figures.benchmarks import accuracy_figure
+from lebm_kernels.figures import cold_and_warm_figure, latent_map_figure, restored_images_figure
+from lebm_kernels.models import Ellipse
+from lebm_kernels.models.gtm import topographic_mapping
+from lebm_kernels.practicum import FIGURES, Practicum
+from lebm_kernels.training.datasets import Dataset
+torch.set_num_threads(1)
+run, y = Practicum(epochs=0), torch.rand(30, 9)
+figures = {name: draw(run) for name, draw in FIGURES.items()}
+mapping = topographic_mapping(y, latents=4, bumps=3)
+figures["latents"] = latent_map_figure(mapping, Dataset(y), torch.arange(30) % 3)
+figures["images"] = restored_images_figure(mapping, y[:6], noise=0.0)
+figures["cold-and-warm"] = cold_and_warm_figure(Ellipse(), Ellipse(), beta=1.0)
+figures["accuracy"] = accuracy_figure(BETAS, {"native": [1.0] * len(BETAS)})
+for figure in figures.values():
+    figure.draw_without_rendering()
+for name in ("section", "accuracy"):
+    save(figures[name], Path(sys.argv[1]) / name, "png", "svg")
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"MPLBACKEND": "module://nothing"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["accuracy.png", "accuracy.svg", "section.png", "section.svg"]
 
 
 def test_latent_map_puts_each_label_near_the_mode_of_its_posterior() -> None:

@@ -213,7 +213,7 @@ def test_a_checkpoint_of_other_data_or_none_is_refused(tmp_path: Path) -> None:
     ):
         train(neural_horn(), data, SHORT, checkpoint=path, resume=True)
     torch.save({"format": 0}, path)
-    with pytest.raises(ValueError, match="not one of format"):
+    with pytest.raises(ValueError, match="must have format"):
         train(model, data, SHORT, checkpoint=path, resume=True)
 
 

@@ -19,7 +19,7 @@ IMPORTED_AGAIN = ROOT / "tests" / "support" / "imported_again.py"
 # Rooms are the modules and folders directly in the package. A room may import itself, the rooms on
 # its line, the rooms on the right, and all that those may import.
 ORDER = {
-    "reference arguments checks extras torch_internals": "",
+    "reference arguments checks extras files torch_internals": "",
     "backends": "reference",
     "ops": "backends",
     "soft_minimum": "reference",

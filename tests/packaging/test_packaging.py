@@ -6,6 +6,7 @@ machine. Every test of the native backend shows that the real sources compile.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ import setuptools
 import torch
 
 import lebm_kernels
-from lebm_kernels.extras import MissingExtraError
+from lebm_kernels.extras import PACKAGES, MissingExtraError, needs
 from lebm_kernels.figures import overview_figure
 from lebm_kernels.models import Ellipse, infer
 from lebm_kernels.training import TrainConfig, digits, ellipse_data, train
@@ -394,13 +395,14 @@ def test_source_distribution_holds_all_sources(tree: Path, build: Build) -> None
     assert wanted <= names, wanted - names
 
 
-def test_a_library_that_is_named_and_missing_is_an_error(tmp_path: Path) -> None:
+def test_a_library_that_is_named_and_missing_is_the_reason(tmp_path: Path) -> None:
     missing = str(tmp_path / "none.so")
     environment = os.environ | {"LEBM_KERNELS_LIBRARY": missing}
-    command = [sys.executable, "-c", "import lebm_kernels"]
+    code = "import lebm_kernels; print(lebm_kernels.backends()[0].reason)"
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert f"LEBM_KERNELS_LIBRARY names no file: {missing}" in done.stderr
+    assert done.returncode == 0
+    assert done.stdout == f"LEBM_KERNELS_LIBRARY names no file: {missing}\n"
 
 
 OPTIONAL = ("matplotlib", "rich", "scipy", "tqdm", "typer")
@@ -492,6 +494,32 @@ def test_an_import_names_the_extra_that_is_missing(
     message = re.escape(f"{project} is not installed: pip install 'lebm_kernels[{extra}]'")
     with pytest.raises(MissingExtraError, match=f"^{message}$"):
         use()
+
+
+def test_a_broken_installation_is_not_taken_for_a_missing_extra() -> None:
+    for installed in PACKAGES:
+        for name in ("numpy", "rich._broken", "lebm_kernels.broken"):
+            error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+            with pytest.raises(ModuleNotFoundError) as found, needs(installed):
+                raise error
+            assert found.value is error
+
+
+def extra(name: str) -> list[str]:
+    """What an extra of pyproject.toml installs; an array of strings of TOML is a list of Python."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(rf"^{name} = (\[.*?\]$)", text, flags=re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return list(ast.literal_eval(found[1]))
+
+
+def test_the_packages_of_an_extra_are_those_that_it_installs() -> None:
+    for name, packages in PACKAGES.items():
+        names = {re.split(r"[>=;\[]", x)[0] for x in extra(name)}
+        assert names - {"lebm-kernels"} == set(packages)
+    # What times and tests the package needs the command line, the figures and SciPy.
+    assert "lebm-kernels[cli,models]" in extra("bench")
+    assert "lebm-kernels[figures]" in extra("cli")
 
 
 def test_every_extra_that_an_error_can_name_exists() -> None:

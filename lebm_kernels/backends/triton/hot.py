@@ -87,9 +87,8 @@ def hot_kernel(
         mean, z = m, m
         if ENERGY & WANT:
             mean = tl.load(hot.energy_ptr + at)
-            z = inverse_size(tl.load(beta_at), tl.load(state_ptr + at * STATE), mean, dtype)[
-                :, None
-            ]
+            shift = tl.load(state_ptr + at * STATE_SIZE + SHIFT)
+            z = inverse_size(tl.load(beta_at), shift, mean, dtype)[:, None]
             mean = mean.to(dtype)[:, None]
         sums = tl.zeros((BLOCK_M,), tl.float64)
         drift, spread = sums, sums
