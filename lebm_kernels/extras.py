@@ -10,7 +10,7 @@ from importlib.util import find_spec
 PACKAGES = {
     "cli": ("rich", "tqdm", "typer"),
     "figures": ("matplotlib",),
-    "models": ("scipy",),
+    "models": ("scipy", "sklearn"),
 }
 
 # Where the name to install differs from the name to import.

@@ -148,7 +148,7 @@ def _slopes(normaliser: Normaliser, state: Tensor, out: Rows, where: tuple[slice
         if curved:
             weight, close = log_w.exp(), tau.abs() <= 0.5
             rate = coldness[:, :, None].to(gap.dtype)
-            relative, x = z[:, :, None].to(gap.dtype) * gap, torch.where(close, tau, 0.0)
+            relative, x = gap.mul_(z[:, :, None].to(gap.dtype)), torch.where(close, tau, 0.0)
             near = weight * relative * relative * psi(x, 2)
             far = p * (torch.where(p > 0, tau, 0.0) - 1) + weight
             # A dropped latent has weight 0 and would divide it by beta = 0.

@@ -137,7 +137,7 @@ class _Tile:
         self.tile, self.dots, self.latent, self.units = tile, dots, latent, units
         excess = tiles.energies(tile) - state[:, :, None, 0].to(tile.y.dtype)
         self.p, self.x, above = tiles.posterior_weights(tile, excess, log_w, state)
-        self.u = units.inverse * above
+        self.u = above.mul_(units.inverse)
         self.w = log_w.exp()
         self.energy_dot = self._energy_dot(excess == torch.inf)
         self.log_weight_dot = None if dots.log_weight is None else dots.log_weight[:, None, :]

@@ -230,8 +230,10 @@ def test_the_functions_ignore_the_default_device() -> None:
         found = [*_results(y, decoded, weight, energy)]
     finally:
         torch.set_default_device(None)
+    # A default device is a mode, in which softmin and its family take another way: see
+    # soft_minimum.py.
     for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other)
 
 
 def _models() -> Iterator[LatentModel]:
