@@ -35,10 +35,9 @@ _ABSOLUTE, _RELATIVE, _STEP = 1e-5, 1e-3, 1e-6
 # At a smaller beta, one side of a finite difference may leave [0, inf].
 _TOO_HOT = 1e-5
 
-# A gradient smaller than this counts as 0. Kernels end their exponentials at 2^-125, above the
-# smallest normal number of float32. Such an exponential may be divided by the prior weight of the
-# nearest latent, and every query adds one. tests/ops/test_fuzz.py allows as much.
-_UNDERFLOW = 2.0**-106
+# A gradient smaller than this counts as 0: products near the smallest normal number of float32
+# lose their digits.
+_UNDERFLOW = 2.0**-124
 
 
 @dataclass(frozen=True)
