@@ -7,8 +7,8 @@ The truth is computed in a wider format from the same (rounded) arguments: see
                 scale = min E + min(<E>_w - min E, (1 + log N) / beta)
     gradients   |d - d64| <= 2 max(reference error, eps noise) + 16 eps magnitude
 
-A posterior weight below 2^-64 (2^-256 in float64) may count as 0: its terms may be absent from a
-gradient.
+With log-weights each term of <E>_w counts 1 + |log w| / 16 times. A posterior weight below 2^-64
+(2^-256 in float64) may count as 0: its terms may be absent from <E>, KL and the gradients.
 
 Here ``min E`` stands for the sum of the absolute terms of the smallest energy, and log N for
 -log w of its latent where that is larger. The reference is the formulas in the same dtype, with

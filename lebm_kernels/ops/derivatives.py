@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lebm_kernels.arguments import TENSORS, Arguments, accumulation_dtype
+from lebm_kernels.arguments import TENSORS, Arguments
 from lebm_kernels.ops import schemas
 from lebm_kernels.ops.schemas import COLUMNS, SLOPES
 from lebm_kernels.ops.second_order import Direction
@@ -574,33 +574,25 @@ def _differentiate_posterior(
     """The gradients of ``posterior``'s arguments.
 
     <E> = F + dF/dlog beta and KL = -beta dF/dlog beta are made of F and its rate along log beta;
-    the mean's cotangent is a direction too. The gradient by beta itself would cancel when cold, and
-    is taken along the energy: <E> falls by Var(E), and KL rises by beta Var(E).
+    the mean's cotangent is a direction too.
     """
     if all(x is None for x in (by_value, by_mean, by_energy, by_entropy)):
         return _absent(ctx)
     *given, state = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:_GIVEN])
-    beta = given[_BETA].to(accumulation_dtype(given[0].dtype))
-    cold = beta == torch.inf
-    finite = torch.where(cold, 0.0, beta)
-    weight, rate = by_value, None
+    cold = given[_BETA] == torch.inf
+    weight = by_value
     if by_energy is not None:
         weight = by_energy if weight is None else weight + by_energy
-        rate = torch.where(cold, 0.0, by_energy)
-    if by_entropy is not None:
-        falling = -by_entropy * finite
-        rate = falling if rate is None else rate + falling
+    along = Direction(mean=by_mean, energy=by_energy, relative_entropy=by_entropy)
     grads: list[Any] = [None] * _GIVEN
     mask = [n and i != _BETA for i, n in enumerate(needs)]
     if any(mask):
-        along_beta = Direction(log_beta=rate, mean=by_mean)
-        _, *found = free_energy_second(None, weight, state, *along_beta, *given, mask)
+        _, *found = free_energy_second(None, weight, state, *along, *given, mask)
         grads = _masked(found, mask)
     if needs[_BETA]:
-        along_energy = Direction(mean=by_mean, energy=rate)
         mask = [i == _BETA for i in range(_GIVEN)]
-        _, *found = free_energy_second(None, by_value, state, *along_energy, *given, mask)
+        _, *found = free_energy_second(None, by_value, state, *along, *given, mask)
         grads[_BETA] = found[_BETA]
     if needs[_LOG_WEIGHT] and by_entropy is not None:
         weight = torch.where(cold, by_entropy, 0.0)

@@ -297,7 +297,9 @@ def _free_energy_second(
             ),
             mean=None if dots.mean is None else layout.per_query(dots.mean, D),
             energy=None if dots.energy is None else layout.per_query(dots.energy),
-            log_beta=None if dots.log_beta is None else layout.per_query(dots.log_beta),
+            relative_entropy=None
+            if dots.relative_entropy is None
+            else layout.per_query(dots.relative_entropy),
         ),
         SecondWants(*(w and x is not None for w, x in zip(output_mask, given, strict=True))),
     )

@@ -1,8 +1,9 @@
 r"""Second derivatives of the free energy in plain PyTorch tiles, for every backend.
 
-A direction changes every argument at a rate, written with a dot. Two more rates are energies that
-grow at the rate 1: c[b] . g[n] (``mean``) and e[b] u[b,n] (``energy``). A last one changes log beta
-(``log_beta``). With u = E - F, d = y - s g and x = -beta u = log(p/w):
+A direction changes every argument at a rate, written with a dot. The cotangents of a posterior's
+outputs are a direction too, with G = 1: those of the mean are the rate c[b] of an energy c . g[n],
+those of <E> and KL, e and k, are the rate e - beta k of log beta. With u = E - F, d = y - s g and
+x = -beta u = log(p/w):
 
     d_dot   = y_dot - s_dot g - s g_dot
     E_dot   = 2 d . d_dot + r_dot + c . g + e u
@@ -25,9 +26,13 @@ q = G p_dot + G_dot p:
 Here l_dot is relative to its average over w. The k_j are entire in beta, so nothing cancels
 at small beta. At beta = inf, p changes with l alone: the terms with beta and k_j are zero.
 
+The gradient of a posterior by beta would cancel when cold. It is taken along the energy
+(e - beta k) u instead: <E> falls by Var(E), and KL rises by beta Var(E).
+
 u^3 and beta^-3 may leave the range of the dtype where the result does not. So each query has its
 own unit of energy, with the Z of :func:`~lebm_kernels.backends.tiles.inverse_size`: Z E, Z E_dot,
-beta / Z, beta_dot / Z, G / Z and Z F_dot satisfy the same formulas.
+beta / Z, beta_dot / Z, G / Z and Z F_dot satisfy the same formulas. Of a posterior, G is 1 in these
+units, c as it is, and the rate of log beta e / Z - (beta / Z) k.
 """
 
 from __future__ import annotations
@@ -47,9 +52,8 @@ from lebm_kernels.backends.contract import Problem
 class Direction(NamedTuple):
     """The rate of each argument of a :class:`Problem`, in its shape; None: it does not change.
 
-    ``mean`` is c, ``[B, M, D]``. ``energy`` is e, ``[B, M]``, for the gradient by beta alone: the
-    other gradients leave out their part through u. ``log_beta`` is the rate of log beta,
-    ``[B, M]``: beta times it adds to ``beta``.
+    ``mean`` is c, ``[B, M, D]``; ``energy`` and ``relative_entropy`` are e and k, ``[B, M]``: the
+    cotangents of a posterior. With any of them G is 1. The gradient by beta is then asked alone.
     """
 
     y: Tensor | None = None
@@ -60,7 +64,12 @@ class Direction(NamedTuple):
     latent_energy: Tensor | None = None
     mean: Tensor | None = None
     energy: Tensor | None = None
-    log_beta: Tensor | None = None
+    relative_entropy: Tensor | None = None
+
+    @property
+    def of_posterior(self) -> bool:
+        """Whether they are the cotangents of a posterior."""
+        return any(x is not None for x in (self.mean, self.energy, self.relative_entropy))
 
 
 class SecondWants(NamedTuple):
@@ -111,7 +120,7 @@ def _narrowed(direction: Direction, grid: slice, query: slice, latent: slice) ->
 class _Units(NamedTuple):
     """Z of a tile of queries and beta / Z with 0 in place of inf, both ``[b, m, 1]``."""
 
-    inverse: Tensor
+    z: Tensor
     beta: Tensor
 
     @classmethod
@@ -119,6 +128,11 @@ class _Units(NamedTuple):
         z = tiles.inverse_size(beta, state)
         finite = torch.where(beta == torch.inf, 0.0, beta.double())
         return cls(z.to(beta.dtype)[..., None], (finite / z).to(beta.dtype)[..., None])
+
+    def rate(self, energy: Tensor | None, relative_entropy: Tensor | None) -> Tensor | None:
+        """The rate of log beta from the cotangents of <E> and KL, ``[b, m]`` each."""
+        falling = None if relative_entropy is None else -relative_entropy[..., None] * self.beta
+        return _total((None if energy is None else energy[..., None] / self.z, falling))
 
 
 class _Tile:
@@ -133,19 +147,20 @@ class _Tile:
         state: Tensor,
         order: int,
         units: _Units,
+        energy_rate: Tensor | None,
     ) -> None:
         self.tile, self.dots, self.latent, self.units = tile, dots, latent, units
         excess = tiles.energies(tile) - state[:, :, None, 0].to(tile.y.dtype)
         self.p, self.x, above = tiles.posterior_weights(tile, excess, log_w, state)
-        self.u = above.mul_(units.inverse)
+        self.u = above.mul_(units.z)
         self.w = log_w.exp()
-        self.energy_dot = self._energy_dot(excess == torch.inf)
+        self.energy_dot = self._energy_dot(excess == torch.inf, energy_rate)
         self.log_weight_dot = None if dots.log_weight is None else dots.log_weight[:, None, :]
         self.k = self._moments(order) if order else []
 
     def difference(self, d: int) -> Tensor:
-        """Dimension d of y - s g."""
-        return tiles.differences(self.tile, d)
+        """Dimension d of Z (y - s g)."""
+        return tiles.differences(self.tile, d).mul_(self.units.z)
 
     def difference_dot(self, d: int) -> Tensor | None:
         """Dimension d of y_dot - s_dot g - s g_dot, broadcastable to ``[b, m, n]``."""
@@ -161,18 +176,17 @@ class _Tile:
             by_decoded = -tiles.predictions(self.tile._replace(decoded=dots.decoded), d)
         return _total((by_y, by_scale, by_decoded))
 
-    def _energy_dot(self, unreached: Tensor) -> Tensor | None:
-        dots, D, units_inverse = self.dots, self.tile.y.shape[-1], self.units.inverse
-        total = None if dots.latent_energy is None else dots.latent_energy[:, None, :]
+    def _energy_dot(self, unreached: Tensor, rate: Tensor | None) -> Tensor | None:
+        dots, D = self.dots, self.tile.y.shape[-1]
+        total = None if dots.latent_energy is None else self.units.z * dots.latent_energy[:, None]
         for d in range(D):
             change = self.difference_dot(d)
             if change is not None:
                 total = _total((total, 2 * self.difference(d) * change))
             if dots.mean is not None:
                 total = _total((total, dots.mean[:, :, None, d] * self.tile.decoded[:, None, :, d]))
-        total = _times(units_inverse, total)
-        if dots.energy is not None:
-            total = _total((total, dots.energy[:, :, None] * self.u))
+        if rate is not None:
+            total = _total((total, rate * self.u))
         # A latent out of reach has posterior weight 0: inf * 0 would be a NaN.
         return None if total is None else torch.where(unreached, 0.0, total)
 
@@ -239,9 +253,10 @@ class _Pass:
         state: Tensor,
         order: int,
         units: _Units,
+        energy_rate: Tensor | None,
     ) -> None:
         self.problem, self.direction, self.where, self.state = problem, direction, where, state
-        self.order, self.units = order, units
+        self.order, self.units, self.energy_rate = order, units, energy_rate
         self.num_latents = problem.decoded.shape[1]
         whole = tiles.latents_per_tile(problem) >= self.num_latents
         self.only = self._tile(slice(0, self.num_latents)) if whole else None
@@ -257,7 +272,9 @@ class _Pass:
         tile = tiles.narrowed(self.problem, *self.where, latent)
         dots = _narrowed(self.direction, *self.where, latent)
         log_w = tiles.log_weights(tile, self.num_latents)
-        return _Tile(tile, dots, latent, log_w, self.state, self.order, self.units)
+        return _Tile(
+            tile, dots, latent, log_w, self.state, self.order, self.units, self.energy_rate
+        )
 
 
 def along(
@@ -272,7 +289,7 @@ def along(
 
     Args:
         problem: the arguments, float32 or float64.
-        grad: G, ``[B, M]``, the problem's dtype.
+        grad: G, ``[B, M]``, the problem's dtype; not read for a posterior's cotangents.
         grad_dot: G_dot, likewise, or None for 0.
         state: what :func:`lebm_kernels.backends.contract.Rows` has of any backend.
         direction: the rates of the arguments, the problem's dtype.
@@ -294,7 +311,8 @@ def along(
             for shape, w in zip(shapes, want, strict=True)
         ),
     )
-    cools = direction.beta is not None or direction.log_beta is not None
+    of_energies = direction.energy is not None or direction.relative_entropy is not None
+    cools = direction.beta is not None or (of_energies and not want.beta)
     curved = cools or want.beta
     order = 1 if direction.log_weight is not None or want.log_weight else 0
     if curved:
@@ -303,27 +321,23 @@ def along(
     def visit(where: tuple[slice, slice], state: Tensor, trusted: bool = False) -> Tensor:
         """Add one tile of queries to ``out`` if the state belongs to its energies; say whether."""
         units = _Units.of(problem.beta[where], state)
-        latents = _Pass(problem, direction, where, state, order, units)
+        e, k = (None if x is None else x[where] for x in direction[-2:])
+        rate = units.rate(e, k)
+        latents = _Pass(problem, direction, where, state, order, units, rate if want.beta else None)
         averages = _Averages(latents, state, grad.dtype, curved)
         consistent = averages.consistent() | trusted
         value = averages.energy_dot + averages.slope
-        beta_dot = _total(
-            (
-                None
-                if direction.beta is None
-                else direction.beta[where][..., None] / units.inverse,
-                None
-                if direction.log_beta is None
-                else direction.log_beta[where][..., None] * units.beta,
-            )
-        )
+        beta_dot = None if want.beta else _times(units.beta, rate)
+        if direction.beta is not None:
+            beta_dot = direction.beta[where][..., None] / units.z
         if beta_dot is not None:
             value = value - beta_dot * averages.curvature
-        out.value[where] = (value / units.inverse)[..., 0]
+        out.value[where] = (value / units.z)[..., 0]
         if any(want):
+            ones = torch.ones_like(units.z)
             weights = _Weights(
-                grad[where][..., None],
-                None if grad_dot is None else grad_dot[where][..., None],
+                ones if direction.of_posterior else grad[where][..., None] / units.z,
+                None if grad_dot is None else grad_dot[where][..., None] / units.z,
                 beta_dot,
                 units,
                 consistent,
@@ -355,7 +369,7 @@ def _centred(log_weight_dot: Tensor, problem: Problem) -> Tensor:
 
 
 class _Weights(NamedTuple):
-    """Per query of a tile, ``[b, m, 1]``: G, G_dot, and the rate of beta / Z.
+    """Per query of a tile, ``[b, m, 1]``: G / Z, G_dot / Z, and the rate of beta / Z.
 
     Where ``consistent``, a scalar, is false, the tile adds nothing.
     """
@@ -395,11 +409,11 @@ def _add(
         for d in range(t.tile.y.shape[-1]):
             _add_vectors(out, where, t, d, q, weight, kept)
     if out.latent_energy is not None and q is not None:
-        _accumulate(out.latent_energy[grid, latent], q.sum(1), kept)
+        _accumulate(out.latent_energy[grid, latent], (z * q).sum(1), kept)
     if out.beta is not None:
 
         def by_beta(x: Tensor) -> Tensor:
-            return x.double() / z[..., 0] / z[..., 0]
+            return x.double() / z[..., 0]
 
         terms = _total(
             (
@@ -428,7 +442,7 @@ def _add(
                 None if beta_dot is None else beta_dot * (p * mean.curvature - t.k[1]),
             )
         )
-        terms = _total((_times(G / z, terms), None if G_dot is None else G_dot / z * t.k[0]))
+        terms = _total((_times(G, terms), _times(G_dot, t.k[0])))
         if terms is not None:
             _accumulate(out.log_weight[grid, latent], terms.sum(1), kept)
 
@@ -447,7 +461,10 @@ def _add_vectors(
     scale, decoded = t.tile.scale, t.tile.decoded[:, None, :, d]
     scale_dot, decoded_dot, mean_dot = t.dots.scale, t.dots.decoded, t.dots.mean
     difference = t.difference(d)
-    pull = _total((_times(q, difference), _times(weight, t.difference_dot(d))))
+    moving = t.difference_dot(d)
+    # Not Z times the rate: that may overflow.
+    moved_by = None if moving is None else (t.units.z * weight) * moving
+    pull = _total((_times(q, difference), moved_by))
     if out.y is not None and pull is not None:
         _accumulate(out.y[grid, query, d], 2 * pull.sum(-1), kept)
     if out.scale is not None:

@@ -2,8 +2,9 @@
 
 A description maps names to texts, such as ``model.regulariser.strength`` to ``0.1``, so that an
 error can name what differs. The text of a tensor is its dtype, its shape and a hash of its values.
-Functions and classes are compared by module and name. Lambdas, closures and objects of unknown
-content cannot be compared; their texts say so.
+Functions and classes are compared by module and name, functions also by their code and defaults.
+Lambdas, closures, functions within functions, hooks of modules and objects of unknown content
+cannot be compared; their texts say so. Nor can the global variables that a function reads.
 """
 
 from __future__ import annotations
@@ -139,6 +140,8 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
                 yield f".{name}", tensor
         for name, module in value.named_children():
             yield f".{name}", module
+        for kind in (value._forward_pre_hooks, value._forward_hooks):
+            yield from ((".hook", hook) for hook in kind.values())
     elif isinstance(value, torch.optim.Optimizer):
         for i, group in enumerate(value.param_groups):
             # The config decides the rate, and the checkpoint has the parameters.
@@ -150,6 +153,15 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
         yield ".keywords", value.keywords
     elif isinstance(value, types.MethodType):
         yield ".__self__", value.__self__
+    elif isinstance(value, types.FunctionType):
+        yield ".__code__", value.__code__
+        if value.__defaults__:
+            yield ".__defaults__", value.__defaults__
+        if value.__kwdefaults__:
+            yield ".__kwdefaults__", value.__kwdefaults__
+    elif isinstance(value, types.CodeType):
+        for i, constant in enumerate(value.co_consts):
+            yield f".co_consts[{i}]", constant
     elif isinstance(value, dict):
         for key, part in value.items():
             yield f"[{key!r}]", part
@@ -191,10 +203,11 @@ def _text(value: Any) -> str:
         return f"{type(value).__name__} of {len(value)}"
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)):
         name = f"{value.__module__}.{value.__qualname__}"
-        compared = not (
-            value.__name__ == "<lambda>" or getattr(value, "__closure__", None) is not None
-        )
+        compared = "<" not in name and getattr(value, "__closure__", None) is None
         return name if compared else name + _NOT_COMPARED
+    if isinstance(value, types.CodeType):
+        # Without line numbers and file names: comments do not count.
+        return f"code {_hash(value.co_code + repr(value.co_names).encode())}"
     if isinstance(value, (set, frozenset)):
         return f"{type(value).__name__} of {', '.join(sorted(map(repr, value)))}"
     value = plain(value)  # NumPy's number and the equal number of Python have one text

@@ -191,6 +191,13 @@ def _lambda_partial(margin: float) -> Any:
     return functools.partial(squares, power=margin)
 
 
+def _edited(body: str, weight: float = 1.0) -> Any:
+    """A function of a module, as it is before and after an edit."""
+    names: dict[str, Any] = {"__name__": "my_losses"}
+    exec(f"def loss(model, y, x=None, w={weight}, **_):\n    return w * {body}\n", names)
+    return names["loss"]
+
+
 LOSSES: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
     "function": (
         lambda: energy_loss,
@@ -211,6 +218,21 @@ LOSSES: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
         lambda: functools.partial(squares),
         lambda: squares,
         r"loss was functools\.partial, is .*squares",
+    ),
+    "defaults": (
+        lambda: _edited("model(y, x, beta=2.0).mean()", 1.0),
+        lambda: _edited("model(y, x, beta=2.0).mean()", 9.0),
+        r"loss\.__defaults__\[1\] was 1, is 9",
+    ),
+    "code": (
+        lambda: _edited("model(y, x, beta=2.0).mean()"),
+        lambda: _edited("model(y, x, beta=2.0).mean() * 77"),
+        r"loss\.__code__ was code \w+, is code \w+",
+    ),
+    "constant in the code": (
+        lambda: _edited("model(y, x, beta=2.0).mean()"),
+        lambda: _edited("model(y, x, beta=3.0).mean()"),
+        r"loss\.__code__\.co_consts\[\d\] was 2, is 3",
     ),
     "field": (
         lambda: HingeLoss(GaussianNoise(0.5, _generator()), 1.0),
@@ -282,6 +304,15 @@ def test_an_error_names_three_differences_and_counts_the_others(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"to resume: .*;.*;.*; and \d+ more$") as caught:
         _run(path, other, resume=True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_hook_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    _run(path, _ellipse())
+    model = _ellipse()
+    model.register_forward_hook(lambda module, given, result: 100 * result)
+    with pytest.raises(ValueError, match=r"model\.hook was absent, is .*<lambda>"):
+        _run(path, model, resume=True)
 
 
 def _closure(factor: float) -> Any:

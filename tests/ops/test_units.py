@@ -80,6 +80,45 @@ def problems(draw: Any) -> tuple[Arguments, int, bool]:
     return arguments, draw(st.integers(-farthest, farthest)), squared
 
 
+# y, decoded and beta of one query, whose differences, powers or products used to leave the range.
+EXTREMES = [
+    pytest.param(dtype, *case, id=f"{name} {dtype}".replace("torch.", ""))
+    for dtype, name, case in (
+        (torch.float32, "a hit", ([0.0], [0.0, 500.0], 1e-4)),
+        (torch.float32, "small", ([0.0], [0.0, 1e-10], 1.9e19)),
+        (torch.float32, "large", ([0.0], [1e10, 0.0], 1e-20)),
+        (torch.float32, "largest", ([1e19], [0.0], 1.0)),
+        (torch.float64, "a hit", ([0.0], [0.0, 500.0], 1e-4)),
+        (torch.float64, "small", ([0.0], [0.0, 1e-80], 1e160)),
+        (torch.float64, "large", ([0.0], [1e80, 0.0], 1e-160)),
+    )
+]
+
+
+@pytest.mark.parametrize(("dtype", "y", "decoded", "beta"), EXTREMES)
+def test_extremes(
+    backend: str, dtype: torch.dtype, y: list[float], decoded: list[float], beta: float
+) -> None:
+    arguments = [torch.tensor(x, dtype=dtype) for x in (y, decoded, beta)]
+    found = posterior(*(x[:, None] for x in arguments[:2]), arguments[2], backend=backend)
+    at, latents, rate = map(to_array, arguments)
+    energy = (at[:, None] - latents) ** 2
+    mass = np.exp(-rate * (energy - energy.min()))
+    p = mass / mass.sum()
+    entropy = (p * np.log(p * len(decoded))).sum()
+    expected = (energy.min() - np.log(mass.mean()) / rate, (p * energy).sum(), entropy)
+    for got, wanted in zip((found[0], found[2], found[3]), expected, strict=True):
+        assert abs(to_array(got).item() - wanted) <= 512 * torch.finfo(dtype).eps * wanted
+
+
+def test_a_circle_at_its_own_points(backend: str) -> None:
+    angle = torch.arange(60) * (2 * math.pi / 60)
+    circle = torch.stack((angle.cos(), angle.sin()), dim=1)
+    found = posterior(circle, circle, 1e5, backend=backend)
+    assert (found.energy >= 0).all()
+    assert (found.energy < 1e-30).all()
+
+
 @ON_EACH
 @examples(0.5 / len(PARAMETERS), 40)
 @given(problem=problems(), seed=st.integers(0, 99))
@@ -159,6 +198,54 @@ def check_sums(energy: Tensor, entropy: Tensor, arguments: Arguments, tiny: floa
     lost = (remnant * (1 + tau)).sum(-1) + 2.0**20 * torch.finfo(energy.dtype).smallest_normal
     wrong = np.abs(to_array(entropy) - divergence) > promise.allowed(size, energy.dtype) + lost
     assert not wrong.any(), (to_array(entropy)[wrong], divergence[wrong])
-    slack = promise.allowed(pairs.bulk.max(initial=0), energy.dtype)
-    assert (to_array(energy) >= pairs.least[..., 0] - slack).all()
+    # The least energy is rounded, and so is the one that <E> is compared with.
+    slack = promise.allowed(
+        np.take_along_axis(pairs.bulk, pairs.index[..., None], -1)[..., 0], energy.dtype
+    )
+    assert (to_array(energy) >= pairs.least[..., 0] - slack - tiny).all()
+    assert (pairs.bulk > pairs.energy).any() or (energy >= 0).all()
     assert (entropy >= 0).all()
+
+
+@ON_EACH
+@examples(0.1 / len(PARAMETERS), 20)
+@given(problem=problems(), seed=st.integers(0, 99))
+def test_derivatives_of_the_posterior_and_second_ones(
+    parameter: tuple[str, str | None], problem: tuple[Arguments, int, bool], seed: int
+) -> None:
+    """A law, not an accuracy: test_posterior_gradients.py and test_second_order.py have that."""
+    arguments, exponent, _ = problem
+    with selected(*parameter) as backend:
+        here, there = (derivatives(in_unit(arguments, e), e, seed, backend) for e in (0, exponent))
+    for name, (one, other, power) in {name: (here[name][0], *there[name]) for name in here}.items():
+        eps, tiny = torch.finfo(one.dtype).eps, torch.finfo(one.dtype).smallest_normal
+        got = to_array(taken_back(other, power))
+        beneath = math.ldexp(2.0**26 * tiny, max(0, -power))
+        size = np.abs(to_array(one)).max(initial=0)
+        largest = np.ldexp(np.longdouble(torch.finfo(one.dtype).max), -power)
+        normal = np.abs(to_array(one)) < largest
+        wrong = ~(np.abs(got - to_array(one)) <= 2**10 * eps * size + beneath) & normal
+        assert not wrong.any(), (name, got[wrong], to_array(one)[wrong])
+
+
+def derivatives(
+    arguments: Arguments, exponent: int, seed: int, backend: str
+) -> dict[str, tuple[Tensor, int]]:
+    """Gradients of the posterior and of |dF/dy|^2, each with the exponent of its unit."""
+    leaves = {name: x.detach().requires_grad_() for name, x in arguments.items()}
+    generator = torch.Generator().manual_seed(seed)
+    found = posterior(**leaves, backend=backend)
+    loss = found.energy.new_zeros(())
+    for x, power in ((found.mean, 1), (found.energy, 2), (found.relative_entropy, 0)):
+        weight = torch.randn(x.shape, generator=generator).to(x)
+        loss = loss + (torch.ldexp(weight, torch.tensor(-power * exponent)) * x).sum()
+    results = {}
+    for name, x in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        results[f"posterior by {name}"] = (x, -exponent * POWERS.get(name, 0))
+    value = free_energy(**leaves, backend=backend)
+    (slope,) = torch.autograd.grad(value.sum(), leaves["y"], create_graph=True)
+    weight = torch.randn(slope.shape, generator=generator).to(slope)
+    curved = (torch.ldexp(weight, torch.tensor(-exponent)) * slope).sum()
+    for name, x in zip(leaves, torch.autograd.grad(curved, list(leaves.values())), strict=True):
+        results[f"dF/dy by {name}"] = (x, -exponent * POWERS.get(name, 0))
+    return results

@@ -82,8 +82,8 @@ FAULTS = (
     Fault(
         "chunked",
         "dF/dbeta has the wrong sign",
-        r"-\(beta \* delta\)\.exp\(\)",
-        "(beta * delta).exp()",
+        r"-curvature / z / z",
+        "curvature / z / z",
         GRADIENTS,
     ),
     Fault(
@@ -106,7 +106,7 @@ FAULTS = (
     Fault(
         "chunked",
         "dF/dbeta cancels where beta is small",
-        r"(spread \+= )torch\.where\(tau\.abs\(\) <= 0\.5, near, far\)",
+        r"(spread \+= )torch\.where\(close, near, far\)",
         r"\1far",
         GRADIENTS,
     ),

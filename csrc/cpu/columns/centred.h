@@ -72,7 +72,7 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
     const ColumnQuery<T>& query = task.queries[first + k];
     // p <= 2^threshold would not show in a latent's gradient.
     if (query.rate * (query.shift - chunk.floor[k]) - query.log2_mass < threshold) continue;
-    if (grid.N <= kFewLatents || chunk.rise[k] > kRise<T> || chunk.fall[k] > most ||
+    if (grid.has_few_latents() || chunk.rise[k] > kRise<T> || chunk.fall[k] > most ||
         is_coarse(grid, i, query.rate, chunk.square[k])) {
       const int64_t at = chunk.others++;
       chunk.other[at] = query;

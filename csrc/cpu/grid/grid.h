@@ -128,6 +128,7 @@ struct Grid {
     return {i * block, scratch, scratch + D * block, zeros, zeros, ones, centre + i * D,
             across,    square};
   }
+  bool has_few_latents() const { return N <= kFewLatents; }
   size_t scratch_bytes() const { return streamed ? sizeof(T) * size_t(2 * D * block) : 0; }
 };
 

@@ -35,7 +35,7 @@ LEBM_INLINE bool is_near(const Grid<T>& grid, int64_t i, const T* s, T smallest,
     const T half = s[d] * grid.half[i * kD + d];
     size += half * half;
   }
-  return !v.mean && (grid.N <= kFewLatents || smallest - grid.r_top[i] < size);
+  return !v.mean && (grid.has_few_latents() || smallest - grid.r_top[i] < size);
 }
 
 // At beta = inf: adds the minima of a block, with their weights. They are usually few, so no

@@ -17,7 +17,7 @@ LEBM_BEGIN_TARGET
 // neither the index of the least energy nor, where exponents are small, <E>. See kFewLatents too.
 template <typename T>
 static bool takes_energies(const Grid<T>& grid, const RowOutputs<T>& out) {
-  return grid.N <= kFewLatents || out.index || out.energy;
+  return grid.has_few_latents() || out.index || out.energy;
 }
 
 template <typename T, int kD>
