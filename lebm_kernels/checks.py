@@ -70,10 +70,12 @@ def check_kind(name: str, value: object, kind: type | tuple[type, ...], expected
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
 
 
-def check_callable(name: str, value: object, expected: str) -> None:
-    """Refuse anything that cannot be called."""
+def check_callable(name: str, value: object, expected: str, *, may_be_class: bool = False) -> None:
+    """Refuse anything that cannot be called, and a class where its instance is meant."""
     if not callable(value):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    if isinstance(value, type) and not may_be_class:
+        raise TypeError(f"{name} must be {expected}, got the class {value.__name__} itself")
 
 
 def check_path(name: str, value: object) -> None:

@@ -53,6 +53,9 @@ class OneLineErrors(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Parse, run and, in standalone mode, exit."""
+        if standalone_mode and sys.stdout is None:
+            _print_error("standard output is closed")
+            sys.exit(1)
         try:
             for stream in (sys.stdout, sys.stderr):
                 # Names of files may have characters that the terminal's encoding has not.

@@ -321,7 +321,7 @@ def train(
     check_callable("loss", loss, "a function like those of lebm_kernels.training.losses")
     for name, function in (("make_optimizer", make_optimizer), ("on_epoch", on_epoch)):
         if function is not None:
-            check_callable(name, function, "None or a function")
+            check_callable(name, function, "None or a function", may_be_class=True)
     for name, path in (
         ("curves", curves),
         ("tensorboard", tensorboard),

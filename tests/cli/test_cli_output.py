@@ -119,6 +119,16 @@ def test_a_closed_pipe_is_silent(
     assert capfd.readouterr().err == ""
 
 
+def test_a_closed_standard_output_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # what Python makes of a closed descriptor
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["info"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "lebm: error: standard output is closed\n"
+
+
 def test_the_process_itself_ends_so_with_no_word_at_its_exit() -> None:
     code = "from lebm_kernels.cli import main; main(['--version'])"
     environment = {name: x for name, x in os.environ.items() if name != "PYTHONUNBUFFERED"}

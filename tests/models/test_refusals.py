@@ -158,6 +158,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 REFUSED |= {
     "no decoder": (lambda: DecoderModel(None), TypeError, "decoder"),  # type: ignore[arg-type]
+    "the class of a decoder": (
+        lambda: DecoderModel(NeuralDecoder),  # type: ignore[arg-type]
+        TypeError,
+        "decoder",
+    ),
     "a word for a predictor": (
         lambda: DecoderModel(NeuralDecoder(), "f"),  # type: ignore[arg-type]
         TypeError,
