@@ -11,6 +11,7 @@ or in a derivative (see :func:`softmin`).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -190,6 +191,10 @@ def free_energy(
     return softmin(energy, beta, _beside_queries(log_weight))
 
 
+# Of (e^x (x - 1) + 1) / x^2.
+_ENTROPY_SERIES = [(k + 1) / math.factorial(k + 2) for k in range(18)]
+
+
 def posterior(
     y: Tensor,
     decoded: Tensor,
@@ -207,11 +212,20 @@ def posterior(
     kept = (log_w > -torch.inf).expand(energy.shape)
     some = p > 0
     ratio = torch.where(some, torch.where(some, p, 1.0).log() - log_w, 0.0)
+    value = softmin(energy, beta, log_weight)
+    # KL is the sum of p log(p/w) - p + w, none of which is negative. Where p is near w, log(p/w)
+    # would be only rounding: there, it is w (e^x (x - 1) + 1) with x = -beta (E - F).
+    warm = (beta < torch.inf).unsqueeze(-1) & kept & value.isfinite().unsqueeze(-1)
+    above = torch.where(warm, energy - value.unsqueeze(-1), 0.0)
+    x = -torch.where(beta < torch.inf, beta, 0.0).unsqueeze(-1) * above
+    near = warm & (x.abs() <= 0.5)
+    x = torch.where(near, x, 0.0)
+    squares = log_w.exp() * x.square() * power_series(x, x, _ENTROPY_SERIES)
     return Posterior(
-        free_energy=softmin(energy, beta, log_weight),
+        free_energy=value,
         mean=(p.unsqueeze(-1) * decoded.unsqueeze(-3)).sum(-2),
         energy=(p * torch.where(p > 0, energy, torch.where(p.isnan(), p, 0.0))).sum(-1),
-        relative_entropy=(p * ratio).sum(-1),
+        relative_entropy=torch.where(near, squares, p * ratio - p + log_w.exp()).sum(-1),
         index=torch.where(kept, energy, torch.inf).argmin(-1),
     )
 

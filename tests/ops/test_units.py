@@ -111,12 +111,16 @@ def test_extremes(
         assert abs(to_array(got).item() - wanted) <= 512 * torch.finfo(dtype).eps * wanted
 
 
-def test_a_circle_at_its_own_points(backend: str) -> None:
+def test_a_circle_at_its_own_points(any_backend: str) -> None:
     angle = torch.arange(60) * (2 * math.pi / 60)
     circle = torch.stack((angle.cos(), angle.sin()), dim=1)
-    found = posterior(circle, circle, 1e5, backend=backend)
+    found = posterior(circle, circle, 1e5, backend=any_backend)
     assert (found.energy >= 0).all()
     assert (found.energy < 1e-30).all()
+    # To first order in beta, KL is beta^2 Var(E) / 2, and E is 2 - 2 cos with a variance of 2.
+    beta = 1e-6
+    entropy = posterior(circle, circle, beta, backend=any_backend).relative_entropy
+    assert ((entropy / beta**2 - 1).abs() < 1e-5).all()
 
 
 @ON_EACH
