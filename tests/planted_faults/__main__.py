@@ -105,6 +105,20 @@ FAULTS = (
     ),
     Fault(
         "chunked",
+        "<E> is recovered from F and KL",
+        r"energy = normaliser\.least\.double\(\) \+ above / mass\[\.\.\., 0\]",
+        "energy = normaliser.least.double() + value_gap - above * 0",
+        "ops/test_units.py",
+    ),
+    Fault(
+        "chunked",
+        "squares of energies without a unit",
+        r"gap\.mul_\(z\[:, :, None\]\.to\(gap\.dtype\)\)",
+        "gap",
+        "ops/test_units.py",
+    ),
+    Fault(
+        "chunked",
         "dF/dbeta cancels where beta is small",
         r"(spread \+= )torch\.where\(close, near, far\)",
         r"\1far",

@@ -66,13 +66,13 @@ LEBM_INLINE Vec<T> weigh(const BlockOfQuery<T>& of, int64_t j, VectorSums<T>& su
     const Vec<T> one = broadcast(T(1)), above = sub(excess, broadcast(of.query.gap));
     const Vec<T> bits = max(mul(above, rate), broadcast(-Exponent<T>::far));
     const Vec<T> x = mul(bits, broadcast(T(kLn2))), square = mul(x, x);
-    const Vec<T> weight = load(block.w + j), inverse = broadcast(of.query.inverse);
+    const Vec<T> weight = load(block.w + j), ratio = broadcast(of.query.ratio);
     const Vec<T> a = mul(above, broadcast(of.query.unit));
     const Vec<T> near = mul(mul(mul(a, weight), a), phi_near<T>(x));
     Vec<T> power;
     const Vec<T> minus = exp2m1_of<T>(bits, power);
-    const Vec<T> small = mul(weight, inverse);  // Z / beta is large where the weight is small
-    const Vec<T> far = mul(mul(fma(power, sub(x, one), one), small), inverse);
+    const Vec<T> small = mul(weight, ratio);  // Z / beta is large where the weight is small
+    const Vec<T> far = mul(mul(fma(power, sub(x, one), one), small), ratio);
     const Vec<T> curve = select_less(square, one, near, far);
     if constexpr (kWeighted) {
       // w Z a Psi(x). Psi is 1 where e^x - 1 is x and Z / beta may overflow. Where weights are

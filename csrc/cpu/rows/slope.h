@@ -54,7 +54,7 @@ LEBM_INLINE void set_unit(double shift, double gap, Query<T>& q) {
   const double size = __builtin_fabs(shift) + __builtin_fabs(gap), by_size = 1 / size;
   const double z = q.beta > by_size ? q.beta : by_size;
   q.unit = z > 0 && z <= kMost<T> ? T(z) : q.beta > 0 ? T(q.beta) : T(1);
-  q.inverse = q.beta == 0 ? T(0) : T(double(q.unit) / q.beta);
+  q.ratio = q.beta == 0 ? T(0) : T(double(q.unit) / q.beta);
 }
 
 // K Z^2 from the sums of w (Z a)^2 Phi (`second`) and of w Z a Psi (`first`); `rate` is beta / Z.

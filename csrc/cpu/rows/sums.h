@@ -35,7 +35,7 @@ struct Query {
   T rate;          // beta log2 e
   T gap;           // c - m, for kSlope
   T unit;          // Z, for kHot and kSlope: times this, energies are numbers of ordinary size
-  T inverse;       // Z / beta, for kSlope; 0 at beta = 0
+  T ratio;         // Z / beta, for kSlope; 0 at beta = 0
   T square_scale;  // the largest s^2, at D > 4
   double beta;
   const T *y, *s;

@@ -113,7 +113,7 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
     q.regime = pass.first ? first_regime(*pass.grid, q) : Regime(pass.regime[m]);
     const double* state = pass.out->state + kStateSize * (pass.b * p.M + m);
     q.gap = pass.first ? T(0) : T(state[kStateGap]);
-    q.unit = q.inverse = T(1);
+    q.unit = q.ratio = T(1);
     if (q.regime == kHot) {
       const double range = energy_range(*pass.grid, q.y, q.s);
       q.unit = range > 1 / kMost<T> ? T(1 / range) : T(1);
