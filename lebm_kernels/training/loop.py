@@ -260,7 +260,8 @@ def train(
 
     Steps run in the modes in which the model's modules are: ``model.eval()`` before would also
     train without Dropout. Everything else runs in evaluation mode: the validation loss,
-    ``initial`` and ``final``.
+    ``initial`` and ``final``. For the validation loss this includes the modules that the loss
+    holds, for example in its attributes, but not those in a closure.
 
     Args:
         model: the model, which is changed; it determines the device and dtype of the run.
@@ -484,7 +485,8 @@ class _Run:
             return math.nan
         # Not under no_grad: a loss may differentiate in its observations.
         total = 0.0
-        with evaluation_mode(self.model, self.loss):
+        modules = fingerprints.instances(nn.Module, self.loss)
+        with evaluation_mode(self.model, *modules):
             for part in _slices(self.validation, self.config.slice_size):
                 total += float(self._loss(part, self.last_beta()).detach()) * len(part)
         value = total / len(self.validation)
@@ -552,7 +554,7 @@ class _Run:
         )
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Read the state from a checkpoint of the same run, and the records; nothing else changes."""
+        """Read the state from a checkpoint of the same run; the model does not change yet."""
         state = checkpoints.read(path)
         # With a constant rate and temperature no step depends on the number of epochs.
         steady = self.config.schedule == "constant" and self.config.annealing is None
@@ -578,7 +580,7 @@ class _Run:
         torch.set_rng_state(state["global_rng"])
 
     def _generators(self) -> list[torch.Generator]:
-        return fingerprints.generators(self.model, self.loss)
+        return fingerprints.instances(torch.Generator, self.model, self.loss)
 
 
 @contextmanager
