@@ -8,8 +8,10 @@ it was. An error of the operating system names the file.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,6 +38,8 @@ def naming(path: Path | str, temporary: Path | None = None) -> Iterator[None]:
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Replace a file by these bytes; its folder is made. After an error it is as it was before.
 
+    The permissions stay those of the earlier file.
+
     Raises:
         OSError: the file cannot be written; ``filename`` is ``path`` or its folder.
     """
@@ -46,14 +50,19 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
             file.writelines(parts)
         return
     target = path.resolve()  # a symbolic link stays one
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
     # Not from the tempfile module, whose files only their owner may read.
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with naming(path, partial):
-            with partial.open("xb") as file:
+            # Whoever could not read the earlier file must not read this one while it is written.
+            opener = None if mode is None else functools.partial(os.open, mode=mode)
+            with open(partial, "xb", opener=opener) as file:
                 file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
+            if mode is not None:
+                partial.chmod(mode)  # the umask may have taken some of it
             partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

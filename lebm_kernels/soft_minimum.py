@@ -96,7 +96,32 @@ def _softmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
     # Where the minimum is infinite, so is F, and its slopes are the shares of that minimum.
     shares = reachable.detach().softmax(-1)
     ties = at_end.unsqueeze(-1) & (shares > 0)
-    return value + (shares * torch.where(ties, energy, 0.0)).sum(-1)
+    value = value + (shares * torch.where(ties, energy, 0.0)).sum(-1)
+
+    steep = ((beta == 0) & beyond.any(-1)).unsqueeze(-1)
+    value = value - _zero_with_infinite_slope(beta.unsqueeze(-1), steep)
+    invalid = whole.logsumexp(-1, keepdim=True).isfinite().logical_not()
+    invalid = invalid | (energy.isnan() & (whole > -_INF)).any(-1, keepdim=True)
+    invalid = invalid | ~(beta >= 0).unsqueeze(-1)
+    value = value + _nan_with_nan_slope(energy, invalid)
+    value = value + _nan_with_nan_slope(beta.unsqueeze(-1), invalid)
+    if log_weight is not None:
+        value = value + _zero_with_infinite_slope(log_weight, steep & beyond)
+        below = ~beyond & (log_weight > -_INF)
+        value = value - _zero_with_infinite_slope(log_weight, steep & below)
+        value = value + _nan_with_nan_slope(log_weight, invalid)
+    return value
+
+
+def _zero_with_infinite_slope(x: Tensor, where: Tensor) -> Tensor:
+    """Zero, summed over the last dimension; its slope in x is inf there, 0 elsewhere."""
+    zero = torch.where(where, x - x.detach(), 1.0).sqrt()
+    return torch.where(where, zero, 0.0).sum(-1)
+
+
+def _nan_with_nan_slope(x: Tensor, where: Tensor) -> Tensor:
+    """NaN there, with a slope of NaN in x; 0 elsewhere. Summed over the last dimension."""
+    return (torch.where(where, x, 0.0) * torch.where(where, torch.nan, 0.0).to(x)).sum(-1)
 
 
 def _softargmin(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
@@ -217,6 +242,9 @@ class _Softmin(torch.autograd.Function):
             weight, whole, _ = _prior(log_weight)
             weight.div_(whole)
         excess = (_filled(energy, rows.least, log_weight) - rows.least).nan_to_num_(0.0, _INF)
+        # At beta = 0, a latent infinitely far above the minimum makes these slopes infinite.
+        beyond = excess == _INF
+        steep = (beta.unsqueeze(-1) == 0) & beyond.any(-1, keepdim=True) & ~rows.invalid.isnan()
         u = excess.sub_(gap)
         largest = torch.finfo(energy.dtype).max
         t = (u * rows.beta).nan_to_num_(0.0, largest)  # NaN: 0 * inf
@@ -229,11 +257,16 @@ class _Softmin(torch.autograd.Function):
             for coefficient in reversed(_SLOPE_SERIES):
                 series.mul_(short).add_(coefficient)
             slope = torch.where(near, weight * u * series * u, far)
-            grad_beta = grad * (rows.invalid - slope.sum(-1, keepdim=True))
+            slope = torch.where(steep, _INF, slope.sum(-1, keepdim=True))
+            grad_beta = grad * (rows.invalid - slope)
             grad_beta = grad_beta.squeeze(-1)
         if needed[2]:
             pull = torch.where(t.abs() <= 0.5, -weight * torch.expm1(-t), weight - p)
-            grad_log_weight = grad * (pull / rows.beta + rows.invalid)
+            slope = pull / rows.beta
+            infinite = torch.where(beyond, _INF, -_INF).to(slope)
+            infinite = torch.where(log_weight == -_INF, 0.0, infinite)
+            slope = torch.where(steep, infinite, slope)
+            grad_log_weight = grad * (slope + rows.invalid)
             grad_log_weight = grad_log_weight.sum_to_size(log_weight.shape)
         return grad_energy, grad_beta, grad_log_weight
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,27 +24,39 @@ _HOW = "; `pip install .` builds it where PyTorch >= 2.10 and a C++17 compiler a
 _HOW_CUDA = "; `pip install .` builds it where nvcc and a CUDA build of PyTorch are"
 
 
-def _load() -> str | None:
-    """Load the library; return the reason if it cannot be loaded or used."""
+class _Failure(NamedTuple):
+    """Why the library cannot be loaded or used."""
+
+    reason: str
+    wrong_setting: bool = False
+    """Whether a wrong value of an environment variable of this package is the reason."""
+
+
+def _load() -> _Failure | None:
+    """Load the library; return the failure if it cannot be loaded or used."""
     if not _LIBRARY.exists():
         if _NAMED:
-            return f"LEBM_KERNELS_LIBRARY names no file: {_NAMED}"
+            return _Failure(f"LEBM_KERNELS_LIBRARY names no file: {_NAMED}", wrong_setting=True)
         if _BUILD_REPORT.exists():
-            return f"{_BUILD_REPORT.read_text().partition(chr(10))[0]}{_HOW}"
-        return f"the extension was not built{_HOW}"
+            return _Failure(f"{_BUILD_REPORT.read_text().partition(chr(10))[0]}{_HOW}")
+        return _Failure(f"the extension was not built{_HOW}")
     path = str(_LIBRARY.resolve())
     # An earlier import in this process may have loaded it. To register twice would end the process.
     if schema_of("lebm_kernels_native::rows") is None:
         try:
             torch.ops.load_library(path)
         except OSError as error:
-            return f"the extension does not load: {str(error).partition(chr(10))[0]}"
+            words = str(error).partition(chr(10))[0]
+            if _NAMED:
+                reason = f"LEBM_KERNELS_LIBRARY names a file that does not load: {words}"
+                return _Failure(reason, wrong_setting=True)
+            return _Failure(f"the extension does not load: {words}")
     elif path not in torch.ops.loaded_libraries:
-        return "another build of the extension is loaded in this process; start a new one"
+        return _Failure("another build of the extension is loaded in this process; start a new one")
     try:
         torch.ops.lebm_kernels_native.instruction_sets()
     except RuntimeError as error:  # LEBM_KERNELS_ISA is wrong
-        return str(error).partition(chr(10))[0]
+        return _Failure(str(error).partition(chr(10))[0], wrong_setting=True)
     return None
 
 
@@ -59,7 +71,7 @@ def _without_cuda() -> str | None:
 
 # Evaluated once, at import: torch.compile traces the choice of a backend, but cannot trace these.
 _FAILURE = _load()
-_CUDA_FAILURE = _FAILURE or _without_cuda()
+_CUDA_FAILURE = None if _FAILURE else _without_cuda()
 
 
 # The extension's two passes; None if it is missing. The leading B of a Problem may be absent: then
@@ -71,8 +83,10 @@ call_columns: Any = None if _FAILURE else torch.ops.lebm_kernels_native.columns.
 
 def unavailable(device: str) -> str | None:
     """Why it cannot run on tensors of that device type, or None."""
-    if _FAILURE is not None or device == "cpu":
-        return _FAILURE
+    if _FAILURE is not None:
+        return _FAILURE.reason
+    if device == "cpu":
+        return None
     if device != "cuda":
         return f"the extension has no kernels for {device}"
     if _CUDA_FAILURE is not None:
@@ -82,8 +96,7 @@ def unavailable(device: str) -> str | None:
 
 def wrong_setting() -> str | None:
     """The reason if an environment variable of this package prevents it from running."""
-    wrong = _FAILURE is not None and _FAILURE.startswith("LEBM_KERNELS_")
-    return _FAILURE if wrong else None
+    return _FAILURE.reason if _FAILURE is not None and _FAILURE.wrong_setting else None
 
 
 def describe() -> str:
@@ -115,7 +128,7 @@ def build_record() -> dict[str, str]:
 
 def _require() -> None:
     if _FAILURE is not None:
-        raise RuntimeError(f"backend 'native' cannot run: {_FAILURE}")
+        raise RuntimeError(f"backend 'native' cannot run: {_FAILURE.reason}")
 
 
 def instruction_set() -> str:

@@ -9,16 +9,11 @@ from torch import nn
 
 
 @contextmanager
-def evaluation_mode(*parts: object) -> Iterator[None]:
-    """Put every module of ``parts`` in evaluation mode, and then each back in the mode it had.
-
-    Args:
-        parts: modules; other objects are ignored.
-    """
-    roots = [part for part in parts if isinstance(part, nn.Module)]
-    modes = [(module, module.training) for root in roots for module in root.modules()]
-    for root in roots:
-        root.eval()
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put the modules and their parts in evaluation mode, and then each back in the mode it had."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:

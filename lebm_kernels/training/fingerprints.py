@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from lebm_kernels.checks import is_real, plain
 
 Description = dict[str, str]
+
+T = TypeVar("T")
 
 _NOT_COMPARED = " (not compared)"
 
@@ -101,14 +103,14 @@ def describe(name: str, value: object, restored: Collection[object] = ()) -> Des
     return texts
 
 
-def generators(*values: object) -> list[torch.Generator]:
-    """The generators in the parts of the values: each once, in order."""
-    found: dict[int, torch.Generator] = {}
+def instances(kind: type[T], *values: object) -> list[T]:
+    """The objects of a type among the values and their parts: each once, in order."""
+    found: dict[int, T] = {}
 
     def add(value: object, wholes: tuple[int, ...]) -> None:
-        if isinstance(value, torch.Generator):
+        if isinstance(value, kind):
             found[id(value)] = value
-        elif id(value) not in wholes:
+        if id(value) not in wholes:
             for _, part in _parts(value):
                 add(part, (*wholes, id(value)))
 

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -256,11 +256,12 @@ def train(
     progress: bool | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> TrainResult:
-    """Train a model in place.
+    """Train a model in place. A run that is refused before its first step leaves it unchanged.
 
     Steps run in the modes in which the model's modules are: ``model.eval()`` before would also
     train without Dropout. Everything else runs in evaluation mode: the validation loss,
-    ``initial`` and ``final``.
+    ``initial`` and ``final``. For the validation loss this includes the modules that the loss
+    holds, for example in its attributes, but not those in a closure.
 
     Args:
         model: the model, which is changed; it determines the device and dtype of the run.
@@ -345,34 +346,34 @@ def train(
         config.patience,
         "None without validation data",
     )
+    tqdm = _tqdm(progress)
     start = time.perf_counter()
-    run = _Run(model, data, validation, config, loss, make_optimizer)
     files = [Path(path) for path in (checkpoint, curves, tensorboard) if path is not None]
-    with claimed(*files):
-        if checkpoint is not None:
-            run.identify()
-        if resume and checkpoint is not None:
-            run.load(Path(checkpoint))
-        writers: list[CsvCurves | TensorBoardCurves] = []
-        if curves is not None:
-            writers.append(CsvCurves(curves, run.records))
-        if tensorboard is not None:
-            writers.append(TensorBoardCurves(tensorboard, run.records))
+    with claimed(*files), ExitStack() as opened:
+        with _beta_restored_if_refused(model):
+            run = _Run(model, data, validation, config, loss, make_optimizer)
+            if checkpoint is not None:
+                run.identify()
+            earlier = run.read(Path(checkpoint)) if resume and checkpoint is not None else None
+            if earlier is None:
+                run.initial = run.mean_free_energy()
+            writers: list[CsvCurves | TensorBoardCurves] = []
+            if curves is not None:
+                writers.append(opened.enter_context(closing(CsvCurves(curves, run.records))))
+            if tensorboard is not None:
+                events = TensorBoardCurves(tensorboard, run.records)
+                writers.append(opened.enter_context(closing(events)))
+        if earlier is not None:
+            run.load(earlier)
 
-        try:
-            for _ in _progress_bar(run, progress):
-                record = run.epoch()
-                if checkpoint is not None and (
-                    record.number % checkpoint_every == 0 or run.is_over()
-                ):
-                    run.save(Path(checkpoint))
-                for writer in writers:
-                    writer.add(record)
-                if on_epoch is not None:
-                    on_epoch(record.number, record.loss)
-        finally:
+        for _ in _progress_bar(run, tqdm, progress):
+            record = run.epoch()
+            if checkpoint is not None and (record.number % checkpoint_every == 0 or run.is_over()):
+                run.save(Path(checkpoint))
             for writer in writers:
-                writer.close()
+                writer.add(record)
+            if on_epoch is not None:
+                on_epoch(record.number, record.loss)
 
     run.restore_best()
     best_epoch = None if run.best is None else run.best[0]
@@ -407,13 +408,14 @@ class _Run:
                 else make_optimizer(parameters)
             )
         self.generator = torch.Generator().manual_seed(config.seed ^ _SHUFFLING_SEED)
-        self.initial = self.mean_free_energy()
+        self.initial = math.nan
+        """The mean free energy before the first step, which :func:`train` or a checkpoint sets."""
         self.records: list[Epoch] = []
         self.best: tuple[int, dict[str, Tensor]] | None = None
         """Number and parameters of the epoch with the least validation loss."""
 
     def identify(self) -> None:
-        """Describe the run for its checkpoints, before the first step, which may change a part."""
+        """Describe the run for its checkpoints, before an evaluation, which may change a part."""
         self.identity = fingerprints.identity(
             asdict(self.config),
             data=self.data,
@@ -483,7 +485,8 @@ class _Run:
             return math.nan
         # Not under no_grad: a loss may differentiate in its observations.
         total = 0.0
-        with evaluation_mode(self.model, self.loss):
+        modules = fingerprints.instances(nn.Module, self.loss)
+        with evaluation_mode(self.model, *modules):
             for part in _slices(self.validation, self.config.slice_size):
                 total += float(self._loss(part, self.last_beta()).detach()) * len(part)
         value = total / len(self.validation)
@@ -550,8 +553,8 @@ class _Run:
             },
         )
 
-    def load(self, path: Path) -> None:
-        """Restore the state from a checkpoint of the same run."""
+    def read(self, path: Path) -> dict[str, Any]:
+        """Read the state from a checkpoint of the same run; the model does not change yet."""
         state = checkpoints.read(path)
         # With a constant rate and temperature no step depends on the number of epochs.
         steady = self.config.schedule == "constant" and self.config.annealing is None
@@ -562,27 +565,49 @@ class _Run:
                 f"epochs must be at least {len(state['records'])} to resume from checkpoint "
                 f"{path}, got {self.config.epochs}"
             )
+        self.initial = state["initial"]
+        self.records = [Epoch(*record) for record in state["records"]]
+        self.best = None if state["best"] is None else tuple(state["best"])
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore the model, the optimizer and the generators from the state of a checkpoint."""
         self.model.load_state_dict(state["model"])
         for generator, saved in zip(self._generators(), state["generators"], strict=True):
             generator.set_state(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["shuffling"])
         torch.set_rng_state(state["global_rng"])
-        self.initial = state["initial"]
-        self.records = [Epoch(*record) for record in state["records"]]
-        self.best = None if state["best"] is None else tuple(state["best"])
 
     def _generators(self) -> list[torch.Generator]:
-        return fingerprints.generators(self.model, self.loss)
+        return fingerprints.instances(torch.Generator, self.model, self.loss)
 
 
-def _progress_bar(run: _Run, progress: bool | None) -> Iterator[int]:
+@contextmanager
+def _beta_restored_if_refused(model: LatentModel) -> Iterator[None]:
+    """Take back after an exception that the model learns beta."""
+    log_beta = model.log_beta
+    try:
+        yield
+    except BaseException:
+        model.log_beta = log_beta
+        raise
+
+
+def _tqdm(progress: bool | None) -> Any:
+    """The class of the progress bar, or None where there is none to show."""
     try:
         with needs("cli"):
             from tqdm import tqdm
     except MissingExtraError:
         if progress:
             raise
+        return None
+    return tqdm
+
+
+def _progress_bar(run: _Run, tqdm: Any, progress: bool | None) -> Iterator[int]:
+    if tqdm is None:
         while not run.is_over():
             yield len(run.records)
         return

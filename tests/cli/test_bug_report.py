@@ -94,7 +94,7 @@ def test_the_build_is_told_from_its_record(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(native, "_NAMED", "/another.so")
     assert native.build_record() == {}
     monkeypatch.setattr(native, "_NAMED", None)
-    monkeypatch.setattr(native, "_FAILURE", "not built")
+    monkeypatch.setattr(native, "_FAILURE", native._Failure("not built"))
     assert native.build_record() == {}
 
 

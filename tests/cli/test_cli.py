@@ -401,7 +401,7 @@ def test_a_terminal_of_another_encoding_gets_other_characters(tmp_path, encoding
 
 def test_a_wrong_instruction_set_is_one_line_and_does_not_hide_the_facts(monkeypatch):
     wrong = "LEBM_KERNELS_ISA must be one of avx2, baseline on this processor, got 'axv2'"
-    monkeypatch.setattr(native, "_FAILURE", wrong)
+    monkeypatch.setattr(native, "_FAILURE", native._Failure(wrong, wrong_setting=True))
     for arguments in (["train", "ellipse"], ["gradcheck"], ["demo"]):
         result = lebm(*arguments)
         assert result.exit_code == 2
@@ -409,6 +409,15 @@ def test_a_wrong_instruction_set_is_one_line_and_does_not_hide_the_facts(monkeyp
     for arguments in (["info"], ["--version"], ["--help"]):
         assert lebm(*arguments).exit_code == 0
     assert "got 'axv2'" in " ".join(lebm("info").output.split())
+
+
+def test_whether_a_setting_is_wrong_does_not_depend_on_the_words(monkeypatch):
+    words = "LEBM_KERNELS_ISA is not the reason"
+    for wrong_setting, code in ((False, 0), (True, 2)):
+        monkeypatch.setattr(native, "_FAILURE", native._Failure(words, wrong_setting))
+        assert lebm("train", "--help").exit_code == code
+        monkeypatch.setattr(native, "_FAILURE", native._Failure("other words", wrong_setting))
+        assert native.wrong_setting() == ("other words" if wrong_setting else None)
 
 
 def test_help_says_what_resuming_asks_for():

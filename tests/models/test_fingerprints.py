@@ -31,7 +31,7 @@ from lebm_kernels.models import (
 )
 from lebm_kernels.training import GaussianNoise, HingeLoss, MostOffending, TrainConfig, train
 from lebm_kernels.training.datasets import Dataset, ellipse_data
-from lebm_kernels.training.fingerprints import describe, generators
+from lebm_kernels.training.fingerprints import describe, instances
 from lebm_kernels.training.losses import energy_loss, hinge
 
 CONFIG = TrainConfig(epochs=2, beta=2.0, schedule="constant")
@@ -423,7 +423,7 @@ def test_an_object_may_refer_to_itself() -> None:
     loss = Weighted(1.0)
     loss.settings = [loss, generator := _generator()]
     assert describe("loss", loss)["loss.factor"] == "1"
-    assert generators(loss) == [generator]
+    assert instances(torch.Generator, loss) == [generator]
     sparse = torch.eye(2).to_sparse()
     assert describe("x", sparse)["x"] == "torch.float32 tensor (not compared)"
     assert describe("x", {math.nan, 1})["x"] == "set of 1, nan"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lebm_kernels.models import DecoderModel, denoise, gtm, infer, infer_on_grid, sample
+from lebm_kernels.models import (
+    DecoderModel,
+    LatentModel,
+    denoise,
+    gtm,
+    infer,
+    infer_on_grid,
+    sample,
+)
 from lebm_kernels.models.modes import evaluation_mode
 from lebm_kernels.training import (
     HingeLoss,
@@ -160,6 +170,76 @@ def test_a_loss_that_is_a_module_is_validated_in_eval_mode() -> None:
     assert loss.seen == [True, True, False] * 4
 
 
+class Noting(nn.Module):
+    """Notes the modes in which it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def forward(self, y: Tensor) -> Tensor:
+        self.seen.append(self.training)
+        return y
+
+
+def noted(model: LatentModel, y: Tensor, x: Tensor | None = None, *, extra, **_: Any) -> Tensor:
+    return model(extra(y), x, beta=2.0).mean()
+
+
+class Plain:
+    def __init__(self, extra: Any) -> None:
+        self.extra = extra
+
+    def __call__(self, model: LatentModel, y: Tensor, x: Any = None, **_: Any) -> Tensor:
+        return noted(model, y, x, extra=self.extra)
+
+
+@dataclass
+class InList:
+    extras: list[Any]
+
+    def __call__(self, model: LatentModel, y: Tensor, x: Any = None, **_: Any) -> Tensor:
+        return noted(model, y, x, extra=self.extras[0])
+
+
+class Unregistered(nn.Module):
+    def __init__(self, extra: nn.Module) -> None:
+        super().__init__()
+        self.extras = (extra,)
+
+    def forward(self, model: LatentModel, y: Tensor, x: Any = None, **_: Any) -> Tensor:
+        return noted(model, y, x, extra=self.extras[0])
+
+
+@dataclass
+class Start:
+    """A sampler that holds a module."""
+
+    extra: Any
+
+    def __call__(self, model: LatentModel, y: Tensor, x: Any = None, **_: Any) -> Tensor:
+        return self.extra(y) + 0.1
+
+
+HOLDERS: dict[str, Callable[[nn.Module], Any]] = {
+    "partial": lambda extra: functools.partial(noted, extra=extra),
+    "object": Plain,
+    "method": lambda extra: Plain(extra).__call__,
+    "dataclass": lambda extra: InList([extra]),
+    "module": Unregistered,
+    "sampler": lambda extra: HingeLoss(Start(extra)),
+    "nested": lambda extra: functools.partial(Plain(nn.Sequential(extra))),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS.keys())
+def test_modules_that_a_loss_holds_are_validated_in_eval_mode(hold: Any) -> None:
+    extra = Noting()
+    train(_model(), DATA, STILL, loss=hold(extra), validation=VALIDATION, progress=False)
+    assert extra.seen == [True, True, False] * 4
+    assert extra.training
+
+
 def test_modes_are_restored_after_a_failing_validation() -> None:
     model = _model()
     modes = _modes(model)
@@ -178,7 +258,7 @@ def test_a_module_that_does_more_in_train_does_it() -> None:
     parts = nn.Sequential(Merging(1, 1), nn.Sequential(Merging(1, 1), nn.Dropout()))
     parts[1][1].eval()
     modes = _modes(parts)
-    with evaluation_mode(parts, "no module"):
+    with evaluation_mode(parts):
         assert parts[0].merged
         assert parts[1][0].merged
         assert not any(_modes(parts))

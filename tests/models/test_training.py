@@ -15,11 +15,12 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 from torch import Tensor
 
+from lebm_kernels.files import claimed
 from lebm_kernels.models import Ellipse, Horn, LatentModel, neural_horn
 from lebm_kernels.models.grids import periodic_grid
 from lebm_kernels.practicum.recipes import RECIPES
 from lebm_kernels.training import TrainConfig, mean_free_energy, train
-from lebm_kernels.training.datasets import Dataset, horn_data, horn_radii
+from lebm_kernels.training.datasets import Dataset, ellipse_data, horn_data, horn_radii
 from lebm_kernels.training.losses import HingeLoss, energy_loss
 from lebm_kernels.training.negatives import GaussianNoise
 from lebm_kernels.training.schedules import Annealing
@@ -215,6 +216,61 @@ def test_a_checkpoint_of_other_data_or_none_is_refused(tmp_path: Path) -> None:
     torch.save({"format": 0}, path)
     with pytest.raises(ValueError, match="must have format"):
         train(model, data, SHORT, checkpoint=path, resume=True)
+
+
+class Counted(Ellipse):
+    """Counts its evaluations."""
+
+    evaluations = 0
+
+    def free_energy(self, *args: Any, **options: Any) -> Tensor:
+        self.evaluations += 1
+        return super().free_energy(*args, **options)
+
+
+LEARNING = {"epochs": 2, "beta": 2.0, "learn_beta": True, "optimizer": "SGD"}
+
+# How a run is refused: its options, the fields of its config, and the error.
+REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception]]] = {
+    "claimed": ({"checkpoint": "claimed.pt"}, {}, BlockingIOError),
+    "another seed": ({"checkpoint": "run.pt", "resume": True}, {"seed": 5}, ValueError),
+    "fewer epochs": ({"checkpoint": "run.pt", "resume": True}, {"epochs": 1}, ValueError),
+    "no checkpoint": ({"checkpoint": "none.pt", "resume": True}, {}, FileNotFoundError),
+    "damaged checkpoint": ({"checkpoint": "damaged.pt", "resume": True}, {}, ValueError),
+    "optimizer_options": ({}, {"optimizer_options": {"no": 1}}, ValueError),
+    "curves": ({"checkpoint": "run.pt", "resume": True, "curves": "run.pt/x"}, {}, OSError),
+    "curves are a folder": ({"checkpoint": "run.pt", "resume": True, "curves": "."}, {}, OSError),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_refused_run_leaves_its_model_unchanged(
+    refusal: tuple[dict[str, Any], dict[str, Any], type[Exception]], tmp_path: Path
+) -> None:
+    options, changed, error = refusal
+    fields = {**LEARNING, "schedule": "constant", **changed}
+    data = ellipse_data(generator=torch.Generator().manual_seed(0))
+    earlier = TrainConfig(**{**LEARNING, "schedule": "constant"})
+    train(Counted(), data, earlier, checkpoint=tmp_path / "run.pt", progress=False)
+    (tmp_path / "damaged.pt").write_text("")
+    paths = {k: tmp_path / v if isinstance(v, str) else v for k, v in options.items()}
+    model = Counted()
+    state, random = [p.tolist() for p in model.parameters()], torch.get_rng_state()
+    with claimed(tmp_path / "claimed.pt"), pytest.raises(error):
+        train(model, data, TrainConfig(**fields), progress=False, **paths)
+    assert model.log_beta is None
+    assert [p.tolist() for p in model.parameters()] == state
+    assert model.evaluations == 0
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_run_of_unfit_data_leaves_its_model_and_its_curves_unchanged(tmp_path: Path) -> None:
+    model, curves = Ellipse(), tmp_path / "run.csv"
+    curves.write_text("earlier")
+    with pytest.raises(ValueError, match="y"):
+        train(model, Dataset(torch.ones(4, 3)), TrainConfig(**LEARNING), curves=curves)
+    assert model.log_beta is None
+    assert curves.read_text() == "earlier"
 
 
 def test_a_seed_decides_a_run_and_another_seed_another() -> None:

@@ -323,6 +323,16 @@ ENERGIES = [
 ]
 
 
+def numbers(text: str, beta: float = 0.0) -> Tensor:
+    names = {"log": math.log, "inf": math.inf, "NaN": math.nan, "beta": beta}
+    return torch.tensor(eval(text, names), dtype=torch.float32)
+
+
+def given(case: Energies) -> tuple[Tensor, Tensor | None]:
+    """The energies and log-weights of a row."""
+    return numbers(case.energy), None if case.log_weight == "none" else numbers(case.log_weight)
+
+
 def eager(*arguments: Any) -> tuple[Tensor, ...]:
     """softmin, its gradients in energy, beta and log_weight, and softargmin."""
     return soft(softmin, softargmin, *arguments)
@@ -364,12 +374,7 @@ def soft(
 def test_soft_functions_of_infinite_energies(
     case: Energies, mode: Callable[..., tuple[Tensor, ...]]
 ) -> None:
-    def numbers(text: str, beta: float = 0.0) -> Tensor:
-        names = {"log": math.log, "inf": math.inf, "NaN": math.nan, "beta": beta}
-        return torch.tensor(eval(text, names), dtype=torch.float32)
-
-    energy = numbers(case.energy)
-    log_weight = None if case.log_weight == "none" else numbers(case.log_weight)
+    energy, log_weight = given(case)
     wanted_shares = numbers(case.shares)
     for beta, cell in ((0.0, case.hot), (2.0, case.warm), (math.inf, case.cold)):
         value, slope, *slopes, shares = mode(energy, beta, log_weight)
@@ -380,6 +385,44 @@ def test_soft_functions_of_infinite_energies(
             torch.testing.assert_close(slope, wanted_shares)
         if wanted.isfinite():
             assert all(x.isfinite().all() for x in slopes)
+
+
+@pytest.mark.parametrize("mode", ["plain", "create_graph", "torch.func"])
+@pytest.mark.parametrize("case", ENERGIES, ids=lambda case: f"{case.energy} {case.log_weight}")
+def test_slopes_of_softmin_at_infinite_energies(case: Energies, mode: str) -> None:
+    """p = dF/dE, -KL(p | w) / beta^2 = dF/dbeta and (w - p) / beta = dF/dl, or their limits.
+
+    In each row p is the same at every beta.
+    """
+    energy, log_weight = given(case)
+    p = numbers(case.shares).double()
+    w = torch.softmax((torch.zeros_like(energy) if log_weight is None else log_weight).double(), 0)
+    divergence = torch.xlogy(p, p).sub(torch.xlogy(p, w)).nan_to_num(nan=0.0).sum()
+    difference = w - p
+    divergence[divergence.abs() < 1e-7] = 0.0
+    difference[difference.abs() < 1e-7] = 0.0
+    leaves = [energy, torch.tensor(0.0), *([] if log_weight is None else [log_weight])]
+    for beta in (0.0, 2.0, math.inf):
+        leaves[1] = torch.tensor(beta)
+        if mode == "torch.func":
+            found = torch.func.grad(
+                lambda energy, beta, *weights: softmin(energy, beta, 0, *weights),
+                argnums=tuple(range(len(leaves))),
+            )(*leaves)
+        else:
+            inputs = [x.clone().requires_grad_() for x in leaves]
+            value = softmin(inputs[0], inputs[1], 0, *inputs[2:])
+            found = torch.autograd.grad(value, inputs, create_graph=mode == "create_graph")
+        by_beta = -divergence / beta**2 if beta else -divergence * math.inf
+        by_beta = torch.where(divergence == 0, 0.0, by_beta)
+        by_weight = difference / beta if beta else difference * math.inf
+        by_weight = torch.where(difference == 0, 0.0, by_weight)
+        if p.isnan().any():
+            by_beta, by_weight = torch.tensor(math.nan).double(), torch.full_like(p, math.nan)
+        for slope, wanted in zip(found, (p, by_beta, by_weight), strict=False):
+            torch.testing.assert_close(
+                slope.detach().double(), wanted, equal_nan=True, rtol=1e-6, atol=1e-7
+            )
 
 
 def test_the_page_has_these_energies() -> None:

@@ -130,7 +130,7 @@ def _nothing_announced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fallback_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_FAILURE", "the extension was not built")
+    monkeypatch.setattr(native, "_FAILURE", native._Failure("the extension was not built"))
     monkeypatch.setattr(native, "call_rows", None)
     monkeypatch.setattr(triton, "unavailable", lambda device: "it is not installed")
     y, decoded = torch.randn(3, 2), torch.randn(5, 2)

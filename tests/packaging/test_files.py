@@ -185,10 +185,15 @@ def test_permissions_links_and_devices_stay(tmp_path: Path) -> None:
     path.write_text("")
     usual = stat.S_IMODE(path.stat().st_mode)
     link.symlink_to(path)
-    files.write_text(link, "text")
-    assert link.is_symlink()
-    assert path.read_text() == "text"
-    assert stat.S_IMODE(path.stat().st_mode) == usual
+    # More than the umask allows, less, none for the owner to write, and the usual ones.
+    for mode in (0o666, 0o600, 0o400, usual):
+        path.chmod(mode)
+        files.write_text(link, f"text {mode}")
+        assert link.is_symlink()
+        assert path.read_text() == f"text {mode}"
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+    files.write_text(tmp_path / "new", "text")
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == usual
     files.write_text(Path(os.devnull), "text")
     assert Path(os.devnull).is_char_device()
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):

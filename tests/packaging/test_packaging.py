@@ -406,6 +406,17 @@ def test_a_library_that_is_named_and_missing_is_the_reason(tmp_path: Path) -> No
     assert done.stdout == f"LEBM_KERNELS_LIBRARY names no file: {missing}\n"
 
 
+def test_a_library_that_is_named_and_does_not_load_is_a_wrong_setting(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_text("no library")
+    environment = os.environ | {"LEBM_KERNELS_LIBRARY": str(broken)}
+    command = [sys.executable, "-m", "lebm_kernels", "show"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "environment: LEBM_KERNELS_LIBRARY names a file that does not load: " in done.stderr
+    assert str(broken) in done.stderr
+
+
 OPTIONAL = ("matplotlib", "rich", "scipy", "tqdm", "typer")
 
 # Trains without a progress bar after importing every module except the command line.
