@@ -7,9 +7,9 @@ LEBM_BEGIN_TARGET
 
 // Whether a query is too near to a block for moments about its centre: the grid has few latents
 // (kFewLatents), or the block's latents lie many times farther from the centre than the query from
-// its nearest latent, and their posterior weights differ. The error is a rounding of one component of y - s g, which is smaller at larger D. Float
-// sums are subtracted in double, which adds no rounding; double sums round once more.
-// `square_scale` is the largest s^2.
+// its nearest latent, and their posterior weights differ. The error is a rounding of one component
+// of y - s g, which is smaller at larger D. Float sums are subtracted in double, which adds no
+// rounding; double sums round once more. `square_scale` is the largest s^2.
 template <typename T>
 LEBM_INLINE bool is_too_near(const Grid<T>& grid, int64_t i, T smallest, T rate, T square_scale) {
   if (grid.has_few_latents()) return true;
