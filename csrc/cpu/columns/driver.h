@@ -137,7 +137,8 @@ static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arg
                      p.scale.data != nullptr,
                      p.tol < 0 ? kLog2Rounding<T> : __builtin_log2(p.tol)};
   bool poisoned = grid.has_nan;
-  const double pulled = sort_queries(p, arguments, b, grid, memory, task, ends, poisoned);
+  const double unit = unit_of_gradients(arguments.grad + b * p.M, p.M);
+  const double pulled = sort_queries(p, arguments, b, grid, memory, task, ends, unit, poisoned);
   const int64_t used = ends[kRegimes], blocks = grid.num_blocks;
   const int64_t num_splits = num_query_splits(blocks, used, parallel);
   const ColumnSeries<T> series(p, b, task, poisoned ? 0 : used, parallel);
@@ -175,7 +176,7 @@ static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arg
       }
       pass_by_series(series, task, root, 0, used, sums, own_of(0).energy, lists.get());
       for (int64_t i = first; i < end; ++i)
-        write_block(p, arguments, b, grid, grid.at(i), sums[i - first], pulled, poisoned);
+        write_block(p, arguments, b, grid, grid.at(i), sums[i - first], pulled, unit, poisoned);
     });
     return true;
   }
@@ -194,7 +195,7 @@ static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arg
           return;
         }
         sum_split(block, 0, own);
-        write_block(p, arguments, b, grid, block, own.sums, pulled, poisoned);
+        write_block(p, arguments, b, grid, block, own.sums, pulled, unit, poisoned);
       }
     });
     for (int64_t range = 0; range < num_ranges; ++range)
@@ -217,7 +218,8 @@ static bool columns_of_packed(const Problem<T>& p, const ColumnArguments<T>& arg
       const auto count = int64_t(BlockScratch<T>::doubles(p.D, grid.block));
       for (int64_t k = 0; k < count; ++k) merged.sums.g_all[k] += other.sums.g_all[k];
     }
-    write_block(p, arguments, b, grid, scratch_of(merged).at(i), merged.sums, pulled, poisoned);
+    write_block(p, arguments, b, grid, scratch_of(merged).at(i), merged.sums, pulled, unit,
+                poisoned);
   }
   return true;
 }

@@ -55,12 +55,26 @@ static Regime regime_of(double beta, double L, double gap, bool wants_l) {
   return L > kSmallL ? kSmall : kWarm;
 }
 
-// Sorts the queries that have a gradient by regime and fills task.queries, y and s. Returns sum G /
-// beta over the warm ones, whose grad_l still lacks w times that sum.
+// The power of two of the largest finite |G|. In its units products of G and p are normal numbers,
+// whatever the size of G: `mean()` of a million queries makes it 1e-6.
+template <typename T>
+static double unit_of_gradients(const T* grad, int64_t count) {
+  T largest = 0;
+  for (int64_t m = 0; m < count; ++m) {
+    const T size = grad[m] < 0 ? -grad[m] : grad[m];
+    if (size > largest && is_finite(size)) largest = size;
+  }
+  if (largest == 0) return 1;
+  const int exponent = __builtin_ilogb(double(largest));
+  return __builtin_ldexp(1.0, exponent < -1000 ? -1000 : exponent);
+}
+
+// Sorts the queries that have a gradient by regime and fills task.queries, y and s, with G in units
+// of `unit`. Returns sum G / beta over the warm ones, whose grad_l still lacks w times that sum.
 template <typename T>
 static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& arguments, int64_t b,
                            const Grid<T>& grid, ColumnMemory<T>& memory, ColumnTask<T>& task,
-                           int64_t* ends, bool& poisoned) {
+                           int64_t* ends, double unit, bool& poisoned) {
   const T* grad = arguments.grad + b * p.M;
   const double* state = arguments.state + kStateSize * b * p.M;
   int64_t count[kRegimes] = {0};
@@ -85,7 +99,7 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
       memory.y[at * p.D + d] = p.y.at(b, m)[d * p.y.stride[2]];
       memory.s[at * p.D + d] = p.scale.data ? p.scale.at(b, m)[d * p.scale.stride[2]] : T(1);
     }
-    const double beta = *p.beta.at(b, m), G = grad[m];
+    const double beta = *p.beta.at(b, m), G = double(grad[m]) / unit;
     const double* own = state + kStateSize * m;
     const double bits = (own[kStateLogNormaliser] + __builtin_log(grid.total)) * kLog2E;
     double log2_mass = __builtin_rint(bits), rest = __builtin_exp2(log2_mass - bits);

@@ -7,28 +7,29 @@
 
 LEBM_BEGIN_TARGET
 
-// -2 sums [D][block] to out [block][D].
+// factor sums [D][block] to out [block][D].
 template <typename T, int kD>
-static void write_gradient(const double* __restrict sums, int64_t block, T* __restrict out) {
+static void write_gradient(const double* __restrict sums, double factor, int64_t block,
+                           T* __restrict out) {
   for (int64_t j = 0; j < block; ++j)
-    for (int d = 0; d < kD; ++d) out[j * kD + d] = T(-2 * sums[d * block + j]);
+    for (int d = 0; d < kD; ++d) out[j * kD + d] = T(factor * sums[d * block + j]);
 }
 
 template <typename T>
 static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int64_t b,
                         const Grid<T>& grid, const Block<T>& block, const ColumnSums<T>& sums,
-                        double pulled, bool poisoned) {
+                        double pulled, double unit, bool poisoned) {
   if (grid.plain && out.grad_decoded && !poisoned && grid.whole[block.first / grid.block]) {
     T* gradient = out.grad_decoded + (b * p.N + block.first) * p.D;
     switch (p.D) {
       case 1:
-        return write_gradient<T, 1>(sums.g_all, grid.block, gradient);
+        return write_gradient<T, 1>(sums.g_all, -2 * unit, grid.block, gradient);
       case 2:
-        return write_gradient<T, 2>(sums.g_all, grid.block, gradient);
+        return write_gradient<T, 2>(sums.g_all, -2 * unit, grid.block, gradient);
       case 3:
-        return write_gradient<T, 3>(sums.g_all, grid.block, gradient);
+        return write_gradient<T, 3>(sums.g_all, -2 * unit, grid.block, gradient);
       default:
-        return write_gradient<T, 4>(sums.g_all, grid.block, gradient);
+        return write_gradient<T, 4>(sums.g_all, -2 * unit, grid.block, gradient);
     }
   }
   const double total = grid.total;
@@ -40,18 +41,19 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
     const T nan = T(__builtin_nan(""));
     const bool absent = block.r[j] == kAbsent<T>;
     for (int64_t d = 0; out.grad_decoded && d < p.D; ++d)
-      out.grad_decoded[at * p.D + d] = poisoned ? nan
-                                       : absent
-                                           ? T(0)
-                                           : T(-2 * sums.g_all[d * of_dimension + j * of_latent]);
+      out.grad_decoded[at * p.D + d] =
+          poisoned ? nan
+          : absent ? T(0)
+                   : T(-2 * unit * sums.g_all[d * of_dimension + j * of_latent]);
     if (out.grad_latent_energy)
-      out.grad_latent_energy[at] = poisoned ? nan : absent ? T(0) : T(sums.r_all[j]);
+      out.grad_latent_energy[at] = poisoned ? nan : absent ? T(0) : T(unit * sums.r_all[j]);
     if (out.grad_log_weight) {
       // A latent with a log-weight of -inf has no weight; one of infinite energy has weight, and p
       // = 0.
       const double of_weight =
           block.w[j] == 0 ? 0 : block.w[j] / total * (sums.l_small[j] + pulled);
-      out.grad_log_weight[at] = poisoned ? nan : T((absent ? 0 : sums.l_all[j]) + of_weight);
+      out.grad_log_weight[at] =
+          poisoned ? nan : T(unit * ((absent ? 0 : sums.l_all[j]) + of_weight));
     }
   }
 }
