@@ -4,9 +4,10 @@
 // q: the relative error of 2^x is 9.2e-8 in float, below 1e-16 in double. With the 1 kept apart,
 // 2^x - 1 = 2^n f q(f) + (2^n - 1) keeps full relative accuracy at x = 0.
 //
-// x must not exceed the exponent range. At `lowest` and below, 2^x counts as 0: it is too small to
-// change a sum whose largest term is 1. Were it kept, its products would be subnormal numbers,
-// which are slow, and latents far away would have a gradient.
+// x must not exceed the exponent range. At `lowest` and below, 2^x counts as 0. Weighted sums may
+// be as small as 2^-10, so every posterior weight of at least 2^-64 (in double 2^-256) is kept.
+// Were smaller ones kept too, their products would be subnormal numbers, which are slow, and
+// latents far away would have a gradient.
 #pragma once
 
 #include "lanes.h"
