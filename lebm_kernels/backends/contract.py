@@ -103,6 +103,8 @@ class Rows(NamedTuple):
         energy: <E> = sum_n p E, ``[B, M]``, never below the least energy.
         relative_entropy: KL(p|w), ``[B, M]``, never negative. Neither is a difference of F and
             the other slopes: where one is small beside F, the difference is only rounding.
+            GPU kernels take KL = -beta <E - m> - L unless all exponents are small; it then has the
+            rounding of L.
         index: argmin_n E, the first of equals, ``[B, M]``, int64.
     """
 
