@@ -26,6 +26,11 @@ static void fill(T* x, int64_t count, T value) {
   for (int64_t i = 0; x && i < count; ++i) x[i] = value;
 }
 
+template <typename T>
+static void copy(const T* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
 // A sum over many blocks, in double. A sum of doubles also keeps its rounding errors: if the terms
 // are nearly equal, the errors have the same sign and add up.
 template <typename T>

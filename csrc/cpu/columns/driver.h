@@ -89,24 +89,24 @@ struct BlockScratch {
   T* unpacked;  // a streamed block
 
   static size_t bytes(const Grid<T>& grid) {
-    const int64_t D = grid.D, block = grid.block, own = block * (row_length<T>(D) + 2);
+    const int64_t D = grid.D, block = grid.block, own = block * (D + 2);
     return padded(sizeof(double) * doubles(D, block)) +
            padded(sizeof(T) * size_t(own + energies(D, block)) + grid.scratch_bytes());
   }
   // The sums over all chunks are contiguous.
-  static size_t doubles(int64_t D, int64_t block) { return size_t(block * (row_length<T>(D) + 3)); }
+  static size_t doubles(int64_t D, int64_t block) { return size_t(block * (D + 3)); }
   static int64_t energies(int64_t D, int64_t block) {
     return D <= kNarrow ? 0 : WideColumnScratch<T>::count(D, block);
   }
   BlockScratch(void* memory, const Grid<T>& grid) {
-    const int64_t D = grid.D, block = grid.block, row = row_length<T>(D);
+    const int64_t D = grid.D, block = grid.block;
     sums.g_all = static_cast<double*>(memory);
-    sums.r_all = sums.g_all + row * block;
+    sums.r_all = sums.g_all + D * block;
     sums.l_all = sums.r_all + block;
     sums.l_small = sums.l_all + block;
     sums.g = reinterpret_cast<T*>(static_cast<char*>(memory) +
                                   padded(sizeof(double) * doubles(D, block)));
-    sums.r = sums.g + row * block;
+    sums.r = sums.g + D * block;
     sums.l = sums.r + block;
     energy = sums.l + block;
     unpacked = energy + energies(D, block);

@@ -20,9 +20,9 @@ struct ColumnMemory {
   ColumnMemory(void* memory, const Problem<T>& p) { carve(static_cast<char*>(memory), p, this); }
 
  private:
-  // Energies are taken four rows at a time: up to three more may be read.
+  // Energies are taken kGroup rows at a time: rows past the last may be read.
   static size_t carve(char* memory, const Problem<T>& p, ColumnMemory* out) {
-    const size_t rows = p.M + 3;
+    const size_t rows = p.M + kGroup;
     const size_t sizes[] = {sizeof(ColumnQuery<T>) * rows,
                             sizeof(T) * rows * p.D,
                             sizeof(T) * rows * p.D,
@@ -127,8 +127,8 @@ static double sort_queries(const Problem<T>& p, const ColumnArguments<T>& argume
     }
   }
   const int64_t used = ends[kRegimes];
-  fill(memory.y + used * p.D, 3 * p.D, T(0));
-  fill(memory.s + used * p.D, 3 * p.D, T(0));
+  fill(memory.y + used * p.D, kGroup * p.D, T(0));
+  fill(memory.s + used * p.D, kGroup * p.D, T(0));
   return pulled;
 }
 

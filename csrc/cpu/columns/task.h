@@ -40,8 +40,8 @@ struct ColumnTask {
   double log2_tol;  // log2 of the fraction of a sum that may be pruned
 };
 
-// The sums of a block of latents: D of grad_g for each latent, one of grad_r and two of grad_l. At
-// D > 4 those of grad_g lie as [block][row_length(D)].
+// The sums of a block of latents: D of grad_g for each latent, one of grad_r and two of grad_l. g,
+// r and l lie one behind the other.
 template <typename T>
 struct ColumnSums {
   T *g, *r, *l;             // [D][block], [block], [block], over a chunk

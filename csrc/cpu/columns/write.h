@@ -33,18 +33,15 @@ static void write_block(const Problem<T>& p, const ColumnArguments<T>& out, int6
     }
   }
   const double total = grid.total;
-  const bool few = p.D <= kNarrow;
-  const int64_t of_latent = few ? 1 : row_length<T>(p.D), of_dimension = few ? grid.block : 1;
   for (int64_t j = 0; j < grid.block && block.first + j < p.N; ++j) {
     const int64_t n = grid.order ? grid.order[block.first + j] : block.first + j;
     const int64_t at = b * p.N + n;
     const T nan = T(__builtin_nan(""));
     const bool absent = block.r[j] == kAbsent<T>;
     for (int64_t d = 0; out.grad_decoded && d < p.D; ++d)
-      out.grad_decoded[at * p.D + d] =
-          poisoned ? nan
-          : absent ? T(0)
-                   : T(-2 * unit * sums.g_all[d * of_dimension + j * of_latent]);
+      out.grad_decoded[at * p.D + d] = poisoned ? nan
+                                       : absent ? T(0)
+                                                : T(-2 * unit * sums.g_all[d * grid.block + j]);
     if (out.grad_latent_energy)
       out.grad_latent_energy[at] = poisoned ? nan : absent ? T(0) : T(unit * sums.r_all[j]);
     if (out.grad_log_weight) {

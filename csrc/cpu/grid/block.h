@@ -55,7 +55,7 @@ static bool pack_whole_block(const T* x, const Grid<T>& grid, int64_t i, T* g, T
       not_finite = fma(y, broadcast(T(0)), not_finite);
     }
     const T lowest = least(low), highest = -least(minus_high);
-    if (sum(not_finite) != T(0) || !(highest - lowest < T(1e30))) return false;
+    if (sum(not_finite) != T(0) || !(highest - lowest < kHuge<T>)) return false;
     grid.low[i * D + d] = lowest;
     grid.high[i * D + d] = highest;
     set_sides(grid, i, d, x[d] + sum(from_first) / T(block), lowest, highest);
@@ -81,38 +81,6 @@ static bool bounded_block(const Grid<T>& grid, int64_t i, Block<T>& block) {
   return pack_whole_block(grid.streamed + i * size, grid, i, grid.scratch, grid.scratch + size);
 }
 
-// At D > 4, v lies latent by latent, since it is read several dimensions at a time. Returns the
-// largest |v|^2.
-template <typename T>
-static T pack_rows(const Grid<T>& grid, int64_t i, T* v) {
-  const int64_t block = grid.block, D = grid.D, row = row_length<T>(D);
-  const T *g = grid.g + i * D * block, *centre = grid.centre + i * D, *r = grid.r + i * block;
-  const bool many = D >= kProductDimensions;
-  double square[kMostLatents], part[kMostLatents];
-  fill(square, block, 0.0);
-  fill(part, block, 0.0);
-  for (int64_t d = 0; d < D; ++d) {
-    T* across = many ? grid.across + (i * D + d) * block : nullptr;
-    for (int64_t j = 0; j < block; ++j) {
-      const T x = r[j] == kAbsent<T> ? T(0) : g[d * block + j] - centre[d];
-      v[j * row + d] = x;
-      if (many) across[j] = x;
-      part[j] += double(x) * x;
-    }
-    // Sums of sixteen round less than one long sum.
-    if (d % 16 != 15 && d != D - 1) continue;
-    for (int64_t j = 0; j < block; ++j) square[j] += part[j];
-    fill(part, block, 0.0);
-  }
-  T largest = 0;
-  for (int64_t j = 0; j < block; ++j) {
-    for (int64_t d = D; d < row; ++d) v[j * row + d] = T(0);
-    if (many) grid.square[i * block + j] = T(square[j] + double(r[j]));
-    if (square[j] > largest) largest = T(square[j]);
-  }
-  return largest;
-}
-
 // e^l for l <= 0; 0 instead of a subnormal number, whose products are slow.
 template <typename T>
 LEBM_INLINE T weight_of(double l) {
@@ -120,77 +88,183 @@ LEBM_INLINE T weight_of(double l) {
   return w < (sizeof(T) == 4 ? 0x1p-126 : 0x1p-1022) ? T(0) : T(w);
 }
 
+// The arrays of a block that pack_block fills. A latent that does not count has r = kAbsent.
 template <typename T>
-static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, const Grid<T>& grid,
-                             int64_t i) {
-  const int64_t block = grid.block, D = grid.D, first = i * block, slot = grid.streamed ? 0 : i;
-  T *g = grid.g + slot * D * block, *v = grid.v + slot * row_length<T>(D) * block;
-  T* r = grid.r + slot * block;
-  T *log2_w = grid.log2_w + slot * block, *w = grid.w + slot * block;
-  BlockFlags flags{false, false, __builtin_inf(), -__builtin_inf()};
-  Total<T> weight{};
-  for (int64_t d = 0; d < D; ++d) {
-    grid.low[i * D + d] = kAbsent<T>;
-    grid.high[i * D + d] = -kAbsent<T>;
+struct BlockMemory {
+  T *g, *v, *rows, *half_square, *r, *log2_w, *w;
+  const T* latents[kMostLatents];  // where each lies in `decoded`, or null
+
+  BlockMemory(const Problem<T>& p, int64_t b, const Grid<T>& grid, int64_t i) {
+    const int64_t first = i * grid.block, at = grid.streamed ? 0 : first, D = grid.D;
+    g = grid.g + at * D;
+    v = grid.v + at * D;
+    rows = grid.rows + at * row_length<T>(D);
+    half_square = grid.half_square + at;
+    r = grid.r + at;
+    log2_w = grid.log2_w + at;
+    w = grid.w + at;
+    for (int64_t j = 0; j < grid.block; ++j)
+      latents[j] = first + j < p.N ? p.decoded.at(b, grid.place(first + j)) : nullptr;
   }
-  grid.whole[i] = true;
-  for (int64_t j = 0; j < block; ++j) {
-    const int64_t n = grid.order && first + j < p.N ? grid.order[first + j] : first + j;
-    const double log_weight = n >= p.N        ? -__builtin_inf()
+  bool counts(int64_t j) const { return r[j] != kAbsent<T>; }
+};
+
+// Sets log2_w, w and r of a block; returns its weight. `has_weight` [block]: no log-weight of -inf.
+template <typename T>
+static double weigh_block(const Problem<T>& p, int64_t b, double largest, const Grid<T>& grid,
+                          int64_t i, const BlockMemory<T>& own, bool* has_weight,
+                          BlockFlags& flags) {
+  Total<T> weight{};
+  for (int64_t j = 0; j < grid.block; ++j) {
+    const int64_t at = i * grid.block + j, n = grid.place(at < p.N ? at : 0);
+    const double log_weight = at >= p.N       ? -__builtin_inf()
                               : grid.weighted ? double(*p.log_weight.at(b, n))
                                               : 0.0;
     const double l = log_weight - largest;
-    bool present = log_weight != -__builtin_inf();
+    has_weight[j] = log_weight != -__builtin_inf();
     // The difference of two log-weights may be out of T's range.
-    const double bits = l * 1.4426950408889634074;
-    log2_w[j] = T(bits < -kMost<T> ? -kMost<T> : bits);
-    w[j] = present ? (l == 0 ? T(1) : weight_of<T>(l)) : T(0);
-    r[j] = present && p.latent_energy.data ? *p.latent_energy.at(b, n) : T(0);
-    weight += w[j];
-    if (present) {
-      flags.has_nan |= l != l || r[j] != r[j] || r[j] == -__builtin_inf();
-      bool infinite = r[j] == __builtin_inf();
-      for (int64_t d = 0; d < D; ++d) {
-        const double x = p.decoded.at(b, n)[d * p.decoded.stride[2]];
-        flags.has_nan |= x != x;
-        infinite |= x == __builtin_inf() || x == -__builtin_inf();
-      }
-      flags.has_infinite |= infinite;
-      present = !infinite;
-    }
-    if (!present) {
-      r[j] = kAbsent<T>;
-      log2_w[j] = -Exponent<T>::infinity;
-      grid.whole[i] = false;
-    } else {
-      flags.r_low = r[j] < flags.r_low ? r[j] : flags.r_low;
-      flags.r_high = r[j] > flags.r_high ? r[j] : flags.r_high;
-    }
+    const double bits = l * kLog2E;
+    own.log2_w[j] = T(bits < -kMost<T> ? -kMost<T> : bits);
+    own.w[j] = has_weight[j] ? (l == 0 ? T(1) : weight_of<T>(l)) : T(0);
+    weight += own.w[j];
+    own.r[j] = !has_weight[j]         ? kAbsent<T>
+               : p.latent_energy.data ? *p.latent_energy.at(b, n)
+                                      : T(0);
+    if (!has_weight[j]) continue;
+    const T r = own.r[j];
+    flags.has_nan |= l != l || r != r || r == -__builtin_inf();
+    flags.has_infinite |= r == __builtin_inf();
+  }
+  return weight;
+}
+
+// g [D][block] from the latents, a few at a time so that whole cache lines are written.
+template <typename T>
+static void gather(const BlockMemory<T>& own, int64_t block, int64_t D, int64_t stride) {
+  constexpr int64_t kAtOnce = 16;
+  for (int64_t j = 0; j < block; j += kAtOnce) {
     for (int64_t d = 0; d < D; ++d) {
-      const T x = present ? p.decoded.at(b, n)[d * p.decoded.stride[2]] : T(0);
-      g[d * block + j] = x;
-      if (present && x < grid.low[i * D + d]) grid.low[i * D + d] = x;
-      if (present && x > grid.high[i * D + d]) grid.high[i * D + d] = x;
+      for (int64_t k = j; k < j + kAtOnce; ++k)
+        own.g[d * block + k] = own.latents[k] ? own.latents[k][d * stride] : T(0);
     }
   }
+}
+
+// Looks for latents that are not finite: infinite ones don't count. Then clears all that don't.
+template <typename T>
+static void drop_latents(const Grid<T>& grid, const BlockMemory<T>& own, const bool* has_weight,
+                         BlockFlags& flags) {
+  const int64_t block = grid.block, D = grid.D;
+  for (int64_t j = 0; j < block; j += kLanes<T>) {
+    Vec<T> not_finite = broadcast(T(0));
+    for (int64_t d = 0; d < D; ++d)
+      not_finite = fma(load(own.g + d * block + j), broadcast(T(0)), not_finite);
+    T found[kLanes<T>];
+    store(found, not_finite);
+    for (int64_t k = j; k < j + kLanes<T>; ++k) {
+      if (found[k - j] == 0 || !has_weight[k]) continue;
+      for (int64_t d = 0; d < D; ++d) {
+        const T x = own.g[d * block + k];
+        flags.has_nan |= x != x;
+        if (x != kAbsent<T> && x != -kAbsent<T>) continue;
+        flags.has_infinite = true;
+        own.r[k] = kAbsent<T>;
+      }
+    }
+  }
+  for (int64_t j = 0; j < block; ++j) {
+    if (own.counts(j)) continue;
+    own.log2_w[j] = -Exponent<T>::infinity;
+    for (int64_t d = 0; d < D; ++d) own.g[d * block + j] = T(0);
+  }
+}
+
+// Bounds, centre and v of a block, from g and r. `num` latents count.
+template <typename T>
+static void centre_block(const Grid<T>& grid, int64_t i, const BlockMemory<T>& own, int64_t num) {
+  const int64_t block = grid.block, D = grid.D;
+  const Vec<T> absent = broadcast(kAbsent<T>), zero = broadcast(T(0));
   for (int64_t d = 0; d < D; ++d) {
-    const T low = grid.low[i * D + d], high = grid.high[i * D + d];
-    double mean = 0, count = 0;
-    for (int64_t j = 0; j < block && !grid.leaves && low <= high; ++j) {
-      if (r[j] == kAbsent<T>) continue;
-      mean += double(g[d * block + j]) - double(low);
-      count += 1;
+    const T* g = own.g + d * block;
+    Vec<T> lows = absent, minus_highs = absent, above = zero;
+    for (int64_t j = 0; j < block; j += kLanes<T>) {
+      const Vec<T> r = load(own.r + j), x = load(g + j);
+      lows = min(lows, select_equal(r, absent, absent, x));
+      minus_highs = min(minus_highs, select_equal(r, absent, absent, sub(zero, x)));
     }
-    const T about = count ? T(double(low) + mean / count) : T(0);
-    low <= high ? set_sides(grid, i, d, about, low, high) : set_sides(grid, i, d, T(0), T(0), T(0));
-    const T centre = grid.centre[i * D + d];
-    for (int64_t j = 0; j < block && D <= kNarrow; ++j)
-      v[d * block + j] = g[d * block + j] - centre;
+    const T low = least(lows), high = -least(minus_highs);
+    grid.low[i * D + d] = low;
+    grid.high[i * D + d] = high;
+    const bool narrow = high - low < kHuge<T>;
+    for (int64_t j = 0; narrow && !grid.leaves && j < block; j += kLanes<T>)
+      above =
+          add(above, select_equal(load(own.r + j), absent, zero, sub(load(g + j), broadcast(low))));
+    if (num == 0) {
+      set_sides(grid, i, d, T(0), T(0), T(0));
+    } else {
+      const T mean = narrow ? T(double(low) + double(sum(above)) / num) : middle_of(low, high);
+      set_sides(grid, i, d, mean, low, high);
+    }
+    const Vec<T> centre = broadcast(grid.centre[i * D + d]);
+    for (int64_t j = 0; j < block; j += kLanes<T>) {
+      const Vec<T> v = sub(load(g + j), centre);
+      store(own.v + d * block + j, select_equal(load(own.r + j), absent, zero, v));
+    }
   }
-  if (D > kNarrow) grid.extent[i] = pack_rows(grid, i, v);
-  grid.block_weight[i] = weight;
-  grid.r_floor[i] = flags.r_low <= flags.r_high ? T(flags.r_low) : T(1);
-  grid.r_top[i] = flags.r_low <= flags.r_high ? T(flags.r_high) : T(0);
+}
+
+// At D > 4: half_square and rows, from v. Returns the largest |v|^2.
+template <typename T>
+static T square_block(const Grid<T>& grid, const BlockMemory<T>& own) {
+  const int64_t block = grid.block, D = grid.D;
+  double square[kMostLatents], part[kMostLatents];
+  fill(square, block, 0.0);
+  for (int64_t start = 0; start < D; start += 16) {
+    // Sums of sixteen round less than one long sum.
+    const int64_t end = start + 16 < D ? start + 16 : D;
+    fill(part, block, 0.0);
+    for (int64_t d = start; d < end; ++d) {
+      const T* v = own.v + d * block;
+      for (int64_t j = 0; j < block; ++j) part[j] += double(v[j]) * double(v[j]);
+    }
+    for (int64_t j = 0; j < block; ++j) square[j] += part[j];
+  }
+  double largest = 0;
+  for (int64_t j = 0; j < block; ++j) {
+    if (D >= kProductDimensions) own.half_square[j] = T(0.5 * (square[j] + double(own.r[j])));
+    largest = square[j] > largest ? square[j] : largest;
+  }
+  const int64_t whole = whole_vectors<T>(D), row = row_length<T>(D);
+  for (int64_t j = 0; j < block; j += kLanes<T>) {
+    for (int64_t d = 0; d < whole; ++d) {
+      const T* v = own.v + d * block + j;
+      for (int64_t k = 0; k < kLanes<T>; ++k) own.rows[(j + k) * row + d] = v[k];
+    }
+  }
+  return T(largest);
+}
+
+template <typename T>
+static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, const Grid<T>& grid,
+                             int64_t i) {
+  const BlockMemory<T> own(p, b, grid, i);
+  BlockFlags flags{false, false, __builtin_inf(), -__builtin_inf()};
+  bool has_weight[kMostLatents];
+  grid.block_weight[i] = weigh_block(p, b, largest, grid, i, own, has_weight, flags);
+  gather(own, grid.block, grid.D, p.decoded.stride[2]);
+  drop_latents(grid, own, has_weight, flags);
+  int64_t num = 0;
+  for (int64_t j = 0; j < grid.block; ++j) {
+    if (!own.counts(j)) continue;
+    ++num;
+    flags.r_low = own.r[j] < flags.r_low ? own.r[j] : flags.r_low;
+    flags.r_high = own.r[j] > flags.r_high ? own.r[j] : flags.r_high;
+  }
+  grid.whole[i] = num == grid.block;
+  centre_block(grid, i, own, num);
+  if (grid.D > kNarrow) grid.extent[i] = square_block(grid, own);
+  grid.r_floor[i] = num ? T(flags.r_low) : T(1);
+  grid.r_top[i] = num ? T(flags.r_high) : T(0);
   return flags;
 }
 

@@ -34,56 +34,83 @@ static LEBM_INLINE T energies(const Block<T>& block, int64_t size, const T* y, c
   return least(smallest);
 }
 
-// Any D: four queries by three vectors of latents in registers, so that each load serves several
-// pairs. Dimensions are taken in slabs: a sum of partial sums rounds less than one long sum, and a
-// panel of latents stays in the first cache for all queries.
-constexpr int kGroup = 4;
+// Any D: a tile of kGroup queries by a few vectors of latents is summed in registers, so that each
+// load serves several pairs. Dimensions are taken in slabs: a sum of partial sums rounds less than
+// one long sum.
 constexpr int64_t kSlab = 32;
 
-// The most queries whose energies are taken together, a multiple of every group size.
+// The most queries whose energies are taken together, a multiple of every kGroup.
 constexpr int64_t kWideTile = 48;
 
 LEBM_INLINE int64_t in_groups(int64_t count) { return (count + kGroup - 1) / kGroup * kGroup; }
 
-// The sums of one panel over `dims` dimensions for kGroup queries; `take` gets each with its place.
-template <typename T, int kAbreast, typename Term, typename Take>
-LEBM_INLINE void sum_panel(const T* latents, int64_t size, int64_t dims, const Term& term,
-                           const Take& take) {
-  Vec<T> partial[kGroup][kAbreast];
-  for (int q = 0; q < kGroup; ++q)
-    for (int i = 0; i < kAbreast; ++i) partial[q][i] = broadcast(T(0));
-  for (int64_t d = 0; d < dims; ++d) {
-    Vec<T> at[kAbreast];
-    for (int i = 0; i < kAbreast; ++i) at[i] = load(latents + d * size + i * kLanes<T>);
-    for (int q = 0; q < kGroup; ++q) term(q, d, at, partial[q]);
+// Sums of squared differences: the energies themselves. The queries' y and s are rows of D.
+template <typename T, bool kScaled>
+struct Differences {
+  static constexpr int kAbreast = kScaled ? 2 : 3;
+  static constexpr T kFactor = 1;
+
+  const Block<T>& block;
+  int64_t D;
+  const T *y, *s;
+
+  Differences from(int64_t q) const { return {block, D, y + q * D, s + q * D}; }
+  const T* latents() const { return block.g; }
+  // Adds the term of dimension d for query q.
+  LEBM_INLINE void add_term(int64_t q, int64_t d, const Vec<T>* g, Vec<T>* sums) const {
+    const Vec<T> query = broadcast(y[q * D + d]);
+    const Vec<T> scale = kScaled ? broadcast(s[q * D + d]) : query;
+    for (int i = 0; i < kAbreast; ++i) {
+      const Vec<T> difference = kScaled ? fnma(scale, g[i], query) : sub(query, g[i]);
+      sums[i] = fma(difference, difference, sums[i]);
+    }
   }
-  for (int q = 0; q < kGroup; ++q)
-    for (int i = 0; i < kAbreast; ++i) take(q, i * kLanes<T>, partial[q][i]);
+  // The value of latents at j from their sums over dimensions.
+  LEBM_INLINE Vec<T> finish(int64_t j, Vec<T> sum_) const { return add(load(block.r + j), sum_); }
+  // An energy is base + kFactor value.
+  T base(int64_t) const { return T(0); }
+};
+
+// Sums of kGroup queries over the dimensions [start, end); the latents at dimension 0 are `at`.
+template <typename T, typename Source, int K>
+LEBM_INLINE void sum_slab(const Source& group, const T* at, int64_t size, int64_t start,
+                          int64_t end, Vec<T> (&sums)[kGroup][K]) {
+  for (int k = 0; k < kGroup; ++k)
+    for (int i = 0; i < K; ++i) sums[k][i] = broadcast(T(0));
+  at += start * size;
+  for (int64_t d = start; d < end; ++d, at += size) {
+    Vec<T> latents[K];
+    for (int i = 0; i < K; ++i) latents[i] = load(at + i * kLanes<T>);
+    for (int k = 0; k < kGroup; ++k) group.add_term(k, d, latents, sums[k]);
+  }
 }
 
-template <typename T, int kAbreast, bool kScaled>
-static void fill_energies(const Block<T>& block, int64_t size, int64_t D, const T* y, const T* s,
-                          int64_t count, T* out) {
-  for (int64_t start = 0; start < D; start += kSlab) {
-    const int64_t dims = D - start < kSlab ? D - start : kSlab;
-    for (int64_t j = 0; j < size; j += kAbreast * kLanes<T>) {
-      for (int64_t q = 0; q < count; q += kGroup) {
-        const T *at = y + q * D + start, *by = s + q * D + start;
-        T* energy = out + q * size + j;
-        const T* before = start ? energy : block.r + j;
-        const int64_t of_query = start ? size : 0;
-        auto term = [&](int k, int64_t d, const Vec<T>* g, Vec<T>* partial) LEBM_INLINE_LAMBDA {
-          const Vec<T> query = broadcast(at[k * D + d]);
-          const Vec<T> scale = kScaled ? broadcast(by[k * D + d]) : query;
-          for (int i = 0; i < kAbreast; ++i) {
-            const Vec<T> difference = kScaled ? fnma(scale, g[i], query) : sub(query, g[i]);
-            partial[i] = fma(difference, difference, partial[i]);
-          }
-        };
-        auto take = [&](int k, int64_t lane, Vec<T> sum_) LEBM_INLINE_LAMBDA {
-          store(energy + k * size + lane, add(load(before + k * of_query + lane), sum_));
-        };
-        sum_panel<T, kAbreast>(block.g + start * size + j, size, dims, term, take);
+// The values of a panel of latents from j on, for all queries: out [count][stride], whose rows are
+// written up to a multiple of kGroup. Not inlined: beside its caller's, its sums would not all stay
+// in registers.
+template <typename T, typename Source>
+static __attribute__((noinline)) void sum_panel(const Source& source, int64_t size, int64_t j,
+                                                int64_t count, T* out, int64_t stride) {
+  constexpr int K = Source::kAbreast;
+  const int64_t D = source.D, first = D < kSlab ? D : kSlab;
+  const T* at = source.latents() + j;
+  for (int64_t q = 0; q < count; q += kGroup, out += kGroup * stride) {
+    const Source group = source.from(q);
+    Vec<T> sums[kGroup][K];
+    sum_slab(group, at, size, 0, first, sums);
+    for (int64_t start = kSlab; start < D; start += kSlab) {
+      for (int k = 0; k < kGroup; ++k)
+        for (int i = 0; i < K; ++i) {
+          T* place = out + k * stride + i * kLanes<T>;
+          store(place, start == kSlab ? sums[k][i] : add(load(place), sums[k][i]));
+        }
+      sum_slab(group, at, size, start, D - start < kSlab ? D : start + kSlab, sums);
+    }
+    for (int k = 0; k < kGroup; ++k) {
+      for (int i = 0; i < K; ++i) {
+        T* place = out + k * stride + i * kLanes<T>;
+        const Vec<T> total = D > kSlab ? add(load(place), sums[k][i]) : sums[k][i];
+        store(place, source.finish(j + i * kLanes<T>, total));
       }
     }
   }
@@ -96,13 +123,51 @@ static T least_of_row(const T* row, int64_t size) {
   return least(low);
 }
 
-// Energies from differences, for `count` queries whose y and s are rows of D. Rows of y, s and
-// `out` are read and written up to a multiple of kGroup. `scaled`: some s is not 1.
-template <typename T>
-static void energies_of_queries(const Block<T>& block, int64_t size, int64_t D, bool scaled,
-                                const T* y, const T* s, int64_t count, T* out) {
-  scaled ? fill_energies<T, 2, true>(block, size, D, y, s, count, out)
-         : fill_energies<T, 3, false>(block, size, D, y, s, count, out);
+// The energies of `count` queries against a block: `out` [count][size], whose rows are written up
+// to a multiple of kGroup.
+template <typename T, typename Source>
+static void fill_energies(const Source& source, int64_t size, int64_t count, T* out) {
+  constexpr int64_t kWidth = Source::kAbreast * kLanes<T>;
+  for (int64_t j = 0; j < size; j += kWidth) sum_panel(source, size, j, count, out + j, size);
+  if (Source::kFactor == 1) return;
+  for (int64_t q = 0; q < count; ++q) {
+    const Vec<T> base = broadcast(source.base(q)), factor = broadcast(Source::kFactor);
+    for (int64_t j = q * size; j < (q + 1) * size; j += kLanes<T>)
+      store(out + j, fma(factor, load(out + j), base));
+  }
+}
+
+// Calls take(q, j, values) for each query q and the latents from j on; `values` are kAbreast
+// vectors.
+template <typename T, typename Source, typename Take>
+LEBM_INLINE void each_value(const Source& source, int64_t size, int64_t count, const Take& take) {
+  constexpr int K = Source::kAbreast;
+  constexpr int64_t kWidth = K * kLanes<T>;
+  alignas(64) T panel[kWideTile * kWidth];
+  for (int64_t j = 0; j < size; j += kWidth) {
+    sum_panel(source, size, j, count, panel, kWidth);
+    for (int64_t q = 0; q < count; ++q) {
+      Vec<T> values[K];
+      for (int i = 0; i < K; ++i) values[i] = load(panel + q * kWidth + i * kLanes<T>);
+      take(q, j, values);
+    }
+  }
+}
+
+// Fills the rows of the marked queries alone. `spare` has room for kGroup rows.
+template <typename T, typename Source>
+static void fill_marked(const Source& source, int64_t size, int64_t count, const bool* marked,
+                        T* out, T* spare) {
+  for (int64_t first = 0; first < count; first += kGroup) {
+    const int64_t last = first + kGroup < count ? first + kGroup : count;
+    bool any = false;
+    for (int64_t q = first; q < last; ++q) any |= marked[q];
+    if (!any) continue;
+    fill_energies(source.from(first), size, last - first, spare);
+    for (int64_t q = first; q < last; ++q) {
+      if (marked[q]) copy(spare + (q - first) * size, size, out + q * size);
+    }
+  }
 }
 
 LEBM_END_TARGET

@@ -1,6 +1,7 @@
 // The latents of one grid, packed for the kernels: g [D][block] and v = g - centre, block by block.
 //
-// Dimensions lie one after the other, so that a vector holds consecutive latents. The centre is the
+// Dimensions lie one after the other, so that a vector holds consecutive latents. At D > 4 `rows`
+// have v latent by latent as well, as far as they fill vectors. The centre is the
 // mean of the block's latents (the middle of their box, where there are series): moments summed in
 // v don't cancel when the data lie far from the origin. A latent that does not count (padding, or a
 // log-weight of -inf) has g = 0, weight 0 and an infinite energy.
@@ -20,17 +21,22 @@ LEBM_BEGIN_TARGET
 template <typename T>
 constexpr T kAbsent = Exponent<T>::infinity;
 
+// Above this squared size of a block, differences of a latent out of a query's reach may overflow,
+// and infinity times its p of 0 would be NaN.
+template <typename T>
+constexpr T kHuge = sizeof(T) == 4 ? T(1e30) : T(1e300);
+
 template <typename T>
 struct Block {
-  int64_t first;    // index of its first latent
-  const T* g;       // [D][block]
-  const T* v;       // [D][block]; at D > 4 [block][row_length(D)]
-  const T* r;       // [block]
-  const T* log2_w;  // [block], log2(w / largest w); -inf for latents that don't count
-  const T* w;       // [block], w / largest w
-  const T* centre;  // [D]
-  const T* across;  // [D][block], v; from kProductDimensions on
-  const T* square;  // [block], |v|^2 + r; likewise
+  int64_t first;         // index of its first latent
+  const T* g;            // [D][block]
+  const T* v;            // [D][block]
+  const T* r;            // [block]
+  const T* log2_w;       // [block], log2(w / largest w); -inf for latents that don't count
+  const T* w;            // [block], w / largest w
+  const T* centre;       // [D]
+  const T* rows;         // [block][row_length(D)], v
+  const T* half_square;  // [block], (|v|^2 + r) / 2; from kProductDimensions on
 };
 
 // D is narrow up to here: the kernels then know it at compile time.
@@ -43,13 +49,18 @@ constexpr int64_t kFewLatents = 32;
 // From here on energies may be taken as products, see product.h.
 constexpr int64_t kProductDimensions = 48;
 
-// Numbers in a row of dimensions: whole vectors where rows are read. Rows whose distance is a
-// multiple of 128 bytes would compete for the same sets of the first cache.
+// The dimensions of a latent that fill vectors, at D > 4.
+template <typename T>
+LEBM_INLINE int64_t whole_vectors(int64_t D) {
+  return D <= kNarrow ? 0 : D / kLanes<T> * kLanes<T>;
+}
+
+// The distance of rows of whole vectors. Rows whose distance is a multiple of 128 bytes would
+// compete for the same sets of the first cache.
 template <typename T>
 LEBM_INLINE int64_t row_length(int64_t D) {
-  if (D <= kNarrow) return D;
-  const int64_t row = (D + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-  return row * sizeof(T) % 128 == 0 ? row + kLanes<T> : row;
+  const int64_t row = whole_vectors<T>(D);
+  return row * sizeof(T) % 128 == 0 && row ? row + kLanes<T> : row;
 }
 
 template <typename T, int kD>
@@ -88,7 +99,7 @@ template <typename T>
 struct Grid {
   int64_t N, D, block, num_blocks;
   T *g, *v, *r, *log2_w, *w, *centre, *low, *high;  // low, high: [num_blocks][D], bounding boxes
-  T *across, *square;
+  T *rows, *half_square;
   double* block_weight;   // [num_blocks]
   T* half;                // [num_blocks][D], the bounding box's longer sides from the centre
   T* extent;              // [num_blocks], their squared length; at D > 4 the largest
@@ -117,17 +128,19 @@ struct Grid {
       return unpacked(i);
     }
     const int64_t slot = streamed ? 0 : i, at_r = slot * block, at_g = D * at_r;
-    const int64_t at_v = row_length<T>(D) * at_r;
+    const int64_t at_rows = row_length<T>(D) * at_r;
     if (plain && whole[i])
-      return {i * block, g + at_g, v + at_v, zeros, zeros, ones, centre + i * D, across, square};
-    return {i * block, g + at_g,       v + at_v,      r + at_r,     log2_w + at_r,
-            w + at_r,  centre + i * D, across + at_g, square + at_r};
+      return {i * block, g + at_g, v + at_g, zeros, zeros, ones, centre + i * D, rows, half_square};
+    return {i * block, g + at_g,       v + at_g,       r + at_r,          log2_w + at_r,
+            w + at_r,  centre + i * D, rows + at_rows, half_square + at_r};
   }
   // A streamed block that is in the scratch memory.
   Block<T> unpacked(int64_t i) const {
-    return {i * block, scratch, scratch + D * block, zeros, zeros, ones, centre + i * D,
-            across,    square};
+    return {i * block,      scratch, scratch + D * block, zeros, zeros, ones,
+            centre + i * D, rows,    half_square};
   }
+  // The latent at a place.
+  int64_t place(int64_t at) const { return order ? order[at] : at; }
   bool has_few_latents() const { return N <= kFewLatents; }
   size_t scratch_bytes() const { return streamed ? sizeof(T) * size_t(2 * D * block) : 0; }
 };

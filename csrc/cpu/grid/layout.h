@@ -56,8 +56,7 @@ template <typename T>
 static size_t grid_bytes(const Problem<T>& p, bool streamed) {
   const int64_t D = p.D, block = block_size(p), blocks = num_blocks(p);
   const int64_t size = (streamed ? 1 : blocks) * block;
-  const int64_t across = D < kProductDimensions ? 0 : D + 1;
-  const int64_t of_latent = D + row_length<T>(D) + across + 3;
+  const int64_t of_latent = 2 * D + row_length<T>(D) + (D < kProductDimensions ? 0 : 1) + 3;
   return sizeof(T) * (size_t)(size * of_latent + 2 * block + blocks * (4 * D + 3) + 2 * D) +
          (sizeof(double) + 1) * (size_t)blocks + 64;
 }
@@ -81,9 +80,9 @@ static Grid<T> lay_out(const Problem<T>& p, void* memory, bool streamed) {
     return taken;
   };
   grid.g = take(size * D);
-  grid.v = take(size * row_length<T>(D));
-  grid.across = take(D < kProductDimensions ? 0 : size * D);
-  grid.square = take(D < kProductDimensions ? 0 : size);
+  grid.v = take(size * D);
+  grid.rows = take(size * row_length<T>(D));
+  grid.half_square = take(D < kProductDimensions ? 0 : size);
   grid.r = take(size);
   grid.log2_w = take(size);
   grid.w = take(size);

@@ -3,13 +3,13 @@
 //
 // With u = y - c and v = g - c about the block's centre c, and no scale,
 //
-//     E[q][j] = |u[q]|^2 + (|v[j]|^2 + r[j]) - 2 sum_d u[q][d] v[j][d]
+//     E[q][j] = |u[q]|^2 + 2 h[q][j],   h[q][j] = (|v[j]|^2 + r[j]) / 2 - sum_d u[q][d] v[j][d]
 //
 // is one multiplication a dimension where differences are two operations. The product form loses
 // digits where E is much less than |u|^2 + |v|^2. The least energy of a block tells how much is
 // lost:
 //
-//     error    the rounding of `dot` and of |u|^2, |v|^2 and their sum
+//     error    the rounding of the sum over d and of |u|^2, |v|^2 and their sum
 //     allowed  a rounding of E, and of 1 / beta, the scale at which p tells energies apart
 //
 // Where the error is too large and the block matters, the query's energies are taken again, from
@@ -54,138 +54,132 @@ static bool only_prunes(const TileState<T>& state, int64_t count) {
   return all;
 }
 
-enum Verdict { kGood, kDoesNotMatter, kLost };
-
-// Whether the energies of a query and a block are good enough; `smallest` is the least of them.
+// h of a tile's queries, whose u lie in rows of `row` numbers, and their energies.
 template <typename T>
-static Verdict judge(const TileState<T>& state, int64_t q, T square, T extent, T smallest,
-                     int64_t D) {
-  const double low = smallest > 0 ? double(smallest) : 0.0, rate = state.rate[q];
-  const double u = __builtin_sqrt(double(square)), radius = __builtin_sqrt(double(extent));
-  // A latent of little energy is as far from the centre as the query.
-  const double far = u + __builtin_sqrt(low), v = far < radius ? far : radius;
-  const double squares = double(square) + v * v, product = (squares - low) / 2;
-  if (!(squares < kAbsent<T>)) return kLost;
-  const double dot = (product > 0 ? product : -product) + u * v / __builtin_sqrt(double(D));
-  // The two errors are independent.
-  const double of_dot = 2 * kRoundingOfDot * dot, of_squares = kRoundingOfSquares * squares;
-  const double error = __builtin_sqrt(of_dot * of_dot + of_squares * of_squares);
-  const double margin = 16 * double(Exponent<T>::epsilon) * error;
-  const double excess = double(smallest) - margin - double(state.shift[q]);
-  const bool cold = !is_finite(rate);
-  if ((!state.weighted || cold) && excess > 0 && rate * excess > 64) return kDoesNotMatter;
-  if (cold || (state.exact && !(excess > 0))) return kLost;
-  double allowed = kEnergyRoundings * low;
-  if (!state.weighted) allowed += kBetaRoundings / rate;
-  return error <= allowed ? kGood : kLost;
-}
+struct Products {
+  static constexpr int kAbreast = 3;
+  static constexpr T kFactor = 2;
 
-// u of a tile's queries about a block's centre, in rows of row_length(D).
+  const Block<T>& block;
+  int64_t D;
+  const T* u;
+  int64_t row;
+  const T* square;  // |u|^2
+
+  Products from(int64_t q) const { return {block, D, u + q * row, row, square + q}; }
+  const T* latents() const { return block.v; }
+  LEBM_INLINE void add_term(int64_t q, int64_t d, const Vec<T>* v, Vec<T>* sums) const {
+    const Vec<T> query = broadcast(u[q * row + d]);
+    for (int i = 0; i < kAbreast; ++i) sums[i] = fma(query, v[i], sums[i]);
+  }
+  LEBM_INLINE Vec<T> finish(int64_t j, Vec<T> dot) const {
+    return sub(load(block.half_square + j), dot);
+  }
+  T base(int64_t q) const { return square[q]; }
+};
+
+// Whether the energies of a tile's queries and a block are too inexact; `smallest` are the least of
+// them, `square` is |u|^2. Both have room for whole vectors.
 template <typename T>
-static void centre_tile(const T* y, const T* centre, int64_t D, int64_t count, T* u) {
-  const int64_t row = row_length<T>(D);
+static void judge(const TileState<T>& state, int64_t count, const T* square, T extent,
+                  const T* smallest, int64_t D, bool* lost) {
+  T errors[kWideTile];
+  const Vec<T> zero = broadcast(T(0)), radius = broadcast(T(__builtin_sqrt(double(extent))));
+  const Vec<T> of_many = broadcast(T(1 / __builtin_sqrt(double(D)))), half = broadcast(T(0.5));
+  const Vec<T> of_dot = broadcast(T(2 * kRoundingOfDot));
+  const Vec<T> of_squares = broadcast(T(kRoundingOfSquares * kRoundingOfSquares));
+  for (int64_t q = 0; q < count; q += kLanes<T>) {
+    const Vec<T> low = max(load(smallest + q), zero), u = root(load(square + q));
+    // A latent of little energy is as far from the centre as the query.
+    const Vec<T> v = min(add(u, root(low)), radius);
+    const Vec<T> squares = fma(v, v, load(square + q)), product = mul(sub(squares, low), half);
+    const Vec<T> dot = fma(mul(u, v), of_many, max(product, sub(zero, product)));
+    // The two errors are independent. Relative to `squares`, theirs don't leave the range.
+    const Vec<T> relative = mul(div(dot, squares), of_dot);
+    store(errors + q, mul(squares, root(fma(relative, relative, of_squares))));
+  }
   for (int64_t q = 0; q < count; ++q) {
-    for (int64_t d = 0; d < D; ++d) u[q * row + d] = y[q * D + d] - centre[d];
-    for (int64_t d = D; d < row; ++d) u[q * row + d] = T(0);
+    const T rate = state.rate[q], error = errors[q], low = smallest[q] > 0 ? smallest[q] : T(0);
+    const T excess = smallest[q] - 16 * Exponent<T>::epsilon * error - state.shift[q];
+    const bool cold = !is_finite(rate);
+    const bool matters =
+        (state.weighted && !cold) || !(excess > 0 && double(rate) * double(excess) > 64);
+    T allowed = T(kEnergyRoundings) * low;
+    if (!state.weighted) allowed += T(kBetaRoundings) / rate;
+    const bool good = error <= allowed && !cold && (!state.exact || excess > 0);
+    // Beyond the range of T an error tells nothing.
+    lost[q] = !(error < kAbsent<T>) || (matters && !good);
   }
 }
 
-// |u|^2 of a row, padding included.
+// A tile of queries and, where energies may be products, its u about a block's centre.
 template <typename T>
-static T square_of_row(const T* u, int64_t row) {
-  Vec<T> total = broadcast(T(0));
-  for (int64_t d = 0; d < row; d += kLanes<T>) total = fma(load(u + d), load(u + d), total);
-  return sum(total);
-}
+struct WideTile {
+  const T *y, *s;  // [count][D], with rows up to a multiple of kGroup
+  int64_t count;
+  bool scaled;  // some s is not 1
+  T* u;         // [kWideTile][row]
+  int64_t row;
+  T square[kWideTile] = {};  // |u|^2
 
-template <typename T>
-static void fill_products(const Block<T>& block, int64_t size, int64_t D, const T* u,
-                          const T* square, int64_t count, T* out) {
-  constexpr int kAbreast = 3;
-  const int64_t row = row_length<T>(D);
-  for (int64_t start = 0; start < D; start += kSlab) {
-    const int64_t dims = D - start < kSlab ? D - start : kSlab;
-    const bool last = start + dims == D;
-    for (int64_t j = 0; j < size; j += kAbreast * kLanes<T>) {
-      for (int64_t q = 0; q < count; q += kGroup) {
-        const T* at = u + q * row + start;
-        T* energy = out + q * size + j;
-        auto term = [&](int k, int64_t d, const Vec<T>* v, Vec<T>* partial) LEBM_INLINE_LAMBDA {
-          const Vec<T> query = broadcast(at[k * row + d]);
-          for (int i = 0; i < kAbreast; ++i) partial[i] = fma(query, v[i], partial[i]);
-        };
-        auto take = [&](int k, int64_t lane, Vec<T> dot) LEBM_INLINE_LAMBDA {
-          T* place = energy + k * size + lane;
-          if (start) dot = add(load(place), dot);
-          if (last) {
-            const Vec<T> squares = add(broadcast(square[q + k]), load(block.square + j + lane));
-            dot = fnma(broadcast(T(2)), dot, squares);
-          }
-          store(place, dot);
-        };
-        sum_panel<T, kAbreast>(block.across + start * size + j, size, dims, term, take);
+  // Sets u and |u|^2. Rows past the last query are as its own.
+  void centre(const T* c, int64_t D) {
+    for (int64_t q = 0; q < in_groups(count); ++q) {
+      const T* own = y + (q < count ? q : count - 1) * D;
+      T* out = u + q * row;
+      Vec<T> squares = broadcast(T(0));
+      int64_t d = 0;
+      for (; d + kLanes<T> <= D; d += kLanes<T>) {
+        const Vec<T> from = sub(load(own + d), load(c + d));
+        store(out + d, from);
+        squares = fma(from, from, squares);
       }
+      T total = sum(squares);
+      for (; d < D; ++d) {
+        out[d] = own[d] - c[d];
+        total += out[d] * out[d];
+      }
+      square[q] = total;
     }
   }
-}
-
-// Takes the energies of the marked queries again, from differences.
-template <typename T>
-static void take_again(const Block<T>& block, int64_t size, int64_t D, const T* y, const T* s,
-                       int64_t count, const bool* again, T* out, T* spare, T* smallest) {
-  for (int64_t first = 0; first < count; first += kGroup) {
-    const int64_t last = first + kGroup < count ? first + kGroup : count;
-    bool any = false;
-    for (int64_t q = first; q < last; ++q) any |= again[q];
-    if (!any) continue;
-    energies_of_queries(block, size, D, false, y + first * D, s + first * D, last - first, spare);
-    for (int64_t q = first; q < last; ++q) {
-      if (!again[q]) continue;
-      const T* energy = spare + (q - first) * size;
-      for (int64_t j = 0; j < size; ++j) out[q * size + j] = energy[j];
-      smallest[q] = least_of_row(energy, size);
-    }
+  // Calls f(source) with the energies as products or differences.
+  template <typename F>
+  LEBM_INLINE void with_source(const Block<T>& block, int64_t D, bool products, const F& f) const {
+    if (products)
+      f(Products<T>{block, D, u, row, square});
+    else if (scaled)
+      f(Differences<T, true>{block, D, y, s});
+    else
+      f(Differences<T, false>{block, D, y, s});
   }
-}
+};
 
-// Energies from products, where these are good enough; see energies_of_tile.
+// Energies [kWideTile][size] of a tile's queries, and the least of each. `spare` has room for the
+// energies of kGroup queries.
 template <typename T>
-static void energies_by_product(const Grid<T>& grid, const Block<T>& block, const T* y, const T* s,
-                                int64_t count, const T* u, TileState<T>& state, T* out, T* spare,
-                                T* smallest) {
-  const int64_t size = grid.block, D = grid.D, row = row_length<T>(D);
-  T square[kWideTile];
-  for (int64_t q = 0; q < in_groups(count); ++q) square[q] = square_of_row(u + q * row, row);
-  fill_products(block, size, D, u, square, count, out);
-  const T extent = grid.extent[block.first / size];
-  int64_t lost = 0;
-  bool again[kWideTile];
-  for (int64_t q = 0; q < count; ++q) {
-    smallest[q] = least_of_row(out + q * size, size);
-    again[q] = judge(state, q, square[q], extent, smallest[q], D) == kLost;
-    lost += again[q];
-  }
-  if (lost) take_again(block, size, D, y, s, count, again, out, spare, smallest);
-  // Where most are lost, the next blocks are likely to be no better.
-  if (2 * lost > count && only_prunes(state, count)) state.postpone = 7;
-}
-
-// Energies of `count` <= kWideTile queries, and the least of each. Rows of y and s have D numbers,
-// rows of u (used without scale) row_length(D). All rows are read and written up to a multiple of
-// kGroup; `spare` has room for the energies of kGroup queries.
-template <typename T>
-static void energies_of_tile(const Grid<T>& grid, const Block<T>& block, bool scaled, const T* y,
-                             const T* s, int64_t count, const T* u, TileState<T>& state, T* out,
-                             T* spare, T* smallest) {
-  const int64_t size = grid.block, D = grid.D;
+static void energies_of_tile(const Grid<T>& grid, const Block<T>& block, const WideTile<T>& tile,
+                             TileState<T>& state, T* out, T* spare, T* smallest) {
+  const int64_t size = grid.block, D = grid.D, count = tile.count;
   const bool postponed = state.postpone > 0 && only_prunes(state, count);
-  if (takes_products(grid, scaled) && !postponed) {
-    energies_by_product(grid, block, y, s, count, u, state, out, spare, smallest);
-    return;
-  }
   if (postponed) --state.postpone;
-  energies_of_queries(block, size, D, scaled, y, s, count, out);
-  for (int64_t q = 0; q < count; ++q) smallest[q] = least_of_row(out + q * size, size);
+  const bool products = takes_products(grid, tile.scaled) && !postponed;
+  auto find_least = [&](const bool* marked) {
+    for (int64_t q = 0; q < count; ++q)
+      if (!marked || marked[q]) smallest[q] = least_of_row(out + q * size, size);
+  };
+  tile.with_source(block, D, products,
+                   [&](const auto& source) { fill_energies(source, size, count, out); });
+  find_least(nullptr);
+  if (!products) return;
+  bool lost[kWideTile];
+  judge(state, count, tile.square, grid.extent[block.first / size], smallest, D, lost);
+  int64_t num_lost = 0;
+  for (int64_t q = 0; q < count; ++q) num_lost += lost[q];
+  if (num_lost == 0) return;
+  fill_marked(Differences<T, false>{block, D, tile.y, tile.s}, size, count, lost, out, spare);
+  find_least(lost);
+  // Where most are lost, the next blocks are likely to be no better.
+  if (2 * num_lost > count && only_prunes(state, count)) state.postpone = 7;
 }
 
 LEBM_END_TARGET

@@ -72,11 +72,6 @@ static void add_minima(const Grid<T>& grid, const Block<T>& block, const Query<T
   }
 }
 
-// Above this squared size of a block, differences of a latent out of a query's reach may overflow,
-// and infinity times its p of 0 would be NaN.
-template <typename T>
-constexpr T kHuge = sizeof(T) == 4 ? T(1e30) : T(1e300);
-
 // The block's g without the latents out of reach, in `memory`.
 template <typename T>
 static const T* without_far(const Block<T>& block, int64_t D, int64_t size, const T* energy,

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "../grid/nearness.h"
+#include "../grid/powers.h"
 #include "../grid/product.h"
 #include "../simd/outer_product.h"
 #include "block.h"
@@ -22,14 +23,14 @@ template <typename T>
 struct WideScratch {
   T* p;               // [kWideTile][block], energies, then p
   T* spare;           // [kGroup][block]
-  T* u;               // [kWideTile][row_length(D)], y - c
-  T *first, *second;  // the same shape, moments
+  T* u;               // [kWideTile][D], y - c
+  T *first, *second;  // [kWideTile][D], moments
 
   static int64_t count(int64_t D, int64_t block) {
-    return (kWideTile + kGroup) * block + 3 * kWideTile * row_length<T>(D);
+    return (kWideTile + kGroup) * block + 3 * kWideTile * D;
   }
   WideScratch(T* memory, int64_t D, int64_t block) {
-    const int64_t rows = kWideTile * row_length<T>(D);
+    const int64_t rows = kWideTile * D;
     p = memory;
     spare = p + kWideTile * block;
     u = spare + kGroup * block;
@@ -38,11 +39,16 @@ struct WideScratch {
   }
 };
 
+// What one block brings a query: the sum of p, and the factor of the p in its row.
+struct Mass {
+  double sum, factor;
+};
+
 // The moments of one query, whose p lie in a row: of differences y - s g or, where the posterior
 // mean is wanted, of g itself. kDims dimensions from `start` on.
 template <typename T, Level kLevel, bool kDifferences, int kDims>
 static void moments_of_dims(const Block<T>& block, int64_t size, int64_t start,
-                            const Query<T>& query, double mass, const T* p, Vectors& vectors) {
+                            const Query<T>& query, const Mass& mass, const T* p, Vectors& vectors) {
   Vec<T> firsts[kDims], seconds[kDims], y[kDims], s[kDims];
   for (int i = 0; i < kDims; ++i) {
     firsts[i] = seconds[i] = broadcast(T(0));
@@ -76,9 +82,9 @@ static void moments_of_dims(const Block<T>& block, int64_t size, int64_t start,
   }
   for (int i = 0; i < kDims; ++i) {
     const int64_t d = start + i;
-    const double one = sum(firsts[i]), two = sum(seconds[i]);
+    const double one = mass.factor * sum(firsts[i]), two = mass.factor * sum(seconds[i]);
     if (!kDifferences) {
-      add_moments(d, one, two, mass, 0.0, query.y[d], query.s[d], vectors);
+      add_moments(d, one, two, mass.sum, 0.0, query.y[d], query.s[d], vectors);
       continue;
     }
     if (vectors.residual) vectors.residual[d] += one;
@@ -88,7 +94,7 @@ static void moments_of_dims(const Block<T>& block, int64_t size, int64_t start,
 
 template <typename T, Level kLevel, bool kDifferences>
 static void moments_of_one(const Block<T>& block, int64_t size, int64_t D, const Query<T>& query,
-                           double mass, const T* p, Vectors& vectors) {
+                           const Mass& mass, const T* p, Vectors& vectors) {
   int64_t d = 0;
   for (; d + 4 <= D; d += 4)
     moments_of_dims<T, kLevel, kDifferences, 4>(block, size, d, query, mass, p, vectors);
@@ -99,103 +105,224 @@ static void moments_of_one(const Block<T>& block, int64_t size, int64_t D, const
 // add_moments for all dimensions, from the moments about the block's centre.
 template <typename T>
 static void add_moments_of_block(const Block<T>& block, int64_t D, const Query<T>& query,
-                                 double mass, const T* first, const T* second, Vectors& vectors) {
+                                 const Mass& mass, const T* first, const T* second,
+                                 Vectors& vectors) {
   const T *y = query.y, *s = query.s, *centre = block.centre;
+  const double factor = mass.factor;
   for (int64_t d = 0; vectors.residual && d < D; ++d) {
     const double u = double(y[d]) - double(s[d]) * centre[d];
-    vectors.residual[d] += u * mass - double(s[d]) * first[d];
+    vectors.residual[d] += u * mass.sum - double(s[d]) * (factor * first[d]);
   }
   for (int64_t d = 0; vectors.stretch && d < D; ++d) {
     const double scale = s[d], c = centre[d], u = double(y[d]) - scale * c;
-    vectors.stretch[d] += c * (u * mass - scale * first[d]) + u * first[d] - scale * second[d];
+    const double one = factor * first[d], two = factor * second[d];
+    vectors.stretch[d] += c * (u * mass.sum - scale * one) + u * one - scale * two;
   }
 }
 
-// The moments of a tile from p in the scratch memory; `of_block` are its sums over the block.
+// The moments of a tile from p in the scratch memory; `masses` are those of the block.
 template <typename T, Level kLevel>
 static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, const Query<T>* queries,
-                                int64_t count, const BlockSums<T>* of_block, const T* smallest,
+                                int64_t count, const Mass* masses, const T* smallest,
                                 const WideScratch<T>& scratch, Vectors* vectors) {
-  const int64_t size = grid.block, D = grid.D, row = row_length<T>(D), i = block.first / size;
+  const int64_t size = grid.block, D = grid.D, i = block.first / size;
   const bool wide = !(grid.extent[i] < kHuge<T>);
   bool product[kWideTile], any = false;
   for (int64_t q = 0; q < count; ++q) {
     product[q] = false;
     // For a query that summed nothing, p still holds energies.
-    if (of_block[q].mass == T(0)) continue;
+    if (masses[q].sum == 0) continue;
     const T* p = scratch.p + q * size;
     if (vectors[q].mean) {
-      moments_of_one<T, kLevel, false>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
+      moments_of_one<T, kLevel, false>(block, size, D, queries[q], masses[q], p, vectors[q]);
     } else if (wide ||
                is_too_near(grid, i, smallest[q], queries[q].rate, queries[q].square_scale)) {
       // Squares may overflow in a huge block, where differences times a p of 0 are 0.
-      moments_of_one<T, kLevel, true>(block, size, D, queries[q], of_block[q].mass, p, vectors[q]);
+      moments_of_one<T, kLevel, true>(block, size, D, queries[q], masses[q], p, vectors[q]);
     } else {
       product[q] = any = true;
     }
   }
   if (!any) return;
-  const int64_t rows = (count + kOuterGroup - 1) / kOuterGroup * kOuterGroup;
   const bool squares = kLevel == kAllMoments && vectors[0].stretch;
-  fill(scratch.first, rows * row, T(0));
-  add_product<T, false>(scratch.p, size, 1, block.v, size, row, rows, scratch.first);
-  if (squares) {
-    fill(scratch.second, rows * row, T(0));
-    add_product<T, true>(scratch.p, size, 1, block.v, size, row, rows, scratch.second);
-  }
+  sum_over_latents<T, false>(scratch.p, block, size, D, count, scratch.first);
+  if (squares) sum_over_latents<T, true>(scratch.p, block, size, D, count, scratch.second);
   for (int64_t q = 0; q < count; ++q) {
     if (!product[q]) continue;
-    add_moments_of_block(block, D, queries[q], of_block[q].mass, scratch.first + q * row,
-                         scratch.second + q * row, vectors[q]);
+    add_moments_of_block(block, D, queries[q], masses[q], scratch.first + q * D,
+                         scratch.second + q * D, vectors[q]);
   }
 }
 
-// A tile of at most kWideTile queries, whose y and s lie in consecutive rows, against a range of
-// blocks. `exact`: m and its index must be those of the least energy itself. `settle`: the place of
-// the latent for settle_gap, or -1.
+// The sums of a tile in one block, as they come from the registers.
+template <typename T>
+struct TileSums {
+  Vec<T> sum[kWideTile], least[kWideTile];
+
+  template <bool kStore, typename Source>
+  void take(const Source& source, const TilePowers<T>& powers, int64_t size, int64_t count, T* p) {
+    using Power = Exp2<T>;
+    constexpr int K = Source::kAbreast;
+    const Power power;
+    for (int64_t q = 0; q < count; ++q) {
+      sum[q] = broadcast(T(0));
+      least[q] = broadcast(Exponent<T>::infinity);
+    }
+    each_value<T>(source, size, count,
+                  [&](int64_t q, int64_t j, const auto& values) LEBM_INLINE_LAMBDA {
+                    Vec<T> of_pair[K], scale[K], low = least[q], total = sum[q];
+                    powers.template take<kStore>(power, q, values, of_pair, scale);
+                    for (int i = 0; i < K; ++i) {
+                      low = min(low, values[i]);
+                      if constexpr (kStore) {
+                        of_pair[i] = Power::value(of_pair[i], scale[i]);
+                        store(p + q * size + j + i * kLanes<T>, of_pair[i]);
+                        total = add(total, of_pair[i]);
+                      } else {
+                        total = Power::add_to(total, of_pair[i], scale[i]);
+                      }
+                    }
+                    least[q] = low;
+                    sum[q] = total;
+                  });
+  }
+};
+
+// Exponents relative to an m of earlier blocks are rounded by up to their size, and a lesser energy
+// makes them positive. This many bits are allowed, or as many as the energies' own rounding hides,
+// within the range of T.
+constexpr double kLag = 8, kMostOfLag = 60;
+
+// A tile of at most kWideTile queries against a range of blocks.
+template <typename T, Level kLevel>
+struct WidePass {
+  const Grid<T>& grid;
+  bool exact;  // m and its index must be those of the least energy itself
+  WideTile<T>& tile;
+  Query<T>* queries;
+  const WideScratch<T>& scratch;
+  Sums<T>* sums;
+  Vectors* vectors;
+  TileState<T> state = {};
+  T smallest[kWideTile] = {};  // of the block at hand
+  Mass masses[kWideTile] = {};
+
+  void take_energies(const Block<T>& block) {
+    energies_of_tile(grid, block, tile, state, scratch.p, scratch.spare, smallest);
+  }
+
+  void begin(const Block<T>& block) {
+    for (int64_t q = 0; q < tile.count; ++q) state.shift[q] = T(sums[q].shift);
+    if (takes_products(grid, tile.scaled)) tile.centre(block.centre, grid.D);
+  }
+
+  // Adds a block from the energies in the query's row.
+  void add_row(const Block<T>& block, int64_t q) {
+    BlockSums<T> of_block;
+    add_block<T, 0, kLevel>(grid, block, queries[q], smallest[q], scratch.p + q * grid.block,
+                            sums[q], vectors[q], of_block);
+    masses[q] = {of_block.mass, 1};
+  }
+
+  // Whether all queries are warm and have an m.
+  bool is_plain() const {
+    bool plain = kLevel < kAllMoments && !grid.weighted && !exact;
+    for (int64_t q = 0; q < tile.count; ++q)
+      plain &= queries[q].regime == kWarm && is_finite(sums[q].shift);
+    return plain;
+  }
+
+  // Exponentials straight from registers, relative to the m of earlier blocks. Returns false where
+  // these can't be taken.
+  bool add_plain(const Block<T>& block) {
+    const int64_t size = grid.block, D = grid.D, count = tile.count;
+    const bool products = takes_products(grid, tile.scaled);
+    TilePowers<T> powers;
+    TileSums<T> in_lanes;
+    bool lost[kWideTile], late[kWideTile], any_lost = false, any_late = false, serves = true;
+    tile.with_source(block, D, products, [&](const auto& source) {
+      for (int64_t q = 0; q < count; ++q)
+        serves &= powers.set(source, q, queries[q].rate, sums[q].shift, 0.0);
+      if (!serves) return;
+      in_lanes.template take<kLevel == kMean>(source, powers, size, count, scratch.p);
+      for (int64_t q = 0; q < count; ++q)
+        smallest[q] = source.base(q) + source.kFactor * least(in_lanes.least[q]);
+      if (products)
+        judge(state, count, tile.square, grid.extent[block.first / size], smallest, D, lost);
+      for (int64_t q = 0; q < count; ++q) {
+        lost[q] &= products;
+        any_lost |= lost[q];
+        const double rate = queries[q].rate, lag = rate * (sums[q].shift - smallest[q]);
+        late[q] = !lost[q] && !(lag <= kLag + rate * smallest[q] && lag <= kMostOfLag);
+        any_late |= late[q];
+      }
+      if (any_late) fill_marked(source, size, count, late, scratch.p, scratch.spare);
+    });
+    if (!serves) return false;
+    if (any_lost) {
+      fill_marked(Differences<T, false>{block, D, tile.y, tile.s}, size, count, lost, scratch.p,
+                  scratch.spare);
+    }
+    for (int64_t q = 0; q < count; ++q) {
+      if (lost[q]) smallest[q] = least_of_row(scratch.p + q * size, size);
+      if (lost[q] || late[q]) {
+        add_row(block, q);
+        continue;
+      }
+      masses[q] = {powers.factor[q] * sum(in_lanes.sum[q]), powers.factor[q]};
+      sums[q].sum += masses[q].sum;
+      sums[q].mass += masses[q].sum;
+      sums[q].weight += grid.block_weight[block.first / size];
+    }
+    return true;
+  }
+
+  void add(const Block<T>& block) {
+    begin(block);
+    const bool plain = is_plain() && add_plain(block);
+    if (!plain) {
+      take_energies(block);
+      for (int64_t q = 0; q < tile.count; ++q) add_row(block, q);
+    }
+    if constexpr (kLevel >= kMean) {
+      if (vectors[0].residual || vectors[0].stretch || vectors[0].mean)
+        add_moments_of_tile<T, kLevel>(grid, block, queries, tile.count, masses, smallest, scratch,
+                                       vectors);
+    }
+    // Elsewhere add_block has lowered it.
+    for (int64_t q = 0; plain && q < tile.count; ++q) {
+      if (smallest[q] < T(sums[q].shift))
+        lower_shift(queries[q], false, sums[q], vectors[q], grid.D, smallest[q]);
+    }
+  }
+
+  // Moves each c of the further pass to the energy of the latent at `place`, see settle_gap.
+  void settle(int64_t place) {
+    const Block<T> block = grid.at(place / grid.block);
+    begin(block);
+    take_energies(block);
+    for (int64_t q = 0; q < tile.count; ++q) {
+      if (queries[q].regime == kSlope)
+        settle_gap(sums[q].shift, scratch.p[q * grid.block + place % grid.block], queries[q]);
+    }
+    state.postpone = 0;
+  }
+};
+
+// The queries' y and s lie in consecutive rows. `exact`: m and its index must be those of the least
+// energy itself. `settle`: the place of the latent for settle_gap, or -1.
 template <typename T, Level kLevel>
 static void pass_over_wide_tile(const Grid<T>& grid, int64_t first_block, int64_t last_block,
                                 bool scaled, bool exact, int64_t settle, Query<T>* queries,
                                 int64_t count, T* memory, Sums<T>* sums, Vectors* vectors) {
-  const int64_t size = grid.block, D = grid.D;
-  const WideScratch<T> scratch(memory, D, size);
-  const T *y = queries[0].y, *s = queries[0].s;
-  TileState<T> state;
-  state.weighted = grid.weighted;
-  state.exact = exact;
-  state.postpone = 0;
-  for (int64_t q = 0; q < count; ++q) state.rate[q] = queries[q].rate;
-  // The unused rows of the last group are multiplied too.
-  fill(scratch.p, kWideTile * size, T(0));
-  fill(scratch.u, kWideTile * row_length<T>(D), T(0));
-  T smallest[kWideTile];
-  auto take_energies = [&](const Block<T>& block) {
-    for (int64_t q = 0; q < count; ++q) state.shift[q] = T(sums[q].shift);
-    if (takes_products(grid, scaled)) centre_tile(y, block.centre, D, count, scratch.u);
-    energies_of_tile(grid, block, scaled, y, s, count, scratch.u, state, scratch.p, scratch.spare,
-                     smallest);
-  };
-  if (settle >= 0) {
-    take_energies(grid.at(settle / size));
-    for (int64_t q = 0; q < count; ++q) {
-      if (queries[q].regime == kSlope)
-        settle_gap(sums[q].shift, scratch.p[q * size + settle % size], queries[q]);
-    }
-    state.postpone = 0;
-  }
-  for (int64_t i = first_block; i < last_block; ++i) {
-    const Block<T> block = grid.at(i);
-    BlockSums<T> of_block[kWideTile];
-    take_energies(block);
-    for (int64_t q = 0; q < count; ++q)
-      add_block<T, 0, kLevel>(grid, block, queries[q], smallest[q], scratch.p + q * size, sums[q],
-                              vectors[q], of_block[q]);
-    if constexpr (kLevel >= kMean) {
-      if (vectors[0].residual || vectors[0].stretch || vectors[0].mean)
-        add_moments_of_tile<T, kLevel>(grid, block, queries, count, of_block, smallest, scratch,
-                                       vectors);
-    }
-  }
+  const WideScratch<T> scratch(memory, grid.D, grid.block);
+  WideTile<T> tile{queries[0].y, queries[0].s, count, scaled, scratch.u, grid.D};
+  WidePass<T, kLevel> pass{grid, exact, tile, queries, scratch, sums, vectors};
+  pass.state.weighted = grid.weighted;
+  pass.state.exact = exact;
+  for (int64_t q = 0; q < count; ++q) pass.state.rate[q] = queries[q].rate;
+  if (settle >= 0) pass.settle(settle);
+  for (int64_t i = first_block; i < last_block; ++i) pass.add(grid.at(i));
 }
 
 LEBM_END_TARGET

@@ -32,6 +32,8 @@ LEBM_INLINE VecD min(VecD a, VecD b) { return _mm256_min_pd(a, b); }
 LEBM_INLINE VecF max(VecF a, VecF b) { return _mm256_max_ps(a, b); }
 LEBM_INLINE VecD max(VecD a, VecD b) { return _mm256_max_pd(a, b); }
 
+LEBM_INLINE VecF div(VecF a, VecF b) { return _mm256_div_ps(a, b); }
+LEBM_INLINE VecD div(VecD a, VecD b) { return _mm256_div_pd(a, b); }
 LEBM_INLINE VecF root(VecF a) { return _mm256_sqrt_ps(a); }
 LEBM_INLINE VecD root(VecD a) { return _mm256_sqrt_pd(a); }
 
@@ -118,5 +120,10 @@ LEBM_INLINE double least(VecD a) {
   __m128d s = _mm_min_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
   return _mm_cvtsd_f64(_mm_min_sd(s, _mm_unpackhi_pd(s, s)));
 }
+
+// Queries whose sums over dimensions are held in registers, each with three vectors of latents
+constexpr int kGroup = 4;
+// Sums that registers hold beside what they are made of.
+constexpr int kSums = 12;
 
 LEBM_END_TARGET

@@ -30,6 +30,8 @@ LEBM_INLINE VecD min(VecD a, VecD b) { return _mm512_min_pd(a, b); }
 LEBM_INLINE VecF max(VecF a, VecF b) { return _mm512_max_ps(a, b); }
 LEBM_INLINE VecD max(VecD a, VecD b) { return _mm512_max_pd(a, b); }
 
+LEBM_INLINE VecF div(VecF a, VecF b) { return _mm512_div_ps(a, b); }
+LEBM_INLINE VecD div(VecD a, VecD b) { return _mm512_div_pd(a, b); }
 LEBM_INLINE VecF root(VecF a) { return _mm512_sqrt_ps(a); }
 LEBM_INLINE VecD root(VecD a) { return _mm512_sqrt_pd(a); }
 
@@ -83,5 +85,10 @@ LEBM_INLINE float sum(VecF a) { return _mm512_reduce_add_ps(a); }
 LEBM_INLINE double sum(VecD a) { return _mm512_reduce_add_pd(a); }
 LEBM_INLINE float least(VecF a) { return _mm512_reduce_min_ps(a); }
 LEBM_INLINE double least(VecD a) { return _mm512_reduce_min_pd(a); }
+
+// Queries whose sums over dimensions are held in registers, each with three vectors of latents
+constexpr int kGroup = 8;
+// Sums that registers hold beside what they are made of.
+constexpr int kSums = 24;
 
 LEBM_END_TARGET

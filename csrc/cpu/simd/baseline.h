@@ -41,6 +41,8 @@ LEBM_INLINE VecD min(VecD a, VecD b) { return a < b ? a : b; }
 LEBM_INLINE VecF max(VecF a, VecF b) { return a > b ? a : b; }
 LEBM_INLINE VecD max(VecD a, VecD b) { return a > b ? a : b; }
 
+LEBM_INLINE VecF div(VecF a, VecF b) { return a / b; }
+LEBM_INLINE VecD div(VecD a, VecD b) { return a / b; }
 LEBM_INLINE VecF root(VecF a) {
   return VecF{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]),
               __builtin_sqrtf(a[3])};
@@ -83,5 +85,9 @@ LEBM_INLINE float least(VecF a) {
   return left < right ? left : right;
 }
 LEBM_INLINE double least(VecD a) { return a[0] < a[1] ? a[0] : a[1]; }
+
+// See avx2.h.
+constexpr int kGroup = 4;
+constexpr int kSums = 12;
 
 LEBM_END_TARGET
