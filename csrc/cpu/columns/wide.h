@@ -68,11 +68,10 @@ static void grad_p_of_one(const ColumnQuery<T>& query, const Block<T>& block, in
   }
 }
 
-// Adds P s (y - s g) of one query to near_g and P to near_r, and removes the query from the
-// products.
+// Adds P s (y - s g) of one query to near_g and P to near_r.
 template <typename T, bool kHasScale>
 static void add_near(const Block<T>& block, int64_t size, int64_t D, const T* y, const T* s,
-                     T* grad_p, T* near_g, T* near_r) {
+                     const T* grad_p, T* near_g, T* near_r) {
   for (int64_t d = 0; d < D; ++d) {
     const Vec<T> at = broadcast(y[d]), by = broadcast(s[d]);
     const T* g = block.g + d * size;
@@ -86,7 +85,6 @@ static void add_near(const Block<T>& block, int64_t size, int64_t D, const T* y,
   }
   for (int64_t j = 0; j < size; j += kLanes<T>)
     store(near_r + j, add(load(near_r + j), load(grad_p + j)));
-  fill(grad_p, size, T(0));
 }
 
 // Adds a chunk's sums to those over all chunks.
@@ -119,8 +117,10 @@ struct WideColumnTile {
   TileState<T>& state;
   T* l;
   T smallest[kWideTile] = {};
+  bool matters[kWideTile] = {};  // whether some p of the query may not be 0
 
   void take_row(int64_t q) {
+    matters[q] = true;
     grad_p_of_one<T, kRegime, kWeighted, kWantsL>(queries[q], block, grid.block,
                                                   scratch.grad_p + q * grid.block, l);
   }
@@ -152,25 +152,27 @@ struct WideColumnTile {
     Vec<T> lows[kWideTile];
     for (int64_t q = 0; q < count; ++q) {
       const ColumnQuery<T>& query = queries[q];
-      if (!powers.set(source, q, query.rate, query.shift, query.log2_mass)) return false;
+      if (!powers.set(q, query.rate, query.shift, query.log2_mass)) return false;
       grad[q] = T(double(query.grad) * powers.factor[q]);
       lows[q] = broadcast(Exponent<T>::infinity);
     }
     const Power power;
-    each_value<T>(source, size, count,
-                  [&](int64_t q, int64_t j, const auto& values) LEBM_INLINE_LAMBDA {
-                    Vec<T> p[K], scale[K], low = lows[q];
-                    const Vec<T> of_query = broadcast(grad[q]);
-                    powers.template take<true>(power, q, values, p, scale);
-                    for (int i = 0; i < K; ++i) {
-                      low = min(low, values[i]);
-                      store(scratch.grad_p + q * size + j + i * kLanes<T>,
-                            mul(Power::value(p[i], scale[i]), of_query));
-                    }
-                    lows[q] = low;
-                  });
-    for (int64_t q = 0; q < count; ++q)
-      smallest[q] = source.base(q) + source.kFactor * least(lows[q]);
+    each_energy<T>(source, size, count,
+                   [&](int64_t q, int64_t j, const auto& energies) LEBM_INLINE_LAMBDA {
+                     Vec<T> p[K], scale[K], low = lows[q];
+                     const Vec<T> of_query = broadcast(grad[q]);
+                     powers.template take<true>(power, q, energies, p, scale);
+                     for (int i = 0; i < K; ++i) {
+                       low = min(low, energies[i]);
+                       store(scratch.grad_p + q * size + j + i * kLanes<T>,
+                             mul(Power::value(p[i], scale[i]), of_query));
+                     }
+                     lows[q] = low;
+                   });
+    for (int64_t q = 0; q < count; ++q) {
+      smallest[q] = least(lows[q]);
+      matters[q] = powers.exponent(q, smallest[q]) > Power::kLowest;
+    }
     return true;
   }
 
@@ -219,10 +221,15 @@ static void wide_block(const ColumnTask<T>& task, const Block<T>& block, int64_t
     WideColumnTile<T, kRegime, kWeighted, kWantsL, kHasScale> of_tile{
         grid, block, task.queries + start, tile, scratch, state, sums.l};
     of_tile.fill_grad_p();
+    int64_t summed[kWideTile], num = 0;  // the queries that are summed as a product
     for (int64_t q = 0; q < count; ++q) {
+      if (!of_tile.matters[q]) continue;
       const T square_scale = kHasScale ? largest_square(s + q * D, D) : T(1);
-      if (!is_too_near(grid, block.first / size, of_tile.smallest[q], state.rate[q], square_scale))
+      if (!is_too_near(grid, block.first / size, of_tile.smallest[q], state.rate[q],
+                       square_scale)) {
+        summed[num++] = q;
         continue;
+      }
       if (!any_near) {
         any_near = true;
         fill(scratch.near_g, D * size, T(0));
@@ -232,9 +239,10 @@ static void wide_block(const ColumnTask<T>& task, const Block<T>& block, int64_t
                              scratch.near_g, scratch.near_r);
     }
     // The last factor of 1 sums P itself: sums.r lies behind sums.g.
-    sum_over_queries(scratch.grad_p, size, scratch.factor, row, row, count, sums.g);
+    sum_over_queries(scratch.grad_p, size, scratch.factor, row, row, summed, num, sums.g);
     if (kHasScale)
-      sum_over_queries(scratch.grad_p, size, scratch.squares, D, D, count, scratch.of_squares);
+      sum_over_queries(scratch.grad_p, size, scratch.squares, D, D, summed, num,
+                       scratch.of_squares);
   }
   add_wide_chunk<T, kHasScale>(block, size, D, any_near, scratch, sums);
   double* l_all = kRegime == kWarm ? sums.l_all : sums.l_small;

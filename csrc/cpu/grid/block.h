@@ -91,7 +91,7 @@ LEBM_INLINE T weight_of(double l) {
 // The arrays of a block that pack_block fills. A latent that does not count has r = kAbsent.
 template <typename T>
 struct BlockMemory {
-  T *g, *v, *rows, *half_square, *r, *log2_w, *w;
+  T *g, *v, *rows, *square, *r, *log2_w, *w;
   const T* latents[kMostLatents];  // where each lies in `decoded`, or null
 
   BlockMemory(const Problem<T>& p, int64_t b, const Grid<T>& grid, int64_t i) {
@@ -99,7 +99,7 @@ struct BlockMemory {
     g = grid.g + at * D;
     v = grid.v + at * D;
     rows = grid.rows + at * row_length<T>(D);
-    half_square = grid.half_square + at;
+    square = grid.square + at;
     r = grid.r + at;
     log2_w = grid.log2_w + at;
     w = grid.w + at;
@@ -213,7 +213,7 @@ static void centre_block(const Grid<T>& grid, int64_t i, const BlockMemory<T>& o
   }
 }
 
-// At D > 4: half_square and rows, from v. Returns the largest |v|^2.
+// At D > 4: square and rows, from v. Returns the largest |v|^2.
 template <typename T>
 static T square_block(const Grid<T>& grid, const BlockMemory<T>& own) {
   const int64_t block = grid.block, D = grid.D;
@@ -231,7 +231,7 @@ static T square_block(const Grid<T>& grid, const BlockMemory<T>& own) {
   }
   double largest = 0;
   for (int64_t j = 0; j < block; ++j) {
-    if (D >= kProductDimensions) own.half_square[j] = T(0.5 * (square[j] + double(own.r[j])));
+    if (D >= kProductDimensions) own.square[j] = T(square[j] + double(own.r[j]));
     largest = square[j] > largest ? square[j] : largest;
   }
   const int64_t whole = whole_vectors<T>(D), row = row_length<T>(D);

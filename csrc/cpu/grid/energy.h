@@ -44,11 +44,10 @@ constexpr int64_t kWideTile = 48;
 
 LEBM_INLINE int64_t in_groups(int64_t count) { return (count + kGroup - 1) / kGroup * kGroup; }
 
-// Sums of squared differences: the energies themselves. The queries' y and s are rows of D.
+// Energies as sums of squared differences. The queries' y and s are rows of D.
 template <typename T, bool kScaled>
 struct Differences {
   static constexpr int kAbreast = kScaled ? 2 : 3;
-  static constexpr T kFactor = 1;
 
   const Block<T>& block;
   int64_t D;
@@ -65,55 +64,52 @@ struct Differences {
       sums[i] = fma(difference, difference, sums[i]);
     }
   }
-  // The value of latents at j from their sums over dimensions.
-  LEBM_INLINE Vec<T> finish(int64_t j, Vec<T> sum_) const { return add(load(block.r + j), sum_); }
-  // An energy is base + kFactor value.
-  T base(int64_t) const { return T(0); }
+  // The energies of query q and latents at j from their sums over dimensions.
+  LEBM_INLINE Vec<T> finish(int64_t, int64_t j, Vec<T> sum_) const {
+    return add(load(block.r + j), sum_);
+  }
 };
 
-// Sums of kGroup queries over the dimensions [start, end); the latents at dimension 0 are `at`.
-template <typename T, typename Source, int K>
-LEBM_INLINE void sum_slab(const Source& group, const T* at, int64_t size, int64_t start,
-                          int64_t end, Vec<T> (&sums)[kGroup][K]) {
-  for (int k = 0; k < kGroup; ++k)
-    for (int i = 0; i < K; ++i) sums[k][i] = broadcast(T(0));
-  at += start * size;
-  for (int64_t d = start; d < end; ++d, at += size) {
-    Vec<T> latents[K];
-    for (int i = 0; i < K; ++i) latents[i] = load(at + i * kLanes<T>);
-    for (int k = 0; k < kGroup; ++k) group.add_term(k, d, latents, sums[k]);
-  }
-}
-
-// The values of a panel of latents from j on, for all queries: out [count][stride], whose rows are
-// written up to a multiple of kGroup. Not inlined: beside its caller's, its sums would not all stay
-// in registers.
-template <typename T, typename Source>
-static __attribute__((noinline)) void sum_panel(const Source& source, int64_t size, int64_t j,
-                                                int64_t count, T* out, int64_t stride) {
+// Adds the dimensions [start, end) to the energies of a panel of latents from j on, for all
+// queries: out [count][stride], whose rows are written up to a multiple of kGroup. kFirst: there
+// are no earlier dimensions; kLast: there are no further ones. Not inlined: beside its caller's,
+// its sums would not all stay in registers.
+template <typename T, bool kFirst, bool kLast, typename Source>
+static __attribute__((noinline)) void sum_slab(const Source& source, int64_t size, int64_t j,
+                                               int64_t start, int64_t end, int64_t count, T* out,
+                                               int64_t stride) {
   constexpr int K = Source::kAbreast;
-  const int64_t D = source.D, first = D < kSlab ? D : kSlab;
-  const T* at = source.latents() + j;
   for (int64_t q = 0; q < count; q += kGroup, out += kGroup * stride) {
     const Source group = source.from(q);
     Vec<T> sums[kGroup][K];
-    sum_slab(group, at, size, 0, first, sums);
-    for (int64_t start = kSlab; start < D; start += kSlab) {
-      for (int k = 0; k < kGroup; ++k)
-        for (int i = 0; i < K; ++i) {
-          T* place = out + k * stride + i * kLanes<T>;
-          store(place, start == kSlab ? sums[k][i] : add(load(place), sums[k][i]));
-        }
-      sum_slab(group, at, size, start, D - start < kSlab ? D : start + kSlab, sums);
+    for (int k = 0; k < kGroup; ++k)
+      for (int i = 0; i < K; ++i) sums[k][i] = broadcast(T(0));
+    const T* at = source.latents() + start * size + j;
+    for (int64_t d = start; d < end; ++d, at += size) {
+      Vec<T> latents[K];
+      for (int i = 0; i < K; ++i) latents[i] = load(at + i * kLanes<T>);
+      for (int k = 0; k < kGroup; ++k) group.add_term(k, d, latents, sums[k]);
     }
     for (int k = 0; k < kGroup; ++k) {
       for (int i = 0; i < K; ++i) {
         T* place = out + k * stride + i * kLanes<T>;
-        const Vec<T> total = D > kSlab ? add(load(place), sums[k][i]) : sums[k][i];
-        store(place, source.finish(j + i * kLanes<T>, total));
+        const Vec<T> total = kFirst ? sums[k][i] : add(load(place), sums[k][i]);
+        store(place, kLast ? group.finish(k, j + i * kLanes<T>, total) : total);
       }
     }
   }
+}
+
+template <typename T, typename Source>
+static void sum_panel(const Source& source, int64_t size, int64_t j, int64_t count, T* out,
+                      int64_t stride) {
+  const int64_t D = source.D;
+  if (D <= kSlab) return sum_slab<T, true, true>(source, size, j, 0, D, count, out, stride);
+  sum_slab<T, true, false>(source, size, j, 0, kSlab, count, out, stride);
+  int64_t start = kSlab;
+  for (; D - start > kSlab; start += kSlab)
+    sum_slab<T, false, false>(source, size, j, start, start + kSlab, count, out, stride);
+  sum_slab<T, false, true>(source, size, j, start, D, count, out, stride);
 }
 
 template <typename T>
@@ -127,29 +123,23 @@ static T least_of_row(const T* row, int64_t size) {
 // to a multiple of kGroup.
 template <typename T, typename Source>
 static void fill_energies(const Source& source, int64_t size, int64_t count, T* out) {
-  constexpr int64_t kWidth = Source::kAbreast * kLanes<T>;
-  for (int64_t j = 0; j < size; j += kWidth) sum_panel(source, size, j, count, out + j, size);
-  if (Source::kFactor == 1) return;
-  for (int64_t q = 0; q < count; ++q) {
-    const Vec<T> base = broadcast(source.base(q)), factor = broadcast(Source::kFactor);
-    for (int64_t j = q * size; j < (q + 1) * size; j += kLanes<T>)
-      store(out + j, fma(factor, load(out + j), base));
-  }
+  for (int64_t j = 0; j < size; j += Source::kAbreast * kLanes<T>)
+    sum_panel(source, size, j, count, out + j, size);
 }
 
-// Calls take(q, j, values) for each query q and the latents from j on; `values` are kAbreast
-// vectors.
+// Calls take(q, j, energies) for each query q and the latents from j on, kAbreast vectors at a
+// time, while they are in the first cache.
 template <typename T, typename Source, typename Take>
-LEBM_INLINE void each_value(const Source& source, int64_t size, int64_t count, const Take& take) {
+LEBM_INLINE void each_energy(const Source& source, int64_t size, int64_t count, const Take& take) {
   constexpr int K = Source::kAbreast;
   constexpr int64_t kWidth = K * kLanes<T>;
   alignas(64) T panel[kWideTile * kWidth];
   for (int64_t j = 0; j < size; j += kWidth) {
     sum_panel(source, size, j, count, panel, kWidth);
     for (int64_t q = 0; q < count; ++q) {
-      Vec<T> values[K];
-      for (int i = 0; i < K; ++i) values[i] = load(panel + q * kWidth + i * kLanes<T>);
-      take(q, j, values);
+      Vec<T> energies[K];
+      for (int i = 0; i < K; ++i) energies[i] = load(panel + q * kWidth + i * kLanes<T>);
+      take(q, j, energies);
     }
   }
 }

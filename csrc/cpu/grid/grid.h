@@ -28,15 +28,15 @@ constexpr T kHuge = sizeof(T) == 4 ? T(1e30) : T(1e300);
 
 template <typename T>
 struct Block {
-  int64_t first;         // index of its first latent
-  const T* g;            // [D][block]
-  const T* v;            // [D][block]
-  const T* r;            // [block]
-  const T* log2_w;       // [block], log2(w / largest w); -inf for latents that don't count
-  const T* w;            // [block], w / largest w
-  const T* centre;       // [D]
-  const T* rows;         // [block][row_length(D)], v
-  const T* half_square;  // [block], (|v|^2 + r) / 2; from kProductDimensions on
+  int64_t first;    // index of its first latent
+  const T* g;       // [D][block]
+  const T* v;       // [D][block]
+  const T* r;       // [block]
+  const T* log2_w;  // [block], log2(w / largest w); -inf for latents that don't count
+  const T* w;       // [block], w / largest w
+  const T* centre;  // [D]
+  const T* rows;    // [block][row_length(D)], v
+  const T* square;  // [block], |v|^2 + r; from kProductDimensions on
 };
 
 // D is narrow up to here: the kernels then know it at compile time.
@@ -99,7 +99,7 @@ template <typename T>
 struct Grid {
   int64_t N, D, block, num_blocks;
   T *g, *v, *r, *log2_w, *w, *centre, *low, *high;  // low, high: [num_blocks][D], bounding boxes
-  T *rows, *half_square;
+  T *rows, *square;
   double* block_weight;   // [num_blocks]
   T* half;                // [num_blocks][D], the bounding box's longer sides from the centre
   T* extent;              // [num_blocks], their squared length; at D > 4 the largest
@@ -130,14 +130,14 @@ struct Grid {
     const int64_t slot = streamed ? 0 : i, at_r = slot * block, at_g = D * at_r;
     const int64_t at_rows = row_length<T>(D) * at_r;
     if (plain && whole[i])
-      return {i * block, g + at_g, v + at_g, zeros, zeros, ones, centre + i * D, rows, half_square};
-    return {i * block, g + at_g,       v + at_g,       r + at_r,          log2_w + at_r,
-            w + at_r,  centre + i * D, rows + at_rows, half_square + at_r};
+      return {i * block, g + at_g, v + at_g, zeros, zeros, ones, centre + i * D, rows, square};
+    return {i * block, g + at_g,       v + at_g,       r + at_r,     log2_w + at_r,
+            w + at_r,  centre + i * D, rows + at_rows, square + at_r};
   }
   // A streamed block that is in the scratch memory.
   Block<T> unpacked(int64_t i) const {
-    return {i * block,      scratch, scratch + D * block, zeros, zeros, ones,
-            centre + i * D, rows,    half_square};
+    return {i * block, scratch, scratch + D * block, zeros, zeros, ones, centre + i * D,
+            rows,      square};
   }
   // The latent at a place.
   int64_t place(int64_t at) const { return order ? order[at] : at; }

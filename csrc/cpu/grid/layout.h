@@ -82,7 +82,7 @@ static Grid<T> lay_out(const Problem<T>& p, void* memory, bool streamed) {
   grid.g = take(size * D);
   grid.v = take(size * D);
   grid.rows = take(size * row_length<T>(D));
-  grid.half_square = take(D < kProductDimensions ? 0 : size);
+  grid.square = take(D < kProductDimensions ? 0 : size);
   grid.r = take(size);
   grid.log2_w = take(size);
   grid.w = take(size);

@@ -3,7 +3,7 @@
 //
 // With u = y - c and v = g - c about the block's centre c, and no scale,
 //
-//     E[q][j] = |u[q]|^2 + 2 h[q][j],   h[q][j] = (|v[j]|^2 + r[j]) / 2 - sum_d u[q][d] v[j][d]
+//     E[q][j] = |u[q]|^2 + (|v[j]|^2 + r[j]) - 2 sum_d u[q][d] v[j][d]
 //
 // is one multiplication a dimension where differences are two operations. The product form loses
 // digits where E is much less than |u|^2 + |v|^2. The least energy of a block tells how much is
@@ -54,11 +54,10 @@ static bool only_prunes(const TileState<T>& state, int64_t count) {
   return all;
 }
 
-// h of a tile's queries, whose u lie in rows of `row` numbers, and their energies.
+// Energies as products. The queries' u lie in rows of `row` numbers.
 template <typename T>
 struct Products {
   static constexpr int kAbreast = 3;
-  static constexpr T kFactor = 2;
 
   const Block<T>& block;
   int64_t D;
@@ -72,10 +71,10 @@ struct Products {
     const Vec<T> query = broadcast(u[q * row + d]);
     for (int i = 0; i < kAbreast; ++i) sums[i] = fma(query, v[i], sums[i]);
   }
-  LEBM_INLINE Vec<T> finish(int64_t j, Vec<T> dot) const {
-    return sub(load(block.half_square + j), dot);
+  LEBM_INLINE Vec<T> finish(int64_t q, int64_t j, Vec<T> dot) const {
+    const Vec<T> squares = add(broadcast(square[q]), load(block.square + j));
+    return fnma(broadcast(T(2)), dot, squares);
   }
-  T base(int64_t q) const { return square[q]; }
 };
 
 // Whether the energies of a tile's queries and a block are too inexact; `smallest` are the least of

@@ -127,9 +127,9 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
                                 const WideScratch<T>& scratch, Vectors* vectors) {
   const int64_t size = grid.block, D = grid.D, i = block.first / size;
   const bool wide = !(grid.extent[i] < kHuge<T>);
-  bool product[kWideTile], any = false;
+  // The queries that are summed as a product; their p lie side by side.
+  int64_t summed[kWideTile], num = 0;
   for (int64_t q = 0; q < count; ++q) {
-    product[q] = false;
     // For a query that summed nothing, p still holds energies.
     if (masses[q].sum == 0) continue;
     const T* p = scratch.p + q * size;
@@ -140,17 +140,18 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
       // Squares may overflow in a huge block, where differences times a p of 0 are 0.
       moments_of_one<T, kLevel, true>(block, size, D, queries[q], masses[q], p, vectors[q]);
     } else {
-      product[q] = any = true;
+      if (num != q) copy(p, size, scratch.p + num * size);
+      summed[num++] = q;
     }
   }
-  if (!any) return;
+  if (num == 0) return;
   const bool squares = kLevel == kAllMoments && vectors[0].stretch;
-  sum_over_latents<T, false>(scratch.p, block, size, D, count, scratch.first);
-  if (squares) sum_over_latents<T, true>(scratch.p, block, size, D, count, scratch.second);
-  for (int64_t q = 0; q < count; ++q) {
-    if (!product[q]) continue;
-    add_moments_of_block(block, D, queries[q], masses[q], scratch.first + q * D,
-                         scratch.second + q * D, vectors[q]);
+  sum_over_latents<T, false>(scratch.p, block, size, D, num, scratch.first);
+  if (squares) sum_over_latents<T, true>(scratch.p, block, size, D, num, scratch.second);
+  for (int64_t k = 0; k < num; ++k) {
+    const int64_t q = summed[k];
+    add_moments_of_block(block, D, queries[q], masses[q], scratch.first + k * D,
+                         scratch.second + k * D, vectors[q]);
   }
 }
 
@@ -168,23 +169,23 @@ struct TileSums {
       sum[q] = broadcast(T(0));
       least[q] = broadcast(Exponent<T>::infinity);
     }
-    each_value<T>(source, size, count,
-                  [&](int64_t q, int64_t j, const auto& values) LEBM_INLINE_LAMBDA {
-                    Vec<T> of_pair[K], scale[K], low = least[q], total = sum[q];
-                    powers.template take<kStore>(power, q, values, of_pair, scale);
-                    for (int i = 0; i < K; ++i) {
-                      low = min(low, values[i]);
-                      if constexpr (kStore) {
-                        of_pair[i] = Power::value(of_pair[i], scale[i]);
-                        store(p + q * size + j + i * kLanes<T>, of_pair[i]);
-                        total = add(total, of_pair[i]);
-                      } else {
-                        total = Power::add_to(total, of_pair[i], scale[i]);
-                      }
-                    }
-                    least[q] = low;
-                    sum[q] = total;
-                  });
+    each_energy<T>(source, size, count,
+                   [&](int64_t q, int64_t j, const auto& energies) LEBM_INLINE_LAMBDA {
+                     Vec<T> of_pair[K], scale[K], low = least[q], total = sum[q];
+                     powers.template take<kStore>(power, q, energies, of_pair, scale);
+                     for (int i = 0; i < K; ++i) {
+                       low = min(low, energies[i]);
+                       if constexpr (kStore) {
+                         of_pair[i] = Power::value(of_pair[i], scale[i]);
+                         store(p + q * size + j + i * kLanes<T>, of_pair[i]);
+                         total = add(total, of_pair[i]);
+                       } else {
+                         total = Power::add_to(total, of_pair[i], scale[i]);
+                       }
+                     }
+                     least[q] = low;
+                     sum[q] = total;
+                   });
   }
 };
 
@@ -206,6 +207,10 @@ struct WidePass {
   TileState<T> state = {};
   T smallest[kWideTile] = {};  // of the block at hand
   Mass masses[kWideTile] = {};
+  TilePowers<T> powers = {};
+  double prepared[kWideTile] = {};  // the m that `powers` are relative to
+  bool usable[kWideTile] = {};
+  bool careful = false;  // the next block's least energies are worth a look first
 
   void take_energies(const Block<T>& block) {
     energies_of_tile(grid, block, tile, state, scratch.p, scratch.spare, smallest);
@@ -224,6 +229,12 @@ struct WidePass {
     masses[q] = {of_block.mass, 1};
   }
 
+  // Whether exponents relative to the m before this block would be too large.
+  bool is_late(int64_t q) const {
+    const double rate = queries[q].rate, lag = rate * (double(state.shift[q]) - smallest[q]);
+    return !(lag <= kLag + rate * smallest[q] && lag <= kMostOfLag);
+  }
+
   // Whether all queries are warm and have an m.
   bool is_plain() const {
     bool plain = kLevel < kAllMoments && !grid.weighted && !exact;
@@ -232,34 +243,37 @@ struct WidePass {
     return plain;
   }
 
-  // Exponentials straight from registers, relative to the m of earlier blocks. Returns false where
-  // these can't be taken.
-  bool add_plain(const Block<T>& block) {
+  // Sets the exponents of all queries; returns whether they can be taken relative to m.
+  bool prepare() {
+    bool serves = true;
+    for (int64_t q = 0; q < tile.count; ++q) {
+      if (prepared[q] != sums[q].shift) {
+        usable[q] = powers.set(q, queries[q].rate, sums[q].shift, 0.0);
+        prepared[q] = sums[q].shift;
+      }
+      serves &= usable[q];
+    }
+    return serves;
+  }
+
+  // Takes exponentials while the energies are at hand, relative to the m of earlier blocks.
+  void add_plain(const Block<T>& block) {
     const int64_t size = grid.block, D = grid.D, count = tile.count;
     const bool products = takes_products(grid, tile.scaled);
-    TilePowers<T> powers;
     TileSums<T> in_lanes;
-    bool lost[kWideTile], late[kWideTile], any_lost = false, any_late = false, serves = true;
+    bool lost[kWideTile] = {}, late[kWideTile], any_late = false;
     tile.with_source(block, D, products, [&](const auto& source) {
-      for (int64_t q = 0; q < count; ++q)
-        serves &= powers.set(source, q, queries[q].rate, sums[q].shift, 0.0);
-      if (!serves) return;
       in_lanes.template take<kLevel == kMean>(source, powers, size, count, scratch.p);
-      for (int64_t q = 0; q < count; ++q)
-        smallest[q] = source.base(q) + source.kFactor * least(in_lanes.least[q]);
+      for (int64_t q = 0; q < count; ++q) smallest[q] = least(in_lanes.least[q]);
       if (products)
         judge(state, count, tile.square, grid.extent[block.first / size], smallest, D, lost);
       for (int64_t q = 0; q < count; ++q) {
-        lost[q] &= products;
-        any_lost |= lost[q];
-        const double rate = queries[q].rate, lag = rate * (sums[q].shift - smallest[q]);
-        late[q] = !lost[q] && !(lag <= kLag + rate * smallest[q] && lag <= kMostOfLag);
+        late[q] = !lost[q] && is_late(q);
         any_late |= late[q];
       }
       if (any_late) fill_marked(source, size, count, late, scratch.p, scratch.spare);
     });
-    if (!serves) return false;
-    if (any_lost) {
+    if (products) {
       fill_marked(Differences<T, false>{block, D, tile.y, tile.s}, size, count, lost, scratch.p,
                   scratch.spare);
     }
@@ -274,16 +288,24 @@ struct WidePass {
       sums[q].mass += masses[q].sum;
       sums[q].weight += grid.block_weight[block.first / size];
     }
-    return true;
   }
 
   void add(const Block<T>& block) {
     begin(block);
-    const bool plain = is_plain() && add_plain(block);
-    if (!plain) {
+    const bool plain = !careful && is_plain() && prepare();
+    if (plain) {
+      add_plain(block);
+    } else {
       take_energies(block);
       for (int64_t q = 0; q < tile.count; ++q) add_row(block, q);
     }
+    int64_t num_zero = 0, num_late = 0;
+    for (int64_t q = 0; q < tile.count; ++q) {
+      num_zero += masses[q].sum == 0;
+      num_late += is_finite(state.shift[q]) && is_late(q);
+    }
+    // Exponentials of blocks that don't matter, or that m lags behind, are taken in vain.
+    careful = 2 * num_zero > tile.count || 8 * num_late > tile.count;
     if constexpr (kLevel >= kMean) {
       if (vectors[0].residual || vectors[0].stretch || vectors[0].mean)
         add_moments_of_tile<T, kLevel>(grid, block, queries, tile.count, masses, smallest, scratch,
@@ -320,7 +342,10 @@ static void pass_over_wide_tile(const Grid<T>& grid, int64_t first_block, int64_
   WidePass<T, kLevel> pass{grid, exact, tile, queries, scratch, sums, vectors};
   pass.state.weighted = grid.weighted;
   pass.state.exact = exact;
-  for (int64_t q = 0; q < count; ++q) pass.state.rate[q] = queries[q].rate;
+  for (int64_t q = 0; q < count; ++q) {
+    pass.state.rate[q] = queries[q].rate;
+    pass.prepared[q] = __builtin_inf();
+  }
   if (settle >= 0) pass.settle(settle);
   for (int64_t i = first_block; i < last_block; ++i) pass.add(grid.at(i));
 }

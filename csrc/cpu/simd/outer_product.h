@@ -1,7 +1,7 @@
 // Products of small matrices, held in registers: sums over the latents or the queries of a tile.
 //
 //     sum_over_latents   out[q][d]  = sum_j p[q][j] v[d][j]          out [queries][D]
-//     sum_over_queries   out[d][j] += sum_q p[q][j] factor[q][d]     out [D][latents]
+//     sum_over_queries   out[d][j] += sum_q p[q][j] factor[q][d]     out [D][latents], for listed q
 //
 // With kSquared v^2 in place of v.
 #pragma once
@@ -134,11 +134,12 @@ static void sum_over_latents(const T* p, const Block<T>& block, int64_t size, in
 // kDims dimensions by three vectors of latents.
 template <typename T, int kDims, int kV>
 LEBM_INLINE void add_over_queries(const T* p, int64_t size, const T* factor, int64_t row,
-                                  int64_t count, T* out) {
+                                  const int64_t* queries, int64_t count, T* out) {
   Vec<T> total[kDims][kV];
   for (int d = 0; d < kDims; ++d)
     for (int i = 0; i < kV; ++i) total[d][i] = broadcast(T(0));
-  for (int64_t q = 0; q < count; ++q) {
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t q = queries[k];
     Vec<T> of_pair[kV];
     for (int i = 0; i < kV; ++i) of_pair[i] = load(p + q * size + i * kLanes<T>);
     for (int d = 0; d < kDims; ++d) {
@@ -156,7 +157,7 @@ LEBM_INLINE void add_over_queries(const T* p, int64_t size, const T* factor, int
 
 template <typename T>
 static void sum_over_queries(const T* p, int64_t size, const T* factor, int64_t row, int64_t dims,
-                             int64_t count, T* out) {
+                             const int64_t* queries, int64_t count, T* out) {
   constexpr int kV = 3, kMost = kSums / kV;
   // Groups of nearly equal size: a group of one would wait for each of its few sums.
   const int64_t groups = (dims + kMost - 1) / kMost;
@@ -164,7 +165,8 @@ static void sum_over_queries(const T* p, int64_t size, const T* factor, int64_t 
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t d = dims * group / groups, end = dims * (group + 1) / groups;
       auto take = [&](auto of) {
-        add_over_queries<T, of.value, kV>(p + j, size, factor + d, row, count, out + d * size + j);
+        add_over_queries<T, of.value, kV>(p + j, size, factor + d, row, queries, count,
+                                          out + d * size + j);
       };
       switch (end - d) {
         case 1:
