@@ -84,6 +84,8 @@ constexpr bool kFused = true;  // whether fma rounds once
 // Whether the pair loops are compiled for each combination of flags. If not, one loop that is right
 // for all of them serves: slower, and much less to compile.
 constexpr bool kSpecialised = true;
+// Whether one operation multiplies by 2^floor(x), see avx512.h.
+constexpr bool kScales = false;
 // Entries of a table of floats that one operation looks up; look_up takes entry n mod 8, add_steps
 // adds n 2^20 to the bits of a.
 constexpr int kTable = 8;

@@ -72,6 +72,20 @@ LEBM_INLINE VecD scale_by_power(VecD a, VecD n) {
   return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a), bits));
 }
 
+// x - floor(x)
+LEBM_INLINE VecF above_floor(VecF x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
+LEBM_INLINE VecD above_floor(VecD x) { return _mm512_reduce_pd(x, _MM_FROUND_TO_NEG_INF); }
+// a 2^floor(x), and the same where x > low, 0 elsewhere
+LEBM_INLINE VecF scale_by_floor(VecF a, VecF x) { return _mm512_scalef_ps(a, x); }
+LEBM_INLINE VecD scale_by_floor(VecD a, VecD x) { return _mm512_scalef_pd(a, x); }
+LEBM_INLINE VecF scale_by_floor(VecF a, VecF x, VecF low) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, low, _CMP_GT_OQ), a, x);
+}
+LEBM_INLINE VecD scale_by_floor(VecD a, VecD x, VecD low) {
+  return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x, low, _CMP_GT_OQ), a, x);
+}
+
+constexpr bool kScales = true;
 constexpr bool kFused = true;
 constexpr bool kSpecialised = true;
 constexpr int kTable = 0;

@@ -72,6 +72,7 @@ LEBM_INLINE VecD scale_by_power(VecD a, VecD n) { return (VecD)((VecU64)a + ((Ve
 
 constexpr bool kFused = false;
 constexpr bool kSpecialised = false;
+constexpr bool kScales = false;
 constexpr int kTable = 0;
 template <typename V>
 LEBM_INLINE V in_register(V a) {

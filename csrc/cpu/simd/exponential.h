@@ -128,7 +128,7 @@ LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x) {
 // With a table of 2^(k / 8) a cubic is enough, at a relative error of 9.3e-8: as many operations,
 // but a chain that is a fifth shorter, and the product with the table's value may be one with the
 // sum. The table's entries lack k 2^20, which n 2^20 brings with the exponent.
-template <typename T, bool kTabled = sizeof(T) == 4 && kTable == 8>
+template <typename T, bool kTabled = sizeof(T) == 4 && kTable == 8, bool kScaled = kScales>
 struct Exp2 {
   static constexpr T kSteps = 1, kLowest = Exponent<T>::lowest, kNormal = Exponent<T>::normal;
   static constexpr int kDegree = sizeof(T) == 4 ? 5 : 11;
@@ -173,7 +173,7 @@ struct Exp2 {
 };
 
 template <typename T>
-struct Exp2<T, true> {
+struct Exp2<T, true, false> {
   // Entries are near 2^-13, for which kNormal must leave room.
   static constexpr T kSteps = 8, kLowest = kSteps * Exponent<T>::lowest,
                      kNormal = kSteps * (Exponent<T>::normal + 14);
@@ -213,6 +213,54 @@ struct Exp2<T, true> {
   static LEBM_INLINE Vec<T> add_to(Vec<T> total, Vec<T> p, Vec<T> power) {
     return fma(p, power, total);
   }
+};
+
+// Where one operation scales by 2^floor(x), the polynomial is of 2^f on [0, 1), and no x is out of
+// range. Additions have no units of their own there.
+template <typename T>
+struct Exp2<T, false, true> {
+  static constexpr T kSteps = 1, kLowest = Exponent<T>::lowest, kNormal = Exponent<T>::normal;
+  static constexpr double kUnit = 1;
+  static constexpr int kDegree = sizeof(T) == 4 ? 5 : 11;
+  static constexpr double of_float[] = {1.8775764619931579e-3, 8.989336900413036e-3,
+                                        5.5826302617788315e-2, 0.24015358090400696,
+                                        0.6931530833244324,    0.9999999403953552};
+  static constexpr double of_double[] = {
+      6.272434246796341980e-10, 6.554457289088811304e-9, 1.025445734717694590e-7,
+      1.320819350030779861e-6,  1.525319024842225148e-5, 1.540351144655561430e-4,
+      1.333355866157485609e-3,  9.618129098792643336e-3, 5.550410866571113746e-2,
+      0.2402265069590547138,    0.6931471805599462346,   0.99999999999999999695};
+  static constexpr const double* factor = sizeof(T) == 4 ? of_float : of_double;
+
+  Vec<T> coefficient[kDegree + 1];
+
+  LEBM_INLINE Exp2() {
+    for (int i = 0; i <= kDegree; ++i) {
+      const Vec<T> value = broadcast(T(factor[i]));
+      coefficient[i] = kDegree < 6 ? in_register(value) : value;
+    }
+  }
+
+  template <int K>
+  LEBM_INLINE void polynomial(const Vec<T> (&x)[K], Vec<T> (&p)[K]) const {
+    Vec<T> f[K];
+    for (int k = 0; k < K; ++k) f[k] = above_floor(x[k]);
+    for (int k = 0; k < K; ++k) p[k] = fma(coefficient[0], f[k], coefficient[1]);
+    for (int i = 2; i <= kDegree; ++i)
+      for (int k = 0; k < K; ++k) p[k] = fma(p[k], f[k], coefficient[i]);
+  }
+  template <int K>
+  LEBM_INLINE void operator()(const Vec<T> (&x)[K], Vec<T> (&p)[K], Vec<T> (&)[K]) const {
+    polynomial(x, p);
+    for (int k = 0; k < K; ++k) p[k] = scale_by_floor(p[k], x[k]);
+  }
+  template <bool kZero, int K>
+  LEBM_INLINE void bounded(T lowest, Vec<T> (&x)[K], Vec<T> (&p)[K], Vec<T> (&)[K]) const {
+    polynomial(x, p);
+    for (int k = 0; k < K; ++k) p[k] = scale_by_floor(p[k], x[k], broadcast(lowest));
+  }
+  static LEBM_INLINE Vec<T> value(Vec<T> p, Vec<T>) { return p; }
+  static LEBM_INLINE Vec<T> add_to(Vec<T> total, Vec<T> p, Vec<T>) { return add(total, p); }
 };
 
 // Phi(x) = (e^x (x - 1) + 1) / x^2 for |x| < 1, by its power series (19 terms: below 1e-17).
