@@ -141,11 +141,19 @@ static double weigh_block(const Problem<T>& p, int64_t b, double largest, const 
 // g [D][block] from the latents, a few at a time so that whole cache lines are written.
 template <typename T>
 static void gather(const BlockMemory<T>& own, int64_t block, int64_t D, int64_t stride) {
-  constexpr int64_t kAtOnce = 16;
+  constexpr int kAtOnce = 16;
+  const T zero = 0;
   for (int64_t j = 0; j < block; j += kAtOnce) {
-    for (int64_t d = 0; d < D; ++d) {
-      for (int64_t k = j; k < j + kAtOnce; ++k)
-        own.g[d * block + k] = own.latents[k] ? own.latents[k][d * stride] : T(0);
+    const T* from[kAtOnce];
+    int64_t step[kAtOnce];
+    for (int k = 0; k < kAtOnce; ++k) {
+      const bool given = own.latents[j + k];
+      from[k] = given ? own.latents[j + k] : &zero;
+      step[k] = given ? stride : 0;
+    }
+    T* g = own.g + j;
+    for (int64_t d = 0; d < D; ++d, g += block) {
+      for (int k = 0; k < kAtOnce; ++k) g[k] = from[k][d * step[k]];
     }
   }
 }
@@ -213,7 +221,7 @@ static void centre_block(const Grid<T>& grid, int64_t i, const BlockMemory<T>& o
   }
 }
 
-// At D > 4: square and rows, from v. Returns the largest |v|^2.
+// At D > 4: square, from v. Returns the largest |v|^2.
 template <typename T>
 static T square_block(const Grid<T>& grid, const BlockMemory<T>& own) {
   const int64_t block = grid.block, D = grid.D;
@@ -234,14 +242,26 @@ static T square_block(const Grid<T>& grid, const BlockMemory<T>& own) {
     if (D >= kProductDimensions) own.square[j] = T(square[j] + double(own.r[j]));
     largest = square[j] > largest ? square[j] : largest;
   }
-  const int64_t whole = whole_vectors<T>(D), row = row_length<T>(D);
-  for (int64_t j = 0; j < block; j += kLanes<T>) {
-    for (int64_t d = 0; d < whole; ++d) {
-      const T* v = own.v + d * block + j;
-      for (int64_t k = 0; k < kLanes<T>; ++k) own.rows[(j + k) * row + d] = v[k];
+  return T(largest);
+}
+
+// At D > 4: rows, from the latents.
+template <typename T>
+static void pack_rows(const Grid<T>& grid, int64_t i, const BlockMemory<T>& own, int64_t stride) {
+  const int64_t whole = whole_vectors<T>(grid.D), row = row_length<T>(grid.D);
+  const T* centre = grid.centre + i * grid.D;
+  for (int64_t j = 0; j < grid.block; ++j) {
+    const T* from = own.latents[j];
+    T* out = own.rows + j * row;
+    if (!own.counts(j)) {
+      fill(out, whole, T(0));
+    } else if (stride == 1) {
+      for (int64_t d = 0; d < whole; d += kLanes<T>)
+        store(out + d, sub(load(from + d), load(centre + d)));
+    } else {
+      for (int64_t d = 0; d < whole; ++d) out[d] = from[d * stride] - centre[d];
     }
   }
-  return T(largest);
 }
 
 template <typename T>
@@ -262,7 +282,10 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
   }
   grid.whole[i] = num == grid.block;
   centre_block(grid, i, own, num);
-  if (grid.D > kNarrow) grid.extent[i] = square_block(grid, own);
+  if (grid.D > kNarrow) {
+    grid.extent[i] = square_block(grid, own);
+    pack_rows(grid, i, own, p.decoded.stride[2]);
+  }
   grid.r_floor[i] = num ? T(flags.r_low) : T(1);
   grid.r_top[i] = num ? T(flags.r_high) : T(0);
   return flags;

@@ -83,14 +83,14 @@ static const T* without_far(const Block<T>& block, int64_t D, int64_t size, cons
 }
 
 // Moves the shift to the least energy of the block, if that is lower, and keeps the index of the
-// least energy. kSlope needs the m that F - m was found with.
+// least energy where it is wanted. kSlope needs the m that F - m was found with.
 template <typename T>
 static void meet_minimum(const Grid<T>& grid, const Block<T>& block, const Query<T>& q, T smallest,
                          const T* energy, Sums<T>& a, Vectors& v) {
   if (smallest < T(a.shift) && q.regime != kSlope) {
     lower_shift(q, grid.weighted, a, v, grid.D, smallest);
-    a.index = first_minimum(grid, block, energy, smallest, grid.N);
-  } else if (grid.order && smallest == T(a.shift)) {
+    if (a.index >= 0) a.index = first_minimum(grid, block, energy, smallest, grid.N);
+  } else if (grid.order && a.index >= 0 && smallest == T(a.shift)) {
     a.index = first_minimum(grid, block, energy, smallest, a.index);
   }
 }

@@ -51,7 +51,7 @@ struct Sums {
   Total<T> mass;
   Total<T> excess;  // of p log2(exp(-beta (E - m)))
   Total<T> weight;  // of w
-  int64_t index;    // where the least energy is
+  int64_t index;    // the latent of the least energy; negative where it isn't wanted
 };
 
 struct Vectors {     // [D] each, or null
@@ -61,8 +61,8 @@ struct Vectors {     // [D] each, or null
 };
 
 template <typename T>
-static void clear(Sums<T>& a, Vectors& v, int64_t D, double shift) {
-  a = {shift, -__builtin_inf(), {}, {}, {}, {}, 0};
+static void clear(Sums<T>& a, Vectors& v, int64_t D, double shift, bool wants_index) {
+  a = {shift, -__builtin_inf(), {}, {}, {}, {}, wants_index ? 0 : -1};
   for (int64_t d = 0; d < D; ++d) {
     if (v.residual) v.residual[d] = 0;
     if (v.stretch) v.stretch[d] = 0;

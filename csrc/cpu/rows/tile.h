@@ -126,7 +126,8 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
     tile.vectors[i] = {sum_only || !pass.out->slope_y ? nullptr : moments,
                        sum_only || !pass.out->slope_scale ? nullptr : moments + D,
                        sum_only || !pass.out->mean ? nullptr : moments + 2 * D};
-    clear(tile.sums[i], tile.vectors[i], D, pass.first ? __builtin_inf() : state[kStateShift]);
+    clear(tile.sums[i], tile.vectors[i], D, pass.first ? __builtin_inf() : state[kStateShift],
+          pass.first && pass.out->index);
   }
 }
 
