@@ -70,6 +70,23 @@ def test_between_near_and_far(backend: str, dtype: torch.dtype, D: int, beta: fl
     check(backend, arguments)
 
 
+@pytest.mark.parametrize("D", [5, 64])
+@pytest.mark.parametrize("beta", [0.02, 1.0, 30.0, 1e3])
+@pytest.mark.parametrize("nearer", [True, False], ids=["nearer", "farther"])
+def test_blocks_ever_nearer_or_farther(
+    backend: str, dtype: torch.dtype, D: int, beta: float, nearer: bool
+) -> None:
+    """Each block brings lesser energies than all before it, or none that matters.
+
+    By a fraction of a bit of the posterior's weights, or by thousands.
+    """
+    arguments = problem(50, 1300, D, beta=beta, dtype=dtype, names=PLAIN)
+    size = torch.linspace(4, 0.2, 1300, dtype=dtype).unsqueeze(1)
+    arguments["decoded"] *= size if nearer else size.flip(0)
+    arguments["y"] *= 0.1
+    check(backend, arguments)
+
+
 @pytest.mark.parametrize("D", DIMENSIONS)
 def test_an_outlier(backend: str, dtype: torch.dtype, D: int) -> None:
     arguments = problem(7, 203, D, beta=1.0, dtype=dtype)
