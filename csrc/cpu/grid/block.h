@@ -113,11 +113,11 @@ static T pack_rows(const Grid<T>& grid, int64_t i, T* v) {
   return largest;
 }
 
-// e^l for l <= 0; 0 instead of a subnormal number, whose products are slow.
+// 2^bits for bits <= 0; 0 near the end of T's range, where products would be subnormal numbers,
+// which are slow.
 template <typename T>
-LEBM_INLINE T weight_of(double l) {
-  const double w = __builtin_exp(l);
-  return w < (sizeof(T) == 4 ? 0x1p-126 : 0x1p-1022) ? T(0) : T(w);
+LEBM_INLINE T weight_of(double bits) {
+  return bits < Exponent<T>::normal + 6 ? T(0) : T(__builtin_exp2(bits));
 }
 
 template <typename T>
@@ -144,7 +144,7 @@ static BlockFlags pack_block(const Problem<T>& p, int64_t b, double largest, con
     // The difference of two log-weights may be out of T's range.
     const double bits = l * 1.4426950408889634074;
     log2_w[j] = T(bits < -kMost<T> ? -kMost<T> : bits);
-    w[j] = present ? (l == 0 ? T(1) : weight_of<T>(l)) : T(0);
+    w[j] = present ? weight_of<T>(bits) : T(0);
     r[j] = present && p.latent_energy.data ? *p.latent_energy.at(b, n) : T(0);
     weight += w[j];
     if (present) {
