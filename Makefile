@@ -115,7 +115,7 @@ say-docs:
 	@echo "make docs: sets up $(VENV) if needed, draws all figures, builds the site into out/docs"
 
 say-bench:
-	@echo "make bench: sets up $(VENV) if needed, measures for about 10 minutes; leave the machine idle meanwhile"
+	@echo "make bench: sets up $(VENV) if needed, measures for about 15 minutes; leave the machine idle meanwhile"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys' 2>/dev/null || { echo "error: PYTHON=$(PYTHON) does not run; \

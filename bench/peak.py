@@ -1,7 +1,8 @@
-"""Measure this machine's limits in pairs per second: ``python bench/peak.py``.
+"""Measure this machine's limits: ``python bench/peak.py``.
 
-For small D the limit of F is the loop of exponentials of :mod:`lebm_kernels.benchmarks.peak`. For
-large D it is the product ``y @ decoded.T``.
+The limit of F follows from the loops of :mod:`lebm_kernels.benchmarks.peak`: of exponentials, in
+pairs per second, and of FMAs, by lane. The product ``y @ decoded.T``, in pairs per second, is what
+a matrix library reaches of the second.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Callable
 
 import torch
 from rich import box
@@ -18,13 +20,13 @@ from rich.table import Table
 from lebm_kernels.benchmarks.cases import Case
 from lebm_kernels.benchmarks.compare import format_pairs
 from lebm_kernels.benchmarks.limits import Product
-from lebm_kernels.benchmarks.peak import VARIANTS, ExponentialLoop, measure
+from lebm_kernels.benchmarks.peak import VARIANTS, ExponentialLoop, MultiplyAddLoop, measure
 from lebm_kernels.benchmarks.providers import NotAvailableError
 from lebm_kernels.diagnostics.environment import describe
 
 
 def main(arguments: list[str]) -> int:
-    """Print both limits, on one thread and on all threads."""
+    """Print all limits, on one thread and on all threads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--m", type=int, default=2048, help="rows of the product")
@@ -40,25 +42,32 @@ def main(arguments: list[str]) -> int:
     threads = torch.get_num_threads()
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
-    for title in ("threads", "pairs", "spread", "best"):
+    for title in ("threads", "rate", "spread", "best"):
         table.add_column(title, justify="right")
     console = Console()
     for count in sorted({1, threads}):
         torch.set_num_threads(count)
-        works: dict[str, ExponentialLoop | Product] = {}
+        works: dict[str, Callable[[], object]] = {}
+        amounts: list[int] = []
         try:
             for variant in VARIANTS:
-                works[f"exponential loop, {variant}"] = ExponentialLoop(variant, count)
+                loop = ExponentialLoop(variant, count)
+                works[f"exponential loop, {variant}: pairs"] = loop
+                amounts.append(loop.pairs)
+            products = MultiplyAddLoop(count)
+            works["multiply-add loop: FMAs by lane"] = products
+            amounts.append(products.products)
         except NotAvailableError as error:
-            console.print(f"no exponential loop: {error}", highlight=False)
-        works[f"product, {options.m} x {options.d} x {options.n}"] = product
-        for timing, work in zip(measure(works, options.rounds), works.values(), strict=True):
+            console.print(f"no loops: {error}", highlight=False)
+        works[f"product, {options.m} x {options.d} x {options.n}: pairs"] = product
+        amounts.append(product.pairs)
+        for timing, amount in zip(measure(works, options.rounds), amounts, strict=True):
             table.add_row(
                 timing.name,
                 str(count),
-                format_pairs(work.pairs / timing.median),
+                format_pairs(amount / timing.median),
                 "-" if math.isnan(timing.spread) else f"{timing.spread:.0%}",
-                format_pairs(work.pairs / min(timing.seconds)),
+                format_pairs(amount / min(timing.seconds)),
             )
         table.add_section()
     console.print(table)

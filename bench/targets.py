@@ -35,6 +35,7 @@ from lebm_kernels.benchmarks.compare import (
     format_seconds,
 )
 from lebm_kernels.benchmarks.limits import bound
+from lebm_kernels.benchmarks.peak import measure
 from lebm_kernels.benchmarks.providers import (
     NotAvailableError,
     Step,
@@ -45,8 +46,11 @@ from lebm_kernels.diagnostics.environment import describe, summary
 
 EAGER = ("eager, expansion (mm)", "eager, differences", "eager, cdist")
 UNROLLED = "torch.compile, unrolled"
-COMPILED_EXPANSION = "torch.compile, expansion (mm)"
-PEERS = (*EAGER, UNROLLED, "KeOps")
+COMPILED = ("torch.compile, expansion (mm)", "torch.compile, differences")
+PEERS = (*EAGER, UNROLLED, *COMPILED, "KeOps")
+
+#: Unrolled formulas of more dimensions compile for minutes.
+MOST_UNROLLED = 32
 
 #: A peer that would need more memory than this is skipped.
 MOST_BYTES = 8 << 30
@@ -55,11 +59,15 @@ MOST_BYTES = 8 << 30
 PATIENCE_SECONDS = 2.0
 
 #: No round of a case starts later than this.
-BUDGET_SECONDS = 20.0
+BUDGET_SECONDS = 15.0
 
 #: A case with fewer pairs than this is so short that it gets MORE_ROUNDS times as many rounds.
 FEW_PAIRS = 1 << 20
 MORE_ROUNDS = 10
+
+#: The beta of functions of given energies, and their steps in one round.
+SOFT_BETA = 2.0
+SOFT_STEPS = 10
 
 #: A beta at which no latent of a curve can be pruned, see :func:`unpruned_step`.
 WARM = 4.0
@@ -67,7 +75,7 @@ WARM = 4.0
 
 @dataclass(frozen=True)
 class Target:
-    """A case and its target: exactly one of the last five attributes is set.
+    """A case and its targets: at least one of the last five attributes is set.
 
     Attributes:
         case: the case.
@@ -90,36 +98,86 @@ class Target:
 
     @property
     def title(self) -> str:
-        """The case and the measured quantity, unless that is a ratio or seconds."""
+        """The case and, unless that is a time, the measured quantity."""
         case = self.case
-        layout = "" if case.layout == "normal" else f", beta {case.beta:g}, {case.layout}"
-        what = {"share": ", share of the limit", "mebibytes": ", memory"}
-        suffix = next((text for name, text in what.items() if getattr(self, name)), "")
-        return f"{case.M} x {case.N}, D {case.D}{layout}: {case.direction}{suffix}"
+        beta = "" if case.beta == Case.beta else f", beta {case.beta:g}"
+        layout = "" if case.layout == "normal" else f", {case.layout}"
+        loss = "" if case.loss == "sum" else f", {case.loss}()"
+        alone = self.ratio is None and self.share is not None
+        what = SHARE if alone else ", memory" if self.mebibytes else ""
+        return f"{case.M} x {case.N}, D {case.D}{beta}{layout}: {case.direction}{loss}{what}"
 
 
+@dataclass(frozen=True)
+class SoftTarget:
+    """A function of given energies, ``[size, size]``, and a function of PyTorch to compare it with.
+
+    Attributes:
+        name: of the function in ``lebm_kernels``.
+        peer: of the function in ``torch``.
+        backward: whether the gradient of the energies is taken too.
+        size: number of rows, and of columns.
+        ratio: at least this many times as fast.
+    """
+
+    name: str
+    peer: str
+    backward: bool
+    size: int = 1000
+    ratio: float = 0.85
+
+    @property
+    def title(self) -> str:
+        """The function and the size."""
+        direction = "forward + backward" if self.backward else "forward"
+        return f"{self.name} {self.size} x {self.size}: {direction}"
+
+
+SHARE = ", share of the limit"
 BOTH = ("y", "decoded")
+
+
+def _against_peers(
+    case: Case, ratio: float, ratio_of_both: float, peers: tuple[str, ...] = PEERS
+) -> tuple[Target, Target]:
+    """The forward and both gradients of a case, from D = 5 also as shares of the limit."""
+    if case.D > MOST_UNROLLED:
+        peers = tuple(name for name in peers if name != UNROLLED)
+    shares = (0.6, 0.5) if case.D >= 5 else (None, None)
+    return (
+        Target(case, peers, ratio=ratio, share=shares[0]),
+        Target(replace(case, backward=BOTH), peers, ratio=ratio_of_both, share=shares[1]),
+    )
+
+
 NARROW = Case(4096, 16384, 2)
 WIDE = Case(2048, 8192, 64)
-WIDE_8 = Case(2048, 16384, 8)
 FEW = Case(3, 4_000_000, 2)
 TINY = Case(24, 48, 2)
 COLD = Case(16384, 65536, 2, beta=1e4, layout="curve")
-WIDE_PEERS = (*PEERS, COMPILED_EXPANSION)
+FEW_PEERS = (*EAGER, UNROLLED, "KeOps")
 
-TARGETS = (
-    Target(NARROW, PEERS, ratio=9),
+TARGETS: tuple[Target | SoftTarget, ...] = (
+    *_against_peers(replace(NARROW, beta=2), 10, 15),
     Target(NARROW, share=0.8),
-    Target(replace(NARROW, backward=BOTH), PEERS, ratio=12),
-    Target(replace(NARROW, backward=("y", "scale", "beta")), PEERS, ratio=20),
-    Target(WIDE, WIDE_PEERS, ratio=3),
-    Target(replace(WIDE, backward=BOTH), WIDE_PEERS, ratio=2.5),
-    Target(WIDE_8, PEERS, ratio=10),
-    Target(replace(WIDE_8, backward=BOTH), PEERS, ratio=12),
-    Target(FEW, PEERS, ratio=5),
-    Target(replace(FEW, backward=BOTH), PEERS, ratio=8),
-    Target(TINY, EAGER, ratio=1.5),
+    Target(replace(NARROW, backward=("y", "scale", "beta")), FEW_PEERS, ratio=20),
+    *_against_peers(replace(NARROW, beta=2, D=3), 8, 10),
+    *_against_peers(replace(NARROW, beta=2, D=4), 8, 10),
+    *_against_peers(Case(2048, 16384, 8), 10, 9),
+    *_against_peers(replace(WIDE, D=16), 5, 4),
+    *_against_peers(replace(WIDE, D=32), 5, 4),
+    *_against_peers(WIDE, 5, 4),
+    _against_peers(replace(WIDE, loss="mean"), 5, 4)[1],
+    *_against_peers(Case(1024, 4096, 784), 2, 2),
+    *_against_peers(TINY, 1.5, 1.5, EAGER),
     Target(replace(TINY, backward=("y", "scale")), EAGER, ratio=1.5),
+    *(
+        SoftTarget(name, peer, backward)
+        for name, peer in (("softmin", "logsumexp"), ("softargmin", "softmax"))
+        for backward in (False, True)
+    ),
+    Target(FEW, FEW_PEERS, ratio=5),
+    Target(replace(FEW, backward=BOTH), FEW_PEERS, ratio=8),
     Target(COLD, ("chunked",), unpruned_ratio=10),
     Target(replace(COLD, backward=BOTH), ("chunked",), unpruned_ratio=10),
     Target(replace(COLD, M=1_000_000, N=1_000_000), seconds=2),
@@ -184,8 +242,11 @@ def unpruned_step(case: Case, ours: str) -> Step:
     return stepper(case, compute)
 
 
-def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> Row:
-    """Time a target's case, its peers and the machine's limit in the same rounds."""
+def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> list[Row]:
+    """Time a target's case, its peers and the machine's limit in the same rounds.
+
+    A target of a ratio and of a share has two rows, of the same rounds.
+    """
     case, ours = target.case, preferred("cpu")
     row = Row(target.title, _aim(target))
     names = [ours]
@@ -219,7 +280,64 @@ def measure_time(target: Target, rounds: int, notify: Callable[[str], None]) -> 
         if timing.failure:
             row.notes.append(f"{timing.name}: {timing.failure}")
     limit_pairs = None if limiting_work is None else limiting_work.pairs
-    return _fill(row, target, comparison, limit_pairs)
+    row = _fill(row, target, comparison, limit_pairs)
+    return [row, *_rows_of_share(target, row)]
+
+
+def _rows_of_share(target: Target, row: Row) -> list[Row]:
+    """The row of a share of the limit that was measured beside a ratio."""
+    if target.ratio is None or target.share is None:
+        return []
+    alone = replace(target, ratio=None)
+    share = replace(row, title=alone.title, target=_aim(alone), peer=None, peer_seconds=None)
+    share = replace(share, figure=None, reached=None, notes=[], timings={})
+    share.settle(row.share, target.share, at_least=True)
+    return [share]
+
+
+def soft_step(function: Callable[..., Tensor], size: int, backward: bool) -> Callable[[], object]:
+    """A step of a function that reduces, or normalises, each row of random energies."""
+    generator = torch.Generator().manual_seed(0)
+    placed: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    energy = torch.randn(size, size, **placed).requires_grad_(backward)
+    grad = torch.randn(size, size, **placed)
+
+    def step() -> object:
+        value = function(energy, dim=1)
+        if not backward:
+            return value
+        return torch.autograd.grad(value, energy, grad if value.dim() == 2 else grad[0])
+
+    return step
+
+
+def measure_soft(target: SoftTarget, rounds: int, notify: Callable[[str], None]) -> list[Row]:
+    """Time a function of given energies and its peer in the same rounds."""
+    row = Row(target.title, f">= {target.ratio:g}x")
+    functions: dict[str, Callable[..., Tensor]] = {
+        target.name: partial(getattr(lebm_kernels, target.name), beta=SOFT_BETA),
+        target.peer: getattr(torch, target.peer),
+    }
+    steps = {
+        name: _repeated(soft_step(function, target.size, target.backward))
+        for name, function in functions.items()
+    }
+    notify("rounds")
+    ours, peer = measure(steps, rounds * MORE_ROUNDS)
+    row.timings = {t.name: [x / SOFT_STEPS for x in t.seconds] for t in (ours, peer)}
+    row.seconds, row.peer_seconds = (x.median / SOFT_STEPS for x in (ours, peer))
+    row.pairs_per_second = target.size**2 / row.seconds
+    row.peer = f"torch.{target.peer}"
+    row.settle(row.peer_seconds / row.seconds, target.ratio, at_least=True)
+    return [row]
+
+
+def _repeated(step: Callable[[], object]) -> Callable[[], object]:
+    def work() -> None:
+        for _ in range(SOFT_STEPS):
+            step()
+
+    return work
 
 
 def _fill(row: Row, target: Target, comparison: Comparison, limit_pairs: int | None) -> Row:
@@ -253,6 +371,14 @@ def _fill(row: Row, target: Target, comparison: Comparison, limit_pairs: int | N
     elif target.seconds is not None:
         row.settle(row.seconds, target.seconds, at_least=False)
     return row
+
+
+def _measure(target: Target | SoftTarget, rounds: int, notify: Callable[[str], None]) -> list[Row]:
+    if isinstance(target, SoftTarget):
+        return measure_soft(target, rounds, notify)
+    if target.mebibytes is not None:
+        return measure_memory(target, rounds, notify)
+    return measure_time(target, rounds, notify)
 
 
 MEMORY = """
@@ -289,7 +415,7 @@ print((peak() - before) / 1024 - sum(x.nbytes for x in outputs) / 2**20, seconds
 """
 
 
-def measure_memory(target: Target, rounds: int, notify: Callable[[str], None]) -> Row:
+def measure_memory(target: Target, rounds: int, notify: Callable[[str], None]) -> list[Row]:
     """Measure a step's peak memory beyond its inputs and outputs, in separate processes (Linux).
 
     The highest peak of all processes counts.
@@ -306,7 +432,7 @@ def measure_memory(target: Target, rounds: int, notify: Callable[[str], None]) -
         if run.returncode != 0:
             reason = (run.stderr.strip() or "no error message").splitlines()[-1]
             row.notes.append(f"failed: {reason}")
-            return row
+            return [row]
         peak, taken = map(float, run.stdout.split())
         peaks.append(peak)
         seconds.append(taken)
@@ -315,12 +441,12 @@ def measure_memory(target: Target, rounds: int, notify: Callable[[str], None]) -
     assert target.mebibytes is not None
     row.settle(max(peaks), target.mebibytes, at_least=False)
     row.notes.append(f"added memory: {max(peaks):.0f} MiB")
-    return row
+    return [row]
 
 
 def _aim(target: Target) -> str:
-    """The target in short, for the table."""
-    if target.share is not None:
+    """The target in short, for the table; of a ratio and a share, the ratio."""
+    if target.share is not None and target.ratio is None:
         return f">= {target.share:.0%} of limit"
     if target.seconds is not None:
         return f"<= {target.seconds:g} s"
@@ -425,8 +551,8 @@ def main(arguments: list[str]) -> int:
     rows: list[Row] = []
     with console.status("preparing") as status:
         for target in chosen:
-            measure = measure_time if target.mebibytes is None else measure_memory
-            rows.append(measure(target, options.rounds, partial(tell, status, target.title)))
+            notify = partial(tell, status, target.title)
+            rows += _measure(target, options.rounds, notify)
             if options.json is not None:  # after each row, as a long run may be interrupted
                 write(options.json, rows)
     stated = facts()

@@ -18,6 +18,9 @@ ARGUMENTS = Arguments._fields
 #: Where a case's points lie: all over the space, or on and near a curve.
 LAYOUTS = ("normal", "curve")
 
+#: The reductions of F that a loss can be.
+LOSSES = ("sum", "mean")
+
 #: The half-axes of the curve, an ellipse, and the standard deviation of the queries around it.
 _CURVE = (1.0, 0.5)
 _CURVE_NOISE = 0.01
@@ -45,6 +48,8 @@ class Case:
             forward is computed.
         device: of the inputs.
         seed: of the random inputs.
+        loss: ``sum`` or ``mean``, the reduction of F that is differentiated. It sets the size of
+            the incoming gradient: about 1, or 1 / M.
         layout: ``normal`` draws queries and latents independently from a normal distribution.
             ``curve`` draws latents on an ellipse with half-axes 1 and 1/2 and queries near it, in
             random order; it needs D = 2.
@@ -62,6 +67,7 @@ class Case:
     device: str = "cpu"
     seed: int = 0
     layout: str = "normal"
+    loss: str = "sum"
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -76,6 +82,8 @@ class Case:
                 raise ValueError(f"backward must name arguments among {ARGUMENTS}, got {name!r}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {LOSSES}, got {self.loss!r}")
         if self.layout == "curve" and self.D != 2:
             raise ValueError(f"D must be 2 on a curve, got {self.D}")
 
@@ -130,7 +138,9 @@ class Case:
         return inputs
 
     def cotangent(self) -> Tensor:
-        """The incoming gradient of F, ``[M]``, with values in (0.5, 1.5)."""
+        """The incoming gradient of F, ``[M]``: values in (0.5, 1.5), or these / M for a mean."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         value = torch.rand(self.M, generator=generator, dtype=torch.float64, device="cpu") + 0.5
+        if self.loss == "mean":
+            value = value / self.M
         return value.to(self.device, self.dtype)

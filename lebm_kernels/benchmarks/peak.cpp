@@ -1,4 +1,4 @@
-// The least work for a pair (query, latent) in two dimensions, on one thread, with all data in L1:
+// The least work for a pair (query, latent), on one thread. In two dimensions, with all data in L1:
 //
 // x = a0 g0 + (a1 g1 + c): two FMAs. a belongs to the query, g and c belong to the latent.
 //
@@ -10,6 +10,9 @@
 // There is no maximum, no remainder and no check. A kernel that computes F can approach this speed,
 // and exceed it only by pruning pairs. Q queries and L vectors of latents take each step together,
 // so that they hide each other's latency. peak.py compiles this file and finds the fastest Q and L.
+//
+// More dimensions and gradients take more FMAs. The second loop has nothing else: kChains
+// independent ones, all in registers.
 
 #include <cstdint>
 
@@ -80,6 +83,21 @@ constexpr Repeat kVariants[3][3] = {{repeat<1, 1>, repeat<1, 2>, repeat<1, 4>},
                                     {repeat<2, 1>, repeat<2, 2>, repeat<2, 4>},
                                     {repeat<4, 1>, repeat<4, 2>, repeat<4, 4>}};
 
+// Independent FMAs, enough to hide their latency. With the factor and the addend they fill the
+// sixteen registers that every processor with SSE has.
+constexpr int kChains = 14;
+
+// chain = factor chain + addend, `count` times for each of the chains.
+__attribute__((noinline)) void multiply_add(Vec factor, Vec addend, int64_t count, Vec* chains) {
+  Vec chain[kChains];
+  for (int k = 0; k < kChains; ++k) chain[k] = chains[k];
+  for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 16
+    for (int k = 0; k < kChains; ++k) chain[k] = factor * chain[k] + addend;
+  }
+  for (int k = 0; k < kChains; ++k) chains[k] = chain[k];
+}
+
 }  // namespace
 
 extern "C" {
@@ -94,6 +112,14 @@ void exponential_loop(int Q, int L, const float* queries, const float* latents, 
                       int64_t repeats, float* sums) {
   kVariants[Q / 2][L / 2](queries, reinterpret_cast<const Vec*>(latents), vectors, repeats,
                           reinterpret_cast<Vec*>(sums));
+}
+
+// Vectors that the loop of FMAs works on.
+int chains() { return kChains; }
+
+// chains = factor chains + addend, `count` times. chains: [chains, lanes], aligned to vectors.
+void multiply_add_loop(float factor, float addend, int64_t count, float* chains) {
+  multiply_add(factor - Vec{}, addend - Vec{}, count, reinterpret_cast<Vec*>(chains));
 }
 
 }  // extern "C"

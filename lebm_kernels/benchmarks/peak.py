@@ -1,11 +1,12 @@
-"""The loop of exponentials that limits F on a CPU for small D: ``peak.cpp``, compiled at run time.
+"""The loops that limit F on a CPU, of exponentials and of FMAs: ``peak.cpp``, compiled at run time.
 
-It is timed in the same rounds as the case that it limits.
+They are timed in the same rounds as the case that they limit.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lebm_kernels.benchmarks.compare import Timing
 from lebm_kernels.benchmarks.providers import NotAvailableError
@@ -31,6 +33,9 @@ LATENTS = 1024
 
 #: Pairs per thread and call of the loop, which take some milliseconds.
 THREAD_PAIRS = 1 << 25
+
+#: FMAs per thread and call of their loop, counted by lane; they take some milliseconds too.
+THREAD_PRODUCTS = 1 << 28
 
 
 class Variant(NamedTuple):
@@ -62,29 +67,40 @@ def compiler() -> list[str]:
     raise NotAvailableError("no C++ compiler (c++, g++ or clang++) was found; CXX can name one")
 
 
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL:
-    """``peak.cpp``, compiled for this processor and loaded.
+def compiled(source: Path) -> ctypes.CDLL:
+    """A C++ file, compiled for this processor and loaded.
 
     Raises:
         NotAvailableError: no compiler was found, or it fails, or the result cannot be loaded.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "peak.so")
-        command = [*compiler(), *FLAGS, str(SOURCE), "-o", str(path)]
+        path = Path(folder, source.name).with_suffix(".so")
+        command = [*compiler(), *FLAGS, str(source), "-o", str(path)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode != 0:
             reason = (run.stderr.strip() or "no error message").splitlines()[0]
-            raise NotAvailableError(f"{SOURCE.name} does not compile: {reason}")
+            raise NotAvailableError(f"{source.name} does not compile: {reason}")
         try:
-            loaded = ctypes.CDLL(str(path))
+            return ctypes.CDLL(str(path))
         except OSError as error:  # the temporary folder may be mounted noexec
-            raise NotAvailableError(f"{SOURCE.name} cannot be loaded: {error}") from error
+            raise NotAvailableError(f"{source.name} cannot be loaded: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """``peak.cpp``, compiled for this processor and loaded.
+
+    Raises:
+        NotAvailableError: as :func:`compiled`.
+    """
+    loaded = compiled(SOURCE)
     pointer = ctypes.c_void_p
     integers = [ctypes.c_int, ctypes.c_int]
     counts = [ctypes.c_int64, ctypes.c_int64]
     loaded.exponential_loop.argtypes = [*integers, pointer, pointer, *counts, pointer]
     loaded.exponential_loop.restype = None
+    loaded.multiply_add_loop.argtypes = [ctypes.c_float, ctypes.c_float, ctypes.c_int64, pointer]
+    loaded.multiply_add_loop.restype = None
     return loaded
 
 
@@ -139,6 +155,39 @@ class ExponentialLoop:
             self._repeats,
             self.sums[thread].data_ptr(),
         )
+
+
+class MultiplyAddLoop:
+    """Independent FMAs in registers; calling it runs them on all threads.
+
+    Args:
+        threads: number of threads.
+        thread_products: approximate number of FMAs per thread and call, counted by lane.
+
+    Attributes:
+        products: FMAs per call, by lane, over all threads.
+        sums: the chains after the last call, ``[chains, lanes]`` for each thread: 0, and then
+            ``thread_products / (chains lanes)`` times multiplied by FACTOR and increased by ADDEND.
+    """
+
+    FACTOR, ADDEND = 0.75, 1.0  # chains tend to 4, an ordinary number
+
+    def __init__(self, threads: int, thread_products: int = THREAD_PRODUCTS) -> None:
+        self._library = library()
+        shape = (self._library.chains(), self._library.lanes())
+        self._count = max(1, round(thread_products / math.prod(shape)))
+        self.threads = threads
+        self.products = threads * self._count * math.prod(shape)
+        self.sums = [torch.zeros(shape, dtype=torch.float32, device="cpu") for _ in range(threads)]
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __call__(self) -> None:
+        """Run the loop on all threads."""
+        list(self._pool.map(self._run, self.sums))
+
+    def _run(self, sums: Tensor) -> None:
+        sums.zero_()
+        self._library.multiply_add_loop(self.FACTOR, self.ADDEND, self._count, sums.data_ptr())
 
 
 def measure(works: Mapping[str, Callable[[], object]], rounds: int) -> list[Timing]:

@@ -22,8 +22,7 @@ import torch
 from lebm_kernels.backends import preferred
 from lebm_kernels.benchmarks.cases import Case
 from lebm_kernels.benchmarks.compare import Comparison, compare
-from lebm_kernels.benchmarks.limits import Product, bound, exponentials_per_second
-from lebm_kernels.benchmarks.peak import ExponentialLoop
+from lebm_kernels.benchmarks.limits import Bound, bound, exponentials_per_second
 from lebm_kernels.benchmarks.providers import NotAvailableError, providers
 from lebm_kernels.benchmarks.threads import thread_count
 from lebm_kernels.files import write_text
@@ -252,7 +251,7 @@ def measure(
         yield point, replace(comparison, limit=limit, threads=point.threads)
 
 
-def _limiting_work(case: Case) -> ExponentialLoop | Product | None:
+def _limiting_work(case: Case) -> Bound | None:
     """The work that limits the case; None also if it needs a compiler and there is none."""
     try:
         return bound(case)

@@ -68,6 +68,14 @@ def truth(case, cotangent):
     return value.detach(), *torch.autograd.grad(value, leaves, cotangent)
 
 
+def test_a_mean_divides_the_incoming_gradient():
+    total, mean = (Case(5, 3, 2, backward=("y",), loss=loss) for loss in ("sum", "mean"))
+    torch.testing.assert_close(mean.cotangent() * 5, total.cotangent())
+    assert ((total.cotangent() > 0.5) & (total.cotangent() < 1.5)).all()
+    with pytest.raises(ValueError, match="loss must be one of"):
+        Case(5, 3, 2, loss="max")
+
+
 def test_inputs_are_the_same_at_each_call_and_no_more_than_asked_for():
     case = Case(3, 5, 2, backward=("y",))
     first, second = case.inputs(), case.inputs()

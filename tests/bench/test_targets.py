@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,52 @@ def test_the_loop_adds_exponentials_on_every_thread(variant):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
 
 
+def test_the_loop_multiplies_and_adds_on_every_thread():
+    if COMPILER is None:
+        with pytest.raises(NotAvailableError, match="compiler"):
+            peak.MultiplyAddLoop(2)
+        return
+    count, factor, addend = 5, peak.MultiplyAddLoop.FACTOR, peak.MultiplyAddLoop.ADDEND
+    chains = peak.MultiplyAddLoop(1, 1).products  # of one FMA for each lane
+    loop = peak.MultiplyAddLoop(2, count * chains)
+    assert loop.products == 2 * count * chains
+    loop()
+    loop()  # begins anew
+    for sums in loop.sums:
+        assert sums.numel() == chains
+        wanted = addend * (1 - factor**count) / (1 - factor)
+        torch.testing.assert_close(sums, torch.full_like(sums, wanted))
+
+
+class Counted:
+    """A loop of which only the amounts count."""
+
+    def __init__(self, *arguments):
+        self.arguments, self.calls = arguments, 0
+        self.pairs = 1000
+        self.variant = "variant"
+
+    def __call__(self):
+        self.calls += 1
+
+
+@pytest.mark.parametrize(
+    ("backward", "exponentials", "products"),
+    [((), 1, 6), (("y",), 1, 14), (("y", "decoded"), 2, 28), (("log_weight",), 2, 28)],
+    ids=str,
+)
+def test_the_least_work_of_eight_dimensions(monkeypatch, backward, exponentials, products):
+    monkeypatch.setattr(limits, "fastest_loop", lambda threads: Counted())
+    monkeypatch.setattr(limits, "ExponentialLoop", Counted)
+    monkeypatch.setattr(limits, "MultiplyAddLoop", Counted)
+    work = limits.LeastWork(Case(5, 7, 8, backward=backward), 2)
+    work()
+    assert work.pairs == 1000
+    assert work._loop.calls == exponentials
+    assert work._products.calls == 1
+    assert work._products.arguments == (2, 500 * products)
+
+
 def test_the_product_is_one():
     case = Case(5, 7, 3)
     product = limits.Product(case)
@@ -86,17 +133,18 @@ def test_works_are_timed_in_turn_after_a_warm_up():
 
 
 def test_the_limits_are_printed(capsys, monkeypatch):
-    for name in ("ExponentialLoop", "Product"):
+    for name in ("ExponentialLoop", "MultiplyAddLoop", "Product"):
         monkeypatch.setattr(peak_script, name, lambda *arguments: FakeLimit())
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     assert peak_script.main(["--rounds", "2", "--m", "3", "--n", "4", "--d", "5"]) == 0
     printed = capsys.readouterr().out
     assert "exponential loop, 4 x 4" in printed
+    assert "multiply-add loop" in printed
     assert "product, 3 x 5 x 4" in printed
 
 
 class FakeLimit:
-    pairs = 1000
+    pairs = products = 1000
 
     def __call__(self):
         pass
@@ -134,9 +182,10 @@ def test_peak_names_a_bad_argument(capsys, arguments, message):
     ("case", "kind"),
     [
         (Case(2048, 2048, 2), "loop"),
-        (Case(2048, 2048, 64), limits.Product),
-        (Case(2048, 2048, 8), "loop"),
+        (Case(2048, 2048, 3), "work"),
+        (Case(2048, 2048, 64), "work"),
         (Case(2048, 2048, 2, dtype=torch.float64), type(None)),
+        (Case(2048, 2048, 64, dtype=torch.float64), limits.Product),
         (Case(2048, 2048, 2, backward=("y",)), "loop"),
         (Case(2048, 2048, 2, layout="curve"), "loop"),
     ],
@@ -144,23 +193,30 @@ def test_peak_names_a_bad_argument(capsys, arguments, message):
 )
 def test_which_limit_bounds_which_case(monkeypatch, case, kind):
     monkeypatch.setattr(limits, "fastest_loop", lambda threads: "loop")
+    monkeypatch.setattr(limits, "LeastWork", lambda case, threads: "work")
     bound = limits.bound(case)
     assert bound == kind if isinstance(kind, str) else isinstance(bound, kind)
 
 
 def test_a_product_that_does_not_fit_is_no_limit(monkeypatch):
-    monkeypatch.setattr(limits, "available_bytes", lambda device: 4 * 4 * 100)
-    assert isinstance(limits.bound(Case(10, 10, 64)), limits.Product)
-    assert limits.bound(Case(10, 11, 64)) is None
+    monkeypatch.setattr(limits, "available_bytes", lambda device: 4 * 8 * 100)
+    case = Case(10, 10, 64, dtype=torch.float64)
+    assert isinstance(limits.bound(case), limits.Product)
+    assert limits.bound(replace(case, N=11)) is None
 
 
 # The targets -----------------------------------------------------------------------------------
 
 
-def test_every_target_has_one_aim_and_a_title_of_its_own():
+def test_every_target_has_an_aim_and_a_title_of_its_own():
     for target in targets.TARGETS:
-        aims = ("ratio", "unpruned_ratio", "share", "seconds", "mebibytes")
-        assert sum(getattr(target, name) is not None for name in aims) == 1
+        if isinstance(target, targets.SoftTarget):
+            assert callable(getattr(lebm_kernels, target.name))
+            assert callable(getattr(torch, target.peer))
+            continue
+        names = ("ratio", "unpruned_ratio", "share", "seconds", "mebibytes")
+        aims = {name for name in names if getattr(target, name) is not None}
+        assert len(aims) == 1 or aims == {"ratio", "share"}
         assert set(target.peers) <= set(providers())
     titles = [target.title for target in targets.TARGETS]
     assert len(set(titles)) == len(titles)
@@ -196,6 +252,41 @@ def test_the_share_is_of_the_limit_in_the_same_rounds(aim, reached):
     assert (row.share, row.figure, row.reached) == (0.5, 0.5, reached)
 
 
+def test_a_ratio_and_a_share_have_a_row_each():
+    target = Target(Case(100, 20, 8), ratio=3, share=0.6)
+    ratio = targets._fill(
+        Row(target.title, ">= 3x"), target, comparison(target.case, Timing("limit", [4.0])), 8000
+    )
+    (share,) = targets._rows_of_share(target, ratio)
+    assert (ratio.title, share.title) == (target.title, f"{target.title}{targets.SHARE}")
+    assert (ratio.target, share.target) == (">= 3x", ">= 60% of limit")
+    assert (ratio.figure, ratio.reached) == (3.5, True)
+    assert (share.figure, share.reached, share.seconds, share.peer) == (0.5, False, 2.0, None)
+    assert targets._rows_of_share(replace(target, share=None), ratio) == []
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("name", "peer"), [("softmin", "logsumexp"), ("softargmin", "softmax")])
+def test_functions_of_energies_are_timed_beside_torch(name, peer, backward):
+    target = targets.SoftTarget(name, peer, backward, size=6, ratio=0.0)
+    (row,) = targets.measure_soft(target, 2, lambda text: None)
+    assert row.reached is True
+    assert row.peer == f"torch.{peer}"
+    assert set(row.timings) == {name, peer}
+    assert row.figure == row.peer_seconds / row.seconds
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_step_takes_what_it_is_named_for(backward):
+    step = targets.soft_step(lambda energy, dim: (3 * energy).sum(dim), 6, backward)
+    if backward:
+        (grad_energy,) = step()
+        assert grad_energy.shape == (6, 6)
+        assert (grad_energy == grad_energy[:, :1]).all()
+    else:
+        assert step().shape == (6,)
+
+
 def test_pruning_is_compared_with_ours_unpruned():
     case = Case(100, 20, 2)
     target = Target(case, unpruned_ratio=10)
@@ -222,7 +313,7 @@ def test_nothing_can_be_left_out_of_the_unpruned_case():
 
 
 def test_a_case_of_few_pairs_has_more_rounds():
-    row = targets.measure_time(Target(Case(5, 6, 2), ratio=1.0), 2, lambda text: None)
+    (row,) = targets.measure_time(Target(Case(5, 6, 2), ratio=1.0), 2, lambda text: None)
     assert len(row.timings[preferred("cpu")]) == 2 * targets.MORE_ROUNDS
 
 
@@ -246,7 +337,7 @@ def test_nothing_is_reached_where_nothing_was_measured():
 def test_a_peer_that_needs_too_much_is_not_asked(monkeypatch):
     monkeypatch.setattr(targets, "MOST_BYTES", 1 << 20)
     case = Case(300, 400, 2)
-    row = targets.measure_time(Target(case, targets.EAGER[:2], ratio=1.0), 1, lambda text: None)
+    (row,) = targets.measure_time(Target(case, targets.EAGER[:2], ratio=1.0), 1, lambda text: None)
     # Four matrices of 300 x 400 floats are too many already.
     assert [note.partition(":")[0] for note in row.notes] == list(targets.EAGER[:2])
     assert row.seconds is not None
@@ -258,7 +349,7 @@ def test_a_peer_that_needs_too_much_is_not_asked(monkeypatch):
 def test_ours_without_pruning_has_as_many_pairs():
     case = Case(60, 50, 2, beta=1e4, layout="curve", backward=("y",))
     target = Target(case, ("chunked",), unpruned_ratio=1.0)
-    row = targets.measure_time(target, 2, lambda text: None)
+    (row,) = targets.measure_time(target, 2, lambda text: None)
     assert row.peer == "unpruned"
     assert row.figure is not None
     assert len(row.timings["unpruned"]) == len(row.timings[preferred("cpu")])
@@ -266,7 +357,7 @@ def test_ours_without_pruning_has_as_many_pairs():
 
 def test_memory_is_measured_in_a_process_of_its_own():
     case = Case(2000, 2000, 2, backward=("y", "decoded"))
-    row = targets.measure_memory(Target(case, mebibytes=1e6), 1, lambda text: None)
+    (row,) = targets.measure_memory(Target(case, mebibytes=1e6), 1, lambda text: None)
     assert row.notes[0].startswith("added memory")
     assert row.reached is True
     assert row.seconds is not None
@@ -275,7 +366,9 @@ def test_memory_is_measured_in_a_process_of_its_own():
 def test_the_memory_measure_sees_a_matrix(monkeypatch):
     whole = targets.MEMORY.replace("(**arguments)", "(**arguments, backend='reference')")
     monkeypatch.setattr(targets, "MEMORY", whole)
-    row = targets.measure_memory(Target(Case(3000, 3000, 2), mebibytes=1.0), 1, lambda text: None)
+    (row,) = targets.measure_memory(
+        Target(Case(3000, 3000, 2), mebibytes=1.0), 1, lambda text: None
+    )
     assert row.reached is False
     assert row.figure is not None
     assert row.figure > 3000**2 * 4 / 2**20
@@ -283,7 +376,7 @@ def test_the_memory_measure_sees_a_matrix(monkeypatch):
 
 def test_the_memory_measure_tells_of_a_failure(monkeypatch):
     monkeypatch.setattr(targets, "MEMORY", "raise SystemExit('no luck')")
-    row = targets.measure_memory(Target(Case(2, 2, 2), mebibytes=1.0), 1, lambda text: None)
+    (row,) = targets.measure_memory(Target(Case(2, 2, 2), mebibytes=1.0), 1, lambda text: None)
     assert row.notes == ["failed: no luck"]
     assert row.reached is None
 

@@ -155,7 +155,7 @@ def test_what_the_budget_leaves_no_time_for_is_not_begun():
 
 
 def test_the_share_is_of_the_product_where_that_bounds(monkeypatch):
-    case = Case(6, 8, 32)
+    case = Case(6, 8, 32, dtype=torch.float64)
     ((_, comparison),) = measure([Point(case, 1, ("chunked",))], rounds=3)
     assert comparison is not None
     (beside,) = comparison.beside

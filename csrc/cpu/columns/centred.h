@@ -17,11 +17,11 @@ LEBM_BEGIN_TARGET
 template <typename T, int kD>
 struct CentredChunk {
   T y[kD][kChunk], s[kD][kChunk], u[kD][kChunk], rate[kChunk], shift[kChunk], log2_mass[kChunk];
-  T square[kChunk], rise[kChunk], fall[kChunk], floor[kChunk], factor[kChunk];
+  T square[kChunk], rise[kChunk], fall[kChunk], floor[kChunk], start[kChunk], factor[kChunk];
   // The queries that are summed about the centre, packed.
   int64_t centred;
   T at_y[kD][kChunk], at_s[kD][kChunk], linear[kD][kChunk], quadratic[kD][kChunk];
-  T minus_rate[kChunk], grad[kChunk];
+  T minus_rate[kChunk], grad[kChunk], lowest[kChunk];  // p counts as 0 where x <= lowest
   // The others, as pairs.h takes them.
   int64_t others;
   ColumnQuery<T> other[kChunk + 3];
@@ -54,8 +54,11 @@ static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, i
     store(chunk.fall + k, mul(rate, reach.width));
     store(chunk.floor + k, reach.lower_end(grid, i));
     const Vec<T> excess = add(sub(reach.square, load(chunk.shift + k)), r_floor);
-    const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
-    store(chunk.factor + k, factor_of<T>(sub(start, load(chunk.log2_mass + k))));
+    const Vec<T> about_shift = sub(broadcast(T(0)), mul(rate, excess));
+    const Vec<T> start = sub(about_shift, load(chunk.log2_mass + k));
+    store(chunk.start + k, start);
+    // Of a query whose pairs are taken one by one it may be out of range.
+    store(chunk.factor + k, factor_of<T>(min(start, broadcast(-Exponent<T>::normal))));
   }
 }
 
@@ -85,6 +88,7 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
     const int64_t at = chunk.centred++;
     chunk.minus_rate[at] = -query.rate;
     chunk.grad[at] = query.grad * chunk.factor[k];
+    chunk.lowest[at] = Exponent<T>::lowest - chunk.start[k];
     for (int d = 0; d < kD; ++d) {
       const T by = query.rate * chunk.s[d][k];
       chunk.at_y[d][at] = chunk.y[d][k];
@@ -93,13 +97,15 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
       chunk.quadratic[d][at] = by * chunk.s[d][k];
     }
   }
+  for (int64_t at = chunk.centred; at % kLanes<T> != 0; ++at)  // read with the last vector
+    for (int d = 0; d < kD; ++d) chunk.at_y[d][at] = chunk.at_s[d][at] = T(0);
 }
 
 // The numbers of a query that the pair loop reads. `pull` and `weight` are y and s near the block,
 // grad s u and grad s^2 far from it.
 template <typename T, int kD>
 struct CentredColumn {
-  T rate, grad, linear[kD], quadratic[kD], pull[kD], weight[kD];
+  T rate, grad, lowest, linear[kD], quadratic[kD], pull[kD], weight[kD];
 };
 
 // Queries [first, last) against kL vectors of latents from j on, added to r and sum_g.
@@ -132,7 +138,7 @@ LEBM_INLINE void centred_pairs(const Exp2<T>& power, const CentredColumn<T, kD>*
       }
     }
     if constexpr (kFloor) {
-      power.template bounded<true>(Exp2<T>::kNormal, x, p, scale);
+      power.template bounded<true>(query.lowest, x, p, scale);
     } else {
       power(x, p, scale);
     }
@@ -210,6 +216,8 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
     near -= !is_far;
     query.rate = kSteps * chunk.minus_rate[k];
     query.grad = T(double(chunk.grad[k]) * Exp2<T>::kUnit);
+    query.lowest = kSteps * chunk.lowest[k];
+    query.lowest = query.lowest > Exp2<T>::kNormal ? query.lowest : Exp2<T>::kNormal;
     for (int d = 0; d < kD; ++d) {
       const T s = chunk.at_s[d][k], by = query.grad * s;
       query.linear[d] = kSteps * chunk.linear[d][k];

@@ -56,7 +56,8 @@ LEBM_INLINE Vec<T> grad_p_of(const ColumnQuery<T>& q, Vec<T> e, Vec<T> log2_w, V
   const Vec<T> excess = sub(e, broadcast(q.shift));
   if constexpr (kRegime == kCold) {
     Vec<T> x = broadcast(-q.log2_mass);
-    if (kWeighted) x = add(log2_w, x);
+    // The weight of a latent that is no minimum may be out of range.
+    if (kWeighted) x = min(add(log2_w, x), broadcast(-Exponent<T>::lowest));
     return select_equal(e, broadcast(q.shift), mul(exp2_of<T>(x), broadcast(q.grad)),
                         broadcast(T(0)));
   } else if constexpr (kRegime == kWarm) {
@@ -66,11 +67,11 @@ LEBM_INLINE Vec<T> grad_p_of(const ColumnQuery<T>& q, Vec<T> e, Vec<T> log2_w, V
     if (kWantsL) l = fma(p, broadcast(q.pull), l);
     return mul(p, broadcast(q.grad));
   } else {
-    const Vec<T> a = sub(excess, broadcast(q.gap));
+    const Vec<T> a = sub(excess, broadcast(q.gap)), x = mul(a, broadcast(-q.rate));
     Vec<T> value;
-    const Vec<T> minus = exp2m1_of<T>(mul(a, broadcast(-q.rate)), value);
+    const Vec<T> minus = exp2m1_of<T>(x, value);
     if (kWantsL) l = fma(kRegime == kHot ? a : minus, broadcast(q.pull), l);
-    return mul(mul(w, value), broadcast(q.grad));
+    return mul(mul(w, weighted_power<T>(value, x, log2_w)), broadcast(q.grad));
   }
 }
 

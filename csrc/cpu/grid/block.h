@@ -81,11 +81,11 @@ static bool bounded_block(const Grid<T>& grid, int64_t i, Block<T>& block) {
   return pack_whole_block(grid.streamed + i * size, grid, i, grid.scratch, grid.scratch + size);
 }
 
-// e^l for l <= 0; 0 instead of a subnormal number, whose products are slow.
+// 2^bits for bits <= 0; 0 near the end of T's range, where products would be subnormal numbers,
+// which are slow.
 template <typename T>
-LEBM_INLINE T weight_of(double l) {
-  const double w = __builtin_exp(l);
-  return w < (sizeof(T) == 4 ? 0x1p-126 : 0x1p-1022) ? T(0) : T(w);
+LEBM_INLINE T weight_of(double bits) {
+  return bits < Exponent<T>::normal + 6 ? T(0) : T(__builtin_exp2(bits));
 }
 
 // The arrays of a block that pack_block fills. A latent that does not count has r = kAbsent.
@@ -125,7 +125,7 @@ static double weigh_block(const Problem<T>& p, int64_t b, double largest, const 
     // The difference of two log-weights may be out of T's range.
     const double bits = l * kLog2E;
     own.log2_w[j] = T(bits < -kMost<T> ? -kMost<T> : bits);
-    own.w[j] = has_weight[j] ? (l == 0 ? T(1) : weight_of<T>(l)) : T(0);
+    own.w[j] = has_weight[j] ? weight_of<T>(bits) : T(0);
     weight += own.w[j];
     own.r[j] = !has_weight[j]         ? kAbsent<T>
                : p.latent_energy.data ? *p.latent_energy.at(b, n)

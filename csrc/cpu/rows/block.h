@@ -215,7 +215,7 @@ static void add_sums(const BlockOfQuery<T>& of, const T* x, Sums<T>& a, Vectors&
                      BlockSums<T>& sums) {
   BlockMoments<T, kD, kLevel, kDifferences> moments(of, x);
   sums = sum_in_regime<T, kD, kLevel>(of, moments);
-  a.sum += sums.sum;
+  a.sum += of.query.regime == kSmall ? sums.sum / kTermLift : sums.sum;
   a.mass += sums.mass;
   a.excess += sums.excess;
   a.weight += of.grid.block_weight[of.block.first / of.grid.block];

@@ -46,6 +46,14 @@ LEBM_INLINE void add_centred(const Grid<T>& grid, const Block<T>& block, const P
   }
 }
 
+// The x at which 2^x counts as 0 beside an energy that is attained, or its lower limit.
+template <typename T, int kD>
+LEBM_INLINE T lowest_exponent(const Grid<T>& grid, const Plan<T, kD>& plan, int64_t i, int64_t q) {
+  const T above = (plan.square_u[q] + grid.r_floor[i]) - plan.upper[q];
+  const T lowest = Exp2<T>::kSteps * (Exponent<T>::lowest + plan.rate[q] * above);
+  return lowest > Exp2<T>::kNormal ? lowest : Exp2<T>::kNormal;
+}
+
 // Sums over a block for kQ queries, at `at` in the plan; the results of the first `count` are kept.
 // Exp2 says what bounds the loop: some ten operations a pair beside the moments'. Registers hold
 // the constants and sums of two queries, or with all moments of one. More queries at a time gain
@@ -65,7 +73,10 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
   const Power power;
   Vec<T> linear[kQ][kD], quadratic[kQ][kD], rate[kQ];
   Vec<T> total[kQ], excess[kQ], first[kQ][kD], second[kQ][kD];
+  T lowest = Exponent<T>::infinity;
   for (int q = 0; q < kQ; ++q) {
+    const T own = lowest_exponent<T, kD>(grid, plan, block.first / size, at[q]);
+    lowest = own < lowest ? own : lowest;
     rate[q] = broadcast(-kSteps * plan.rate[at[q]]);
     total[q] = excess[q] = zero;
     for (int d = 0; d < kD; ++d) {
@@ -111,7 +122,7 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
         });
       } else {
         if constexpr (kFloor) {
-          power.template bounded<kLevel != kSumOnly>(Power::kNormal, x, p, scale);
+          power.template bounded<kLevel != kSumOnly>(lowest, x, p, scale);
         } else {
           power(x, p, scale);
         }

@@ -30,6 +30,10 @@ struct VectorSums {
   Vec<T> sum, mass, excess;
 };
 
+// Sums in kSmall and kHot are taken times this, so that the terms of small weights are normal
+// numbers. There a latent counts whose p does not: the others' terms may all be 0.
+constexpr double kTermLift = 0x1p24;
+
 // The unnormalised posterior weights p of a vector of latents at j, in one regime; `sums` are of
 // vectors. kWeighted is a flag only where it costs time.
 template <typename T, Regime kRegime, bool kWeighted, bool kExcess>
@@ -48,18 +52,18 @@ LEBM_INLINE Vec<T> weigh(const BlockOfQuery<T>& of, int64_t j, VectorSums<T>& su
     Vec<T> value;
     const Vec<T> weight = load(block.w + j);
     const Vec<T> x = max(mul(excess, rate), broadcast(-Exponent<T>::far));
-    const Vec<T> minus = mul(weight, exp2m1_of<T>(x, value));
+    const Vec<T> minus = mul(mul(weight, broadcast(T(kTermLift))), exp2m1_of<T>(x, value));
     sums.sum = add(sums.sum, minus);
     // Not minus + weight: a small p would lose digits to the 1.
-    const Vec<T> p = mul(weight, value);
+    const Vec<T> p = mul(weight, weighted_power<T>(value, x, load(block.log2_w + j)));
     if (kExcess) sums.excess = fma(p, x, sums.excess);
     return p;
   } else if constexpr (kRegime == kHot) {
-    const Vec<T> p = load(block.w + j);
+    const Vec<T> weight = load(block.w + j);
     // An absent latent has an infinite energy and the weight 0.
     const Vec<T> relative = min(mul(excess, broadcast(of.query.unit)), broadcast(T(kMost<T>)));
-    sums.sum = fnma(p, relative, sums.sum);
-    return p;
+    sums.sum = fnma(weight, relative, sums.sum);
+    return weighted_power<T>(weight, zero, load(block.log2_w + j));
   } else {
     // w (Z a)^2 Phi(x) with x = -beta a. For |x| >= 1 it is w (e^x (x - 1) + 1) (Z / beta)^2, whose
     // factors don't overflow for a latent far away.

@@ -99,9 +99,9 @@ static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exa
   const bool empty = !(grid.r_floor[i] <= grid.r_top[i]);
   const T log2_N = T(__builtin_log2(double(grid.N))), threshold = T(log2_tol) - log2_N;
   const T fall = most_fall(grid);
-  // 2^start as 2^(start + kLift) times a power of two.
-  constexpr T kLift = 100;
-  constexpr double kUnlifted = 0x1p-100;
+  // 2^start as 2^(start + kLift) times a power of two, where T has less range than double.
+  constexpr T kLift = sizeof(T) == 4 ? 100 : 0;
+  constexpr double kUnlifted = sizeof(T) == 4 ? 0x1p-100 : 1;
   const Vec<T> zero = broadcast(T(0)), lift = broadcast(kLift), below = broadcast(-kLift);
   alignas(64) T lifted[kNarrowTile];
   for (int64_t k = 0; k < count; ++k) plan.shift[active[k]] = T(sums[active[k]].shift);
@@ -117,8 +117,10 @@ static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exa
     const Vec<T> excess = add(sub(reach.square, load(plan.shift + q)), broadcast(grid.r_floor[i]));
     const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
     store(plan.start + q, start);
-    store(lifted + q, factor_of<T>(add(start, select_less(start, below, lift, zero))));
-    store(plan.factor_minus_1 + q, exp2m1_of<T>(start));
+    // Above kRise neither is used, and 2^start may be out of range.
+    const Vec<T> bounded = min(start, broadcast(kRise<T>));
+    store(lifted + q, factor_of<T>(add(bounded, select_less(start, below, lift, zero))));
+    store(plan.factor_minus_1 + q, exp2m1_of<T>(bounded));
     Vec<T> growth = zero;
     for (int d = 0; d < kD; ++d) {
       const Vec<T> s = load(plan.s[d] + q), by = mul(rate, s);

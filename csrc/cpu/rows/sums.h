@@ -35,6 +35,7 @@ struct Query {
   T rate;          // beta log2 e
   T gap;           // c - m, for kSlope
   T unit;          // Z, for kHot and kSlope: times this, energies are numbers of ordinary size
+                   // (in kHot, of size kTermLift)
   T ratio;         // Z / beta, for kSlope; 0 at beta = 0
   T square_scale;  // the largest s^2, at D > 4
   double beta;
@@ -81,6 +82,12 @@ static void multiply(Sums<T>& a, Vectors& v, int64_t D, double factor) {
   }
 }
 
+// 2^bits for bits <= 0: the factor of sums that are taken anew about a lesser m. Below every
+// posterior weight that counts it is 0, since sums of subnormal numbers are slow.
+LEBM_INLINE double factor_of_sums(double bits) {
+  return bits < Exponent<double>::lowest ? 0.0 : __builtin_exp2(bits);
+}
+
 // Makes the sums relative to a lesser m.
 template <typename T>
 static void lower_shift(const Query<T>& q, bool weighted, Sums<T>& a, Vectors& v, int64_t D,
@@ -97,13 +104,13 @@ static void lower_shift(const Query<T>& q, bool weighted, Sums<T>& a, Vectors& v
       if (weighted) {
         a.offset -= bits;
       } else {
-        const double factor = __builtin_exp2(-bits);
+        const double factor = factor_of_sums(-bits);
         a.sum *= factor;
         multiply(a, v, D, factor);
       }
       break;
     case kSmall: {
-      const double factor = __builtin_exp2(-bits);
+      const double factor = factor_of_sums(-bits);
       a.excess += -bits * a.mass;
       a.sum *= factor;
       a.sum += a.weight * __builtin_expm1(-bits * kLn2);
@@ -127,7 +134,7 @@ static void lower_shift(const Query<T>& q, bool weighted, Sums<T>& a, Vectors& v
 template <typename T>
 static void raise_offset(Sums<T>& a, Vectors& v, int64_t D, double offset) {
   if (!(offset > a.offset)) return;
-  const double factor = a.mass == 0 ? 0.0 : __builtin_exp2(a.offset - offset);
+  const double factor = a.mass == 0 ? 0.0 : factor_of_sums(a.offset - offset);
   a.offset = offset;
   a.sum *= factor;
   multiply(a, v, D, factor);

@@ -44,6 +44,10 @@ static double energy_range(const Grid<T>& grid, const T* y, const T* s) {
   return range < kMost<T> ? range : kMost<T>;
 }
 
+// The largest unit of a hot query: a rounding of its energies times this is in T's range.
+template <typename T>
+constexpr double kMostUnit = sizeof(T) == 4 ? 0x1p100 : 0x1p996;
+
 template <typename T>
 static Regime first_regime(const Grid<T>& grid, const Query<T>& q) {
   if (grid.has_nan || !(q.beta >= 0)) return kSkip;
@@ -116,7 +120,7 @@ static void load_tile(const Pass<T>& pass, int64_t first, int64_t count, Tile<T>
     q.unit = q.ratio = T(1);
     if (q.regime == kHot) {
       const double range = energy_range(*pass.grid, q.y, q.s);
-      q.unit = range > 1 / kMost<T> ? T(1 / range) : T(1);
+      q.unit = range * kMostUnit<T> > kTermLift ? T(kTermLift / range) : T(kMostUnit<T>);
     } else if (q.regime == kSlope) {
       set_unit(state[kStateShift], state[kStateGap], q);
     }

@@ -116,6 +116,12 @@ LEBM_INLINE Vec<T> exp2m1_of(Vec<T> x) {
   return exp2m1_of<T, kFloor>(x, unused);
 }
 
+// `value` where 2^x times the weight counts, 0 elsewhere.
+template <typename T>
+LEBM_INLINE Vec<T> weighted_power(Vec<T> value, Vec<T> x, Vec<T> log2_w) {
+  return keep_above(value, add(x, log2_w), broadcast(Exponent<T>::lowest));
+}
+
 // 2^x for the loops over pairs, whose speed it bounds: 2^(x / kSteps) / kUnit of K vectors in
 // lockstep. The caller accounts for both constants, once a sum. x / kSteps must be in range for
 // operator(). bounded() takes any x: with kZero the result is 0 at `lowest` and below; without, it
