@@ -15,6 +15,9 @@ LEBM_BEGIN_TARGET
 // Beyond this exponent the factor would be far from 1.
 constexpr double kMostOfRest = 0x1p23;
 
+// The largest exponent of a power that is used is less.
+constexpr double kMostOfExponent = 100;
+
 // 2^x; x is nearly always small.
 LEBM_INLINE double exp2_near(double x) {
   const double y = x * kLn2;
@@ -47,6 +50,9 @@ struct TilePowers {
     const Vec<T> slope = broadcast(by[q]), from = broadcast(origin[q]), to = broadcast(rest[q]);
     Vec<T> x[K];
     for (int k = 0; k < K; ++k) x[k] = fma(kInOne ? e[k] : sub(e[k], from), slope, to);
+    // An energy far below m: the caller will not use these powers, but they must be numbers.
+    for (int k = 0; k < K && !kScales; ++k)
+      x[k] = min(x[k], broadcast(T(Exp2<T>::kSteps * kMostOfExponent)));
     power.template bounded<kZero>(Exp2<T>::kLowest, x, p, scale);
   }
 };
