@@ -194,6 +194,10 @@ struct TileSums {
 // within the range of T.
 constexpr double kLag = 8, kMostOfLag = 60;
 
+// A query whose block is taken again costs the energies of kGroup; taking energies first costs a
+// look at each, which at many dimensions is nothing.
+constexpr int64_t kMostOfLate = 40, kPlainDimensions = 128;
+
 // A tile of at most kWideTile queries against a range of blocks.
 template <typename T, Level kLevel>
 struct WidePass {
@@ -237,7 +241,7 @@ struct WidePass {
 
   // Whether all queries are warm and have an m.
   bool is_plain() const {
-    bool plain = kLevel < kAllMoments && !grid.weighted && !exact;
+    bool plain = kLevel < kAllMoments && grid.D <= kPlainDimensions && !grid.weighted && !exact;
     for (int64_t q = 0; q < tile.count; ++q)
       plain &= queries[q].regime == kWarm && is_finite(sums[q].shift);
     return plain;
@@ -305,7 +309,7 @@ struct WidePass {
       num_late += is_finite(state.shift[q]) && is_late(q);
     }
     // Exponentials of blocks that don't matter, or that m lags behind, are taken in vain.
-    careful = 2 * num_zero > tile.count || 8 * num_late > tile.count;
+    careful = 2 * num_zero > tile.count || num_late * grid.D > kMostOfLate;
     if constexpr (kLevel >= kMean) {
       if (vectors[0].residual || vectors[0].stretch || vectors[0].mean)
         add_moments_of_tile<T, kLevel>(grid, block, queries, tile.count, masses, smallest, scratch,
