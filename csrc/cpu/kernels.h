@@ -34,15 +34,30 @@ struct ColumnKernel {
   }
 };
 
+template <typename T>
+struct SoftKernel {
+  // The value of each row.
+  void (*softmin)(const SoftProblem<T>&, T* value, const Parallel&);
+  // The distribution of each row, times the row's factor [A, C] where there are factors.
+  void (*softargmin)(const SoftProblem<T>&, const T* factor, T* p, const Parallel&);
+};
+
+struct SoftKernels {
+  SoftKernel<float> f32;
+  SoftKernel<double> f64;
+};
+
 struct Kernels {
   const char* name;
   const RowKernel& rows;
   const ColumnKernel& columns;
+  const SoftKernels& soft;
 };
 
 namespace baseline {
 extern const RowKernel row_kernel;
 extern const ColumnKernel column_kernel;
+extern const SoftKernels soft_kernels;
 }  // namespace baseline
 
 // Where there are AVX2 and AVX-512.
@@ -52,11 +67,13 @@ extern const ColumnKernel column_kernel;
 namespace avx2 {
 extern const RowKernel row_kernel;
 extern const ColumnKernel column_kernel;
+extern const SoftKernels soft_kernels;
 }  // namespace avx2
 
 namespace avx512 {
 extern const RowKernel row_kernel;
 extern const ColumnKernel column_kernel;
+extern const SoftKernels soft_kernels;
 }  // namespace avx512
 #endif
 
