@@ -1,4 +1,4 @@
-"""Compare softmin with torch.logsumexp and softargmin with torch.softmax: ``python bench/softmin.py``.
+"""Compare softmin and softargmin with torch.logsumexp and torch.softmax.
 
 Each pair takes turns, so that a change of the machine's speed affects both. A ratio is the median
 of our time / PyTorch's; below 1 ours is faster.

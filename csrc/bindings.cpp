@@ -3,7 +3,7 @@
 //
 //   rows:    F, state and, where wanted, slopes, mean and index
 //   columns: the latent-side gradients, where wanted
-//   softmin, softargmin: of energies that one already has
+//   softmin, softargmin, softargmin_slopes: of energies that one already has
 //
 // An output that is not wanted is another tensor, to be ignored.
 //
@@ -144,6 +144,23 @@ Tensor softargmin(const Tensor& energy, int64_t dim, double beta,
   return p;
 }
 
+// The gradient of the energies [..., N] from that of their distribution p.
+Tensor softargmin_slopes(const Tensor& p, const Tensor& grad_p, double beta,
+                         const std::optional<Tensor>& betas, bool largest) {
+  const Tensor grad_energy =
+      empty(sizes(p, 0, {}), p.scalar_type(), aoti_torch_device_type_cpu(), 0);
+  if (p.numel() == 0) return grad_energy;
+  auto run = [&](auto zero, const auto& kernel) {
+    using T = decltype(zero);
+    const T one_beta = T(beta);
+    kernel.slopes(soft_problem<T>(p, p.dim() - 1, one_beta, betas, std::nullopt, largest),
+                  constant<T>(grad_p), data<T>(grad_energy), pool(double(p.numel())));
+  };
+  const SoftKernels& soft = lebm::kernels().soft;
+  p.scalar_type() == ScalarType::Double ? run(0.0, soft.f64) : run(0.0f, soft.f32);
+  return grad_energy;
+}
+
 // The instruction sets that can run, best first, after the one in use: "avx2,avx2,baseline".
 std::string instruction_sets() {
   std::string names = lebm::kernels().name;
@@ -173,6 +190,9 @@ STABLE_TORCH_LIBRARY(lebm_kernels_native, m) {
   m.def(
       "softargmin(Tensor energy, int dim, float beta, Tensor? betas, Tensor? log_weight, bool "
       "largest, Tensor? factor) -> Tensor");
+  m.def(
+      "softargmin_slopes(Tensor p, Tensor grad_p, float beta, Tensor? betas, bool largest) -> "
+      "Tensor");
   m.def("instruction_sets() -> str");
   m.def("force_instruction_set(str name) -> ()");
 }
@@ -182,6 +202,7 @@ STABLE_TORCH_LIBRARY_IMPL(lebm_kernels_native, CPU, m) {
   m.impl("columns", TORCH_BOX(&columns));
   m.impl("softmin", TORCH_BOX(&softmin));
   m.impl("softargmin", TORCH_BOX(&softargmin));
+  m.impl("softargmin_slopes", TORCH_BOX(&softargmin_slopes));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lebm_kernels_native, CompositeExplicitAutograd, m) {

@@ -113,15 +113,24 @@ class _Softargmin(torch.autograd.Function):
         beta, dim, largest = ctx.others
         if _needs_formulas(ctx, grad):
             return _by_formulas(soft_minimum.differentiate_softargmin, ctx, grad)
-        slope = softmax_backward(grad, p, dim)
-        if betas is None:
-            factor: float | Tensor = 0.0 if beta == math.inf else beta
+        if dim == p.dim() - 1:
+            slope = native.call_softargmin_slopes(p, grad.contiguous(), beta, betas, largest)
         else:
-            factor = torch.where(betas == math.inf, 0.0, betas)
-            factor = factor if betas.dim() == 0 else factor.unsqueeze(dim)
-        # At beta = inf, p does not change with E, except where a tie begins or ends.
-        slope.mul_(factor if largest else -factor)
+            slope = softmax_backward(grad, p, dim).mul_(_rate(betas, beta, dim, largest))
         return slope, None, None, None, None, None
+
+
+def _rate(betas: Tensor | None, beta: float, dim: int, largest: bool) -> float | Tensor:
+    """Beta or -beta, the slope of the exponents in the energies.
+
+    It is 0 at beta = inf: there p changes only where a tie begins or ends.
+    """
+    if betas is None:
+        rate: float | Tensor = 0.0 if beta == math.inf else beta
+    else:
+        rate = torch.where(betas == math.inf, 0.0, betas)
+        rate = rate if betas.dim() == 0 else rate.unsqueeze(dim)
+    return rate if largest else -rate
 
 
 def _needs_formulas(ctx: Any, grad: Tensor) -> bool:

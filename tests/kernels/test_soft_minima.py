@@ -29,7 +29,7 @@ def _instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def check(energy: Tensor, beta: Tensor, dim: int, log_weight: Tensor | None, sign: int) -> None:
-    """Values, shares and the gradient in the energies keep the promise; ``beta`` has no N."""
+    """Values, shares and their gradients in the energies keep the promise."""
     wide = sign * energy.double().movedim(dim, -1)
     wide_beta = beta.double()
     wide_weight = None if log_weight is None else log_weight.double()
@@ -52,14 +52,26 @@ def check(energy: Tensor, beta: Tensor, dim: int, log_weight: Tensor | None, sig
     cooled = torch.where(wide_beta.unsqueeze(-1) < math.inf, wide_beta.unsqueeze(-1) * cooled, 0.0)
     blur = 1 + cooled - torch.where(kept, log_w, 0.0)
     tiny = torch.finfo(energy.dtype).smallest_normal
-    bound = p * promise.allowed(blur, energy.dtype) + tiny
+    bound_of_p = p * promise.allowed(blur, energy.dtype) + tiny
     shares = (softargmin if sign > 0 else softargmax)(energy, beta, dim, log_weight)
     assert shares.shape == energy.shape
-    assert ((shares.movedim(dim, -1) - p).abs() <= bound).all()
+    assert ((shares.movedim(dim, -1) - p).abs() <= bound_of_p).all()
     grad = torch.randn_like(value)
     (slope,) = torch.autograd.grad(value, leaf, grad)
     wanted = grad.unsqueeze(-1) * p
-    bound = grad.abs().unsqueeze(-1) * bound + tiny
+    bound = grad.abs().unsqueeze(-1) * bound_of_p + tiny
+    assert ((slope.movedim(dim, -1) - wanted).abs() <= bound).all()
+
+    shares = (softargmin if sign > 0 else softargmax)(leaf, beta, dim, log_weight)
+    grad = torch.randn_like(shares)
+    (slope,) = torch.autograd.grad(shares, leaf, grad)
+    wide_grad = grad.double().movedim(dim, -1)
+    rate = torch.where(wide_beta == math.inf, 0.0, -sign * wide_beta).unsqueeze(-1)
+    wanted = rate * p * (wide_grad - (p * wide_grad).sum(-1, keepdim=True))
+    largest = wide_grad.abs().amax(-1, keepdim=True)
+    error_of_mean = (bound_of_p * largest).sum(-1, keepdim=True)
+    bound = rate.abs() * (2 * bound_of_p * largest + p * error_of_mean)
+    bound = bound + tiny * torch.finfo(energy.dtype).eps  # the spacing of subnormal numbers
     assert ((slope.movedim(dim, -1) - wanted).abs() <= bound).all()
 
 

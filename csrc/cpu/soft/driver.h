@@ -4,6 +4,7 @@
 // time are transposed to rows and back.
 #pragma once
 
+#include "../kernels.h"
 #include "row.h"
 
 LEBM_BEGIN_TARGET
@@ -102,7 +103,29 @@ static void softargmin(const SoftProblem<T>& p, const T* factor, T* out, const P
   });
 }
 
+// dp/dE, where C is 1: grad_energy = -beta p (grad_p - sum_n p grad_p). At beta = inf, p changes
+// with E only where a tie begins or ends.
 template <typename T>
-constexpr SoftKernel<T> kSoftKernel = {softmin<T>, softargmin<T>};
+static void softargmin_slopes(const SoftProblem<T>& p, const T* grad_p, T* grad_energy,
+                              const Parallel& parallel) {
+  each_grid(p.A, 0, parallel, [&](int64_t r, void*, const Parallel& threads) {
+    Row<T> row{};
+    row.size = p.N;
+    row.parallel = &threads;
+    const T *shares = p.energy + r * p.N, *grad = grad_p + r * p.N;
+    const double mean = total_over_pieces(row, [&](int64_t begin, int64_t size) {
+      return sum_of_products(shares + begin, grad + begin, size);
+    });
+    const T beta = p.beta[r * p.beta_stride];
+    const T by = beta == Exponent<T>::infinity ? T(0) : p.largest ? beta : -beta;
+    each_piece(row, [&](int64_t begin, int64_t size) {
+      const int64_t at = r * p.N + begin;
+      write_slopes(shares + begin, grad + begin, size, T(mean), by, grad_energy + at);
+    });
+  });
+}
+
+template <typename T>
+constexpr SoftKernel<T> kSoftKernel = {softmin<T>, softargmin<T>, softargmin_slopes<T>};
 
 LEBM_END_TARGET

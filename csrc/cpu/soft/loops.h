@@ -186,4 +186,36 @@ static void scale_powers(T* p, int64_t size, T low, T by) {
   });
 }
 
+// The sum of p g.
+template <typename T>
+static Total<T> sum_of_products(const T* p, const T* g, int64_t size) {
+  return sum_runs<T>(size, [&](int64_t begin, int64_t count, auto& sums) LEBM_INLINE_LAMBDA {
+    const T* other = g + begin;
+    each_step(p + begin, count, T(0), [&](auto& x, int64_t j) LEBM_INLINE_LAMBDA {
+      constexpr int K = sizeof x / sizeof x[0];
+      const int64_t left = count - j;
+      if (K == 1 && left < kLanes<T>) {
+        sums[0] = fma(x[0], load_part(other + j, left, broadcast(T(0))), sums[0]);
+        return;
+      }
+      for (int k = 0; k < K; ++k) sums[k] = fma(x[k], load(other + j + k * kLanes<T>), sums[k]);
+    });
+  });
+}
+
+// out = p (g - mean) by
+template <typename T>
+static void write_slopes(const T* p, const T* g, int64_t size, T mean, T by, T* out) {
+  const Vec<T> mean_ = broadcast(mean), by_ = broadcast(by);
+  map_steps(p, size, T(0), out, [&](auto& x, int64_t j) LEBM_INLINE_LAMBDA {
+    constexpr int K = sizeof x / sizeof x[0];
+    const int64_t left = size - j;
+    for (int k = 0; k < K; ++k) {
+      const Vec<T> slope =
+          K == 1 && left < kLanes<T> ? load_part(g + j, left, mean_) : load(g + j + k * kLanes<T>);
+      x[k] = mul(mul(x[k], sub(slope, mean_)), by_);
+    }
+  });
+}
+
 LEBM_END_TARGET

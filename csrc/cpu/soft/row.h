@@ -43,9 +43,9 @@ struct Settled {
 constexpr int64_t kPiece = 1 << 14;
 constexpr int64_t kMostPieces = 64;
 
-// of(begin, size) for each piece of the row, merged in order by `merge(sum, next)`.
-template <typename T, typename F, typename M>
-static auto over_pieces(const Row<T>& row, const F& of, const M& merge) -> decltype(of(0, 0)) {
+// of(begin, size) for each piece of the row, joined in order by `join(sum, next)`.
+template <typename T, typename F, typename J>
+static auto over_pieces(const Row<T>& row, const F& of, const J& join) -> decltype(of(0, 0)) {
   const int64_t N = row.size;
   if (N < 2 * kPiece) return of(0, N);
   const int64_t count = N / kPiece < kMostPieces ? N / kPiece : kMostPieces;
@@ -53,13 +53,22 @@ static auto over_pieces(const Row<T>& row, const F& of, const M& merge) -> declt
   auto start = [&](int64_t i) { return i == count ? N : N / count * i / kStep<T> * kStep<T>; };
   for_each(*row.parallel, count,
            [&](int64_t i) { found[i] = of(start(i), start(i + 1) - start(i)); });
-  for (int64_t i = 1; i < count; ++i) merge(found[0], found[i]);
+  for (int64_t i = 1; i < count; ++i) join(found[0], found[i]);
   return found[0];
 }
 
 template <typename T, typename F>
 static double total_over_pieces(const Row<T>& row, const F& of) {
   return over_pieces(row, of, [](Total<T>& a, const Total<T>& b) { a += b; });
+}
+
+template <typename T, typename F>
+static void each_piece(const Row<T>& row, const F& body) {
+  auto of = [&](int64_t begin, int64_t size) {
+    body(begin, size);
+    return true;
+  };
+  over_pieces(row, of, [](bool&, bool) {});
 }
 
 template <typename T>
@@ -256,13 +265,8 @@ static void softargmin_of(const Row<T>& row, T by, T* out) {
     return write_powers(e + begin, size, shift, factor, out + begin);
   });
   const T low = T(sum * kLeastPower<T>);
-  over_pieces(
-      row,
-      [&](int64_t begin, int64_t size) {
-        scale_powers(out + begin, size, low, T(by / sum));
-        return 0;
-      },
-      [](int, int) {});
+  each_piece(
+      row, [&](int64_t begin, int64_t size) { scale_powers(out + begin, size, low, T(by / sum)); });
 }
 
 LEBM_END_TARGET
