@@ -55,4 +55,17 @@ struct ColumnArguments {
   T* grad_latent_energy;
 };
 
+// Energies E[A, N, C] that one already has, and their soft minima over n, [A, C]; with `largest`
+// their soft maxima. Arrays are contiguous; a beta stride of 0 is one beta for all, a log-weight
+// stride of 0 the same [N] for all.
+template <typename T>
+struct SoftProblem {
+  int64_t A, N, C;
+  bool largest;
+  const T* energy;
+  const T* beta;        // [A, C]
+  const T* log_weight;  // [A, C, N], or null
+  int64_t beta_stride, log_weight_stride;
+};
+
 }  // namespace lebm

@@ -90,6 +90,11 @@ T* data(const Tensor& x, bool wanted = true) {
   return wanted ? static_cast<T*>(x.mutable_data_ptr()) : nullptr;
 }
 
+template <typename T>
+const T* constant(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
 inline Tensor dense(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }

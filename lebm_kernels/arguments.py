@@ -252,6 +252,67 @@ def check_energy(
     return energy.to(dtype), beta.to(dtype), log_weight
 
 
+class PlainEnergy(NamedTuple):
+    """The arguments of a soft minimum as the extension takes them: dense, contiguous, of one dtype.
+
+    Attributes:
+        energy: ``[..., N, ...]``.
+        betas: ``[]``, or one for each result; None where beta is a number.
+        log_weight: ``[N]``, or ``[..., N]`` with a row for each result, in their order.
+        beta: the number, meaningless beside ``betas``.
+        dim: the place of N, not negative.
+    """
+
+    energy: Tensor
+    betas: Tensor | None
+    log_weight: Tensor | None
+    beta: float
+    dim: int
+
+
+def plain_energy(
+    energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None
+) -> PlainEnergy | None:
+    """The arguments where they are the common case and valid, else None.
+
+    The common case: contiguous tensors on the CPU of one dtype, float32 or float64, with
+    log-weights ``[N]``.
+    """
+    dtype = energy.dtype if type(energy) in _PLAIN_TYPES else None
+    if (dtype is not torch.float32 and dtype is not torch.float64) or type(dim) is not int:
+        return None
+    if not _is_plain(energy, dtype) or energy.numel() == 0:
+        return None
+    dims = energy.dim()
+    if not -dims <= dim < dims:
+        return None
+    dim %= dims
+    if log_weight is not None and not (
+        _is_plain(log_weight, dtype) and log_weight.shape == energy.shape[dim : dim + 1]
+    ):
+        return None
+    if type(beta) is float or type(beta) is int:
+        if not (0 <= beta < 1e38 or beta == math.inf):
+            return None
+        return PlainEnergy(energy, None, log_weight, float(beta), dim)
+    if not _is_plain(beta, dtype):
+        return None
+    if beta.dim() > 0 and beta.shape != energy.shape[:dim] + energy.shape[dim + 1 :]:
+        return None
+    return PlainEnergy(energy, beta, log_weight, 0.0, dim)
+
+
+def _is_plain(x: Any, dtype: torch.dtype) -> bool:
+    return (
+        type(x) in _PLAIN_TYPES
+        and x.dtype is dtype
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_nested
+        and x.is_contiguous()
+    )
+
+
 def _check_tensor(name: str, x: object, form: str, min_dims: int) -> Tensor:
     """The argument, if it is a dense tensor of numbers with at least that many dimensions."""
     if not isinstance(x, Tensor):

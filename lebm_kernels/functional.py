@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lebm_kernels import reference, soft_minimum
+from lebm_kernels import reference, soft_eager, soft_minimum
 from lebm_kernels.arguments import (
     Arguments,
     accumulation_dtype,
@@ -17,6 +17,7 @@ from lebm_kernels.arguments import (
     check_energy,
     check_tol,
     plain,
+    plain_energy,
     value_shape,
 )
 from lebm_kernels.backends import choose
@@ -261,7 +262,14 @@ def softargmax(
 def _softmin(
     energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
 ) -> Tensor:
+    by_extension = soft_eager.can_run()
+    given = plain_energy(energy, beta, dim, log_weight) if by_extension else None
+    if given is not None:
+        return soft_eager.softmin(given, sign < 0)
     last, beta, log_weight = check_energy(energy, beta, dim, log_weight)
+    if by_extension and last.is_cpu:
+        given = soft_eager.laid_out(last, beta, log_weight)
+        return soft_eager.softmin(given, sign < 0).to(energy.dtype)
     if sign > 0:
         return soft_minimum.softmin(last, beta, log_weight).to(energy.dtype)
     return soft_minimum.softmin(-last, beta, log_weight).neg().to(energy.dtype)
@@ -270,8 +278,15 @@ def _softmin(
 def _softargmin(
     energy: Tensor, beta: float | Tensor, dim: int, log_weight: Tensor | None, sign: int
 ) -> Tensor:
+    by_extension = soft_eager.can_run()
+    given = plain_energy(energy, beta, dim, log_weight) if by_extension else None
+    if given is not None:
+        return soft_eager.softargmin(given, sign < 0)
     last, beta, log_weight = check_energy(energy, beta, dim, log_weight)
-    p = soft_minimum.softargmin(last if sign > 0 else -last, beta, log_weight)
+    if by_extension and last.is_cpu:
+        p = soft_eager.softargmin(soft_eager.laid_out(last, beta, log_weight), sign < 0)
+    else:
+        p = soft_minimum.softargmin(last if sign > 0 else -last, beta, log_weight)
     # Counted from the end: several betas at once add dimensions in front.
     place = dim if dim < 0 else dim - energy.dim()
     return p.movedim(-1, place).to(energy.dtype)

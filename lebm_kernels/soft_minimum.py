@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lebm_kernels import reference
-from lebm_kernels.torch_internals import in_plain_eager_mode
+from lebm_kernels.torch_internals import in_plain_eager_mode, softmax_backward
 
 _INF = math.inf
 # Of (1 - (1 + t) exp(-t)) / t^2, the integral of s exp(-t s) over s from 0 to 1, for |t| <= 1/2.
@@ -198,30 +198,38 @@ def _prior(log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weight, weight.sum(-1, keepdim=True), peak
 
 
+def _few_passes(
+    energy: Tensor, beta: Tensor, log_weight: Tensor | None
+) -> tuple[Tensor, _Rows, Tensor]:
+    """The soft minimum, its rows and its gap F - min E."""
+    rows, largest = _rows(energy, beta, log_weight)
+    exponent = _exponents(energy, rows, log_weight)
+    deficit = exponent.expm1()
+    _, total, peak = _masses(exponent, log_weight)
+    if log_weight is None:
+        deficit = deficit.mean(-1, keepdim=True)
+        log_sum = (total / energy.shape[-1]).log()
+    else:
+        weight, whole, highest = _prior(log_weight)
+        deficit = deficit.mul_(weight).sum(-1, keepdim=True) / whole
+        log_sum = peak - highest + (total / whole).log()
+    # The logarithm of a sum near 1 would cancel.
+    log_sum = torch.where(deficit > -0.5, deficit.log1p(), log_sum)
+    gap = rows.invalid - log_sum / rows.beta
+    # At beta = 0, F is the mean.
+    hot = beta.unsqueeze(-1) == 0
+    end = torch.where(hot, rows.least + largest, rows.least)
+    infinite = rows.least.isinf() | (hot & largest.isinf())
+    value = torch.where(infinite & ~gap.isnan(), end, rows.least + gap)
+    return value.squeeze(-1), rows, gap
+
+
 class _Softmin(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
-        rows, largest = _rows(energy, beta, log_weight)
-        exponent = _exponents(energy, rows, log_weight)
-        deficit = exponent.expm1()
-        _, total, peak = _masses(exponent, log_weight)
-        if log_weight is None:
-            deficit = deficit.mean(-1, keepdim=True)
-            log_sum = (total / energy.shape[-1]).log()
-        else:
-            weight, whole, highest = _prior(log_weight)
-            deficit = deficit.mul_(weight).sum(-1, keepdim=True) / whole
-            log_sum = peak - highest + (total / whole).log()
-        # The logarithm of a sum near 1 would cancel.
-        log_sum = torch.where(deficit > -0.5, deficit.log1p(), log_sum)
-        gap = rows.invalid - log_sum / rows.beta
+        value, rows, gap = _few_passes(energy, beta, log_weight)
         ctx.save_for_backward(energy, beta, log_weight, *rows, gap)
-        # At beta = 0, F is the mean.
-        hot = beta.unsqueeze(-1) == 0
-        end = torch.where(hot, rows.least + largest, rows.least)
-        infinite = rows.least.isinf() | (hot & largest.isinf())
-        value = torch.where(infinite & ~gap.isnan(), end, rows.least + gap)
-        return value.squeeze(-1)
+        return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -229,46 +237,58 @@ class _Softmin(torch.autograd.Function):
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return _derivatives(_softmin, (energy, beta, log_weight), needed, grad)
-        grad = grad.unsqueeze(-1)
-        rows = _Rows(*of_rows)
-        mass, total, _ = _masses(_exponents(energy, rows, log_weight), log_weight)
-        grad_energy = mass * (grad / total + rows.invalid) if needed[0] else None
-        if not (needed[1] or needed[2]):
-            return grad_energy, None, None
+        return _slopes(energy, beta, log_weight, _Rows(*of_rows), gap, needed, grad)
 
-        p = mass.div_(total)
-        weight: Tensor | float = 1 / energy.shape[-1]
-        if log_weight is not None:
-            weight, whole, _ = _prior(log_weight)
-            weight.div_(whole)
-        excess = (_filled(energy, rows.least, log_weight) - rows.least).nan_to_num_(0.0, _INF)
-        # At beta = 0, a latent infinitely far above the minimum makes these slopes infinite.
-        beyond = excess == _INF
-        steep = (beta.unsqueeze(-1) == 0) & beyond.any(-1, keepdim=True) & ~rows.invalid.isnan()
-        u = excess.sub_(gap)
-        largest = torch.finfo(energy.dtype).max
-        t = (u * rows.beta).nan_to_num_(0.0, largest)  # NaN: 0 * inf
-        grad_beta = grad_log_weight = None
-        if needed[1]:
-            far = (weight - (1 + t) * p) / rows.beta / rows.beta
-            near = t.abs() <= 0.5
-            u = torch.where(near, u, 0.0)
-            short, series = t.clamp(-0.5, 0.5), torch.zeros_like(t)
-            for coefficient in reversed(_SLOPE_SERIES):
-                series.mul_(short).add_(coefficient)
-            slope = torch.where(near, weight * u * series * u, far)
-            slope = torch.where(steep, _INF, slope.sum(-1, keepdim=True))
-            grad_beta = grad * (rows.invalid - slope)
-            grad_beta = grad_beta.squeeze(-1)
-        if needed[2]:
-            pull = torch.where(t.abs() <= 0.5, -weight * torch.expm1(-t), weight - p)
-            slope = pull / rows.beta
-            infinite = torch.where(beyond, _INF, -_INF).to(slope)
-            infinite = torch.where(log_weight == -_INF, 0.0, infinite)
-            slope = torch.where(steep, infinite, slope)
-            grad_log_weight = grad * (slope + rows.invalid)
-            grad_log_weight = grad_log_weight.sum_to_size(log_weight.shape)
-        return grad_energy, grad_beta, grad_log_weight
+
+def _slopes(
+    energy: Tensor,
+    beta: Tensor,
+    log_weight: Tensor | None,
+    rows: _Rows,
+    gap: Tensor,
+    needed: Any,
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The first derivatives of the soft minimum that are needed, times ``grad``."""
+    grad = grad.unsqueeze(-1)
+    mass, total, _ = _masses(_exponents(energy, rows, log_weight), log_weight)
+    grad_energy = mass * (grad / total + rows.invalid) if needed[0] else None
+    if not (needed[1] or needed[2]):
+        return grad_energy, None, None
+
+    p = mass.div_(total)
+    weight: Tensor | float = 1 / energy.shape[-1]
+    if log_weight is not None:
+        weight, whole, _ = _prior(log_weight)
+        weight.div_(whole)
+    excess = (_filled(energy, rows.least, log_weight) - rows.least).nan_to_num_(0.0, _INF)
+    # At beta = 0, a latent infinitely far above the minimum makes these slopes infinite.
+    beyond = excess == _INF
+    steep = (beta.unsqueeze(-1) == 0) & beyond.any(-1, keepdim=True) & ~rows.invalid.isnan()
+    u = excess.sub_(gap)
+    largest = torch.finfo(energy.dtype).max
+    t = (u * rows.beta).nan_to_num_(0.0, largest)  # NaN: 0 * inf
+    grad_beta = grad_log_weight = None
+    if needed[1]:
+        far = (weight - (1 + t) * p) / rows.beta / rows.beta
+        near = t.abs() <= 0.5
+        u = torch.where(near, u, 0.0)
+        short, series = t.clamp(-0.5, 0.5), torch.zeros_like(t)
+        for coefficient in reversed(_SLOPE_SERIES):
+            series.mul_(short).add_(coefficient)
+        slope = torch.where(near, weight * u * series * u, far)
+        slope = torch.where(steep, _INF, slope.sum(-1, keepdim=True))
+        grad_beta = grad * (rows.invalid - slope)
+        grad_beta = grad_beta.squeeze(-1)
+    if needed[2]:
+        pull = torch.where(t.abs() <= 0.5, -weight * torch.expm1(-t), weight - p)
+        slope = pull / rows.beta
+        infinite = torch.where(beyond, _INF, -_INF).to(slope)
+        infinite = torch.where(log_weight == -_INF, 0.0, infinite)
+        slope = torch.where(steep, infinite, slope)
+        grad_log_weight = grad * (slope + rows.invalid)
+        grad_log_weight = grad_log_weight.sum_to_size(log_weight.shape)
+    return grad_energy, grad_beta, grad_log_weight
 
 
 class _Softargmin(torch.autograd.Function):
@@ -277,24 +297,99 @@ class _Softargmin(torch.autograd.Function):
         rows, _ = _rows(energy, beta, log_weight)
         mass, total, _ = _masses(_exponents(energy, rows, log_weight), log_weight)
         p = mass.div_(total + rows.invalid)
-        ctx.save_for_backward(energy, beta, log_weight, rows.least, p)
+        ctx.save_for_backward(energy, beta, log_weight, p)
         return p
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        energy, beta, log_weight, least, p = ctx.saved_tensors
+        energy, beta, log_weight, p = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return _derivatives(_softargmin, (energy, beta, log_weight), needed, grad)
-        by_exponent = p * grad
-        by_exponent = by_exponent - p * by_exponent.sum(-1, keepdim=True)
-        grad_energy = grad_beta = grad_log_weight = None
-        if needed[0]:
-            # At beta = inf, p does not change with E, except where a tie begins or ends.
-            grad_energy = by_exponent * torch.where(beta == _INF, 0.0, -beta).unsqueeze(-1)
-        if needed[1]:
-            excess = (_filled(energy, least, log_weight) - least).nan_to_num_(0.0, 0.0)
-            grad_beta = -(by_exponent * excess).sum(-1)
-        if needed[2]:
-            grad_log_weight = by_exponent.sum_to_size(log_weight.shape)
-        return grad_energy, grad_beta, grad_log_weight
+        return _slopes_of_shares(energy, beta, log_weight, p, needed, grad)
+
+
+def _slopes_of_shares(
+    energy: Tensor,
+    beta: Tensor,
+    log_weight: Tensor | None,
+    p: Tensor,
+    needed: Any,
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The first derivatives of the distribution p that are needed, times ``grad``."""
+    by_exponent = softmax_backward(grad, p, -1)
+    grad_energy = grad_beta = grad_log_weight = None
+    if needed[0]:
+        # At beta = inf, p does not change with E, except where a tie begins or ends.
+        grad_energy = by_exponent * torch.where(beta == _INF, 0.0, -beta).unsqueeze(-1)
+    if needed[1]:
+        kept = energy if log_weight is None else torch.where(log_weight == -_INF, _INF, energy)
+        least = kept.amin(-1, keepdim=True)
+        excess = (_filled(energy, least, log_weight) - least).nan_to_num_(0.0, 0.0)
+        grad_beta = -(by_exponent * excess).sum(-1)
+    if needed[2]:
+        grad_log_weight = by_exponent.sum_to_size(log_weight.shape)
+    return grad_energy, grad_beta, grad_log_weight
+
+
+def differentiate_softmin(
+    energy: Tensor,
+    beta: Tensor,
+    log_weight: Tensor | None,
+    dim: int,
+    sign: int,
+    needed: Any,
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of sign softmin(sign energy) over ``dim``, differentiable under grad mode."""
+    if torch.is_grad_enabled():
+
+        def value_of(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
+            return sign * _softmin(*_last(energy, beta, log_weight, dim, sign))
+
+        return _derivatives(value_of, (energy, beta, log_weight), needed, grad)
+    last = _last(energy, beta, log_weight, dim, sign)
+    _, rows, gap = _few_passes(*last)
+    slopes = _slopes(*last, rows, gap, needed, grad * sign)
+    return _of_inputs(slopes, beta, dim, sign)
+
+
+def differentiate_softargmin(
+    energy: Tensor,
+    beta: Tensor,
+    log_weight: Tensor | None,
+    p: Tensor,
+    dim: int,
+    sign: int,
+    needed: Any,
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of p = softargmin(sign energy) over ``dim``, differentiable under grad mode."""
+    if torch.is_grad_enabled():
+
+        def shares_of(energy: Tensor, beta: Tensor, log_weight: Tensor | None) -> Tensor:
+            return _softargmin(*_last(energy, beta, log_weight, dim, sign)).movedim(-1, dim)
+
+        return _derivatives(shares_of, (energy, beta, log_weight), needed, grad)
+    last = _last(energy, beta, log_weight, dim, sign)
+    slopes = _slopes_of_shares(*last, p.movedim(dim, -1), needed, grad.movedim(dim, -1))
+    return _of_inputs(slopes, beta, dim, sign)
+
+
+def _last(
+    energy: Tensor, beta: Tensor, log_weight: Tensor | None, dim: int, sign: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    energy, beta = reference.broadcast(sign * energy.movedim(dim, -1), beta, log_weight)
+    return energy, beta, log_weight
+
+
+def _of_inputs(
+    slopes: tuple[Tensor | None, ...], beta: Tensor, dim: int, sign: int
+) -> tuple[Tensor | None, ...]:
+    of_energy, of_beta, of_log_weight = slopes
+    if of_energy is not None:
+        of_energy = (sign * of_energy).movedim(-1, dim)
+    if of_beta is not None:
+        of_beta = of_beta.sum_to_size(beta.shape)
+    return of_energy, of_beta, of_log_weight

@@ -8,10 +8,11 @@ namespace lebm {
 
 namespace {
 
-const Kernels kBaseline{"baseline", baseline::row_kernel, baseline::column_kernel};
+const Kernels kBaseline{"baseline", baseline::row_kernel, baseline::column_kernel,
+                        baseline::soft_kernels};
 #ifdef LEBM_X86
-const Kernels kAvx2{"avx2", avx2::row_kernel, avx2::column_kernel};
-const Kernels kAvx512{"avx512", avx512::row_kernel, avx512::column_kernel};
+const Kernels kAvx2{"avx2", avx2::row_kernel, avx2::column_kernel, avx2::soft_kernels};
+const Kernels kAvx512{"avx512", avx512::row_kernel, avx512::column_kernel, avx512::soft_kernels};
 #endif
 
 }  // namespace

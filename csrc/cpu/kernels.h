@@ -34,15 +34,32 @@ struct ColumnKernel {
   }
 };
 
+template <typename T>
+struct SoftKernel {
+  // The value of each row.
+  void (*softmin)(const SoftProblem<T>&, T* value, const Parallel&);
+  // The distribution of each row, times the row's factor [A, C] where there are factors.
+  void (*softargmin)(const SoftProblem<T>&, const T* factor, T* p, const Parallel&);
+  // The gradient of the energies from that of p, where C is 1. The problem's energies are p here.
+  void (*slopes)(const SoftProblem<T>&, const T* grad_p, T* grad_energy, const Parallel&);
+};
+
+struct SoftKernels {
+  SoftKernel<float> f32;
+  SoftKernel<double> f64;
+};
+
 struct Kernels {
   const char* name;
   const RowKernel& rows;
   const ColumnKernel& columns;
+  const SoftKernels& soft;
 };
 
 namespace baseline {
 extern const RowKernel row_kernel;
 extern const ColumnKernel column_kernel;
+extern const SoftKernels soft_kernels;
 }  // namespace baseline
 
 // Where there are AVX2 and AVX-512.
@@ -52,11 +69,13 @@ extern const ColumnKernel column_kernel;
 namespace avx2 {
 extern const RowKernel row_kernel;
 extern const ColumnKernel column_kernel;
+extern const SoftKernels soft_kernels;
 }  // namespace avx2
 
 namespace avx512 {
 extern const RowKernel row_kernel;
 extern const ColumnKernel column_kernel;
+extern const SoftKernels soft_kernels;
 }  // namespace avx512
 #endif
 

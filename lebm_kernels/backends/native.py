@@ -79,6 +79,12 @@ _CUDA_FAILURE = None if _FAILURE else _without_cuda()
 # meaningless.
 call_rows: Any = None if _FAILURE else torch.ops.lebm_kernels_native.rows.default
 call_columns: Any = None if _FAILURE else torch.ops.lebm_kernels_native.columns.default
+# Soft minima of given energies, on the CPU: see csrc/bindings.cpp.
+call_softmin: Any = None if _FAILURE else torch.ops.lebm_kernels_native.softmin.default
+call_softargmin: Any = None if _FAILURE else torch.ops.lebm_kernels_native.softargmin.default
+call_softargmin_slopes: Any = (
+    None if _FAILURE else torch.ops.lebm_kernels_native.softargmin_slopes.default
+)
 
 
 def unavailable(device: str) -> str | None:

@@ -13,11 +13,13 @@
 #include "cpu/columns/driver.h"
 #include "cpu/dispatch.h"
 #include "cpu/rows/driver.h"
+#include "cpu/soft/driver.h"
 
 namespace lebm::baseline {
 
 const RowKernel row_kernel = {rows<float>, rows<double>};
 const ColumnKernel column_kernel = {columns<float>, columns<double>};
+const SoftKernels soft_kernels = {kSoftKernel<float>, kSoftKernel<double>};
 
 }  // namespace lebm::baseline
 
@@ -195,10 +197,66 @@ bool threads_change_nothing(const Case& c, Wanted wanted) {
   return right;
 }
 
+struct SoftCase {
+  int64_t A, N, C;
+  double beta;
+  int with;  // kWeights; kStray: an infinite energy in the first row
+};
+
+const SoftCase kSoftCases[] = {
+    {300, 100, 1, 1, kNothing},     // rows on all threads
+    {2, 70001, 1, 1, kWeights},     // rows in pieces
+    {3, 37, 45, kMixed, kWeights},  // columns, in every regime
+    {40, 129, 1, kMixed, kStray},   // excesses in place of energies
+    {1, 1, 1, 1, kNothing},         // the smallest problem
+};
+
+// The soft minima, their distributions and the gradient of these.
+template <typename T>
+std::vector<std::vector<T>> solve_soft(const SoftCase& c, const Parallel& parallel) {
+  const int64_t results = c.A * c.C, size = results * c.N;
+  std::vector<T> energy = numbers<T>(size, 0), beta(results, T(c.beta));
+  const T mixed[] = {T(0), T(1e-9), T(0.01), T(1), T(30), T(1e4), T(INFINITY)};
+  for (int64_t i = 0; c.beta == kMixed && i < results; ++i) beta[i] = mixed[i % 7];
+  if (c.with & kStray) energy[c.N / 2] = T(INFINITY);
+  const std::vector<T> log_weight = numbers<T>(c.N, 3), grad = numbers<T>(size, 5);
+  lebm::SoftProblem<T> problem{c.A, c.N, c.C, false, energy.data(), beta.data(), nullptr, 1, 0};
+  if (c.with & kWeights) problem.log_weight = log_weight.data();
+  std::vector<T> value(results), p(size), slope(c.C == 1 ? size : 0);
+  const lebm::SoftKernels& soft = lebm::kernels().soft;
+  auto run = [&](const lebm::SoftKernel<T>& kernel) {
+    kernel.softmin(problem, value.data(), parallel);
+    kernel.softargmin(problem, nullptr, p.data(), parallel);
+    problem.energy = p.data();
+    if (c.C == 1) kernel.slopes(problem, grad.data(), slope.data(), parallel);
+  };
+  if constexpr (sizeof(T) == 4)
+    run(soft.f32);
+  else
+    run(soft.f64);
+  return {value, p, slope};
+}
+
+template <typename T>
+bool threads_change_no_soft_minimum(const SoftCase& c) {
+  const auto alone = solve_soft<T>(c, lebm::on_this_thread());
+  const auto shared = solve_soft<T>(c, {run_on_threads, kThreads});
+  bool right = true;
+  for (size_t i = 0; i < alone.size(); ++i) right &= agree(shared[i], alone[i]);
+  if (!right)
+    std::printf("A=%d N=%d C=%d, %d bytes: threads change the soft minimum\n", int(c.A), int(c.N),
+                int(c.C), int(sizeof(T)));
+  return right;
+}
+
 }  // namespace
 
 int main() {
   bool right = true;
+  for (const SoftCase& c : kSoftCases) {
+    right &= threads_change_no_soft_minimum<float>(c);
+    right &= threads_change_no_soft_minimum<double>(c);
+  }
   for (const Case& c : kCases) {
     right &= threads_change_nothing<float>(c, kFreeEnergy);
     right &= threads_change_nothing<double>(c, kSlopeOfY);

@@ -13,6 +13,28 @@ LEBM_INLINE VecF load(const float* p) { return _mm256_loadu_ps(p); }
 LEBM_INLINE VecD load(const double* p) { return _mm256_loadu_pd(p); }
 LEBM_INLINE void store(float* p, VecF a) { _mm256_storeu_ps(p, a); }
 LEBM_INLINE void store(double* p, VecD a) { _mm256_storeu_pd(p, a); }
+// The first `count` numbers at p, 0 < count < all lanes, then `rest`; and the first `count` lanes.
+LEBM_INLINE __m256i lanes_before(float, int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+LEBM_INLINE __m256i lanes_before(double, int64_t count) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+LEBM_INLINE VecF load_part(const float* p, int64_t count, VecF rest) {
+  const __m256i mask = lanes_before(0.0f, count);
+  return _mm256_blendv_ps(rest, _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+}
+LEBM_INLINE VecD load_part(const double* p, int64_t count, VecD rest) {
+  const __m256i mask = lanes_before(0.0, count);
+  return _mm256_blendv_pd(rest, _mm256_maskload_pd(p, mask), _mm256_castsi256_pd(mask));
+}
+LEBM_INLINE void store_part(float* p, int64_t count, VecF a) {
+  _mm256_maskstore_ps(p, lanes_before(0.0f, count), a);
+}
+LEBM_INLINE void store_part(double* p, int64_t count, VecD a) {
+  _mm256_maskstore_pd(p, lanes_before(0.0, count), a);
+}
 LEBM_INLINE VecF broadcast(float a) { return _mm256_set1_ps(a); }
 LEBM_INLINE VecD broadcast(double a) { return _mm256_set1_pd(a); }
 

@@ -12,6 +12,18 @@ LEBM_INLINE VecF load(const float* p) { return _mm512_loadu_ps(p); }
 LEBM_INLINE VecD load(const double* p) { return _mm512_loadu_pd(p); }
 LEBM_INLINE void store(float* p, VecF a) { _mm512_storeu_ps(p, a); }
 LEBM_INLINE void store(double* p, VecD a) { _mm512_storeu_pd(p, a); }
+LEBM_INLINE VecF load_part(const float* p, int64_t count, VecF rest) {
+  return _mm512_mask_loadu_ps(rest, __mmask16((1u << count) - 1), p);
+}
+LEBM_INLINE VecD load_part(const double* p, int64_t count, VecD rest) {
+  return _mm512_mask_loadu_pd(rest, __mmask8((1u << count) - 1), p);
+}
+LEBM_INLINE void store_part(float* p, int64_t count, VecF a) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), a);
+}
+LEBM_INLINE void store_part(double* p, int64_t count, VecD a) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), a);
+}
 LEBM_INLINE VecF broadcast(float a) { return _mm512_set1_ps(a); }
 LEBM_INLINE VecD broadcast(double a) { return _mm512_set1_pd(a); }
 

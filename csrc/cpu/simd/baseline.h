@@ -23,6 +23,20 @@ LEBM_INLINE VecD load(const double* p) {
 }
 LEBM_INLINE void store(float* p, VecF a) { __builtin_memcpy(p, &a, sizeof a); }
 LEBM_INLINE void store(double* p, VecD a) { __builtin_memcpy(p, &a, sizeof a); }
+LEBM_INLINE VecF load_part(const float* p, int64_t count, VecF rest) {
+  for (int64_t i = 0; i < count; ++i) rest[i] = p[i];
+  return rest;
+}
+LEBM_INLINE VecD load_part(const double* p, int64_t count, VecD rest) {
+  for (int64_t i = 0; i < count; ++i) rest[i] = p[i];
+  return rest;
+}
+LEBM_INLINE void store_part(float* p, int64_t count, VecF a) {
+  for (int64_t i = 0; i < count; ++i) p[i] = a[i];
+}
+LEBM_INLINE void store_part(double* p, int64_t count, VecD a) {
+  for (int64_t i = 0; i < count; ++i) p[i] = a[i];
+}
 LEBM_INLINE VecF broadcast(float a) { return VecF{a, a, a, a}; }
 LEBM_INLINE VecD broadcast(double a) { return VecD{a, a}; }
 
