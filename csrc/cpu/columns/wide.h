@@ -9,9 +9,9 @@
 #pragma once
 
 #include "../grid/nearness.h"
+#include "../grid/outer_product.h"
 #include "../grid/powers.h"
 #include "../grid/product.h"
-#include "../simd/outer_product.h"
 #include "task.h"
 
 LEBM_BEGIN_TARGET

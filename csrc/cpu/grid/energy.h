@@ -65,7 +65,7 @@ struct Differences {
     }
   }
   // The energies of query q and latents at j from their sums over dimensions.
-  LEBM_INLINE Vec<T> finish(int64_t, int64_t j, Vec<T> sum_) const {
+  LEBM_INLINE Vec<T> complete(int64_t, int64_t j, Vec<T> sum_) const {
     return add(load(block.r + j), sum_);
   }
 };
@@ -94,7 +94,7 @@ static __attribute__((noinline)) void sum_slab(const Source& source, int64_t siz
       for (int i = 0; i < K; ++i) {
         T* place = out + k * stride + i * kLanes<T>;
         const Vec<T> total = kFirst ? sums[k][i] : add(load(place), sums[k][i]);
-        store(place, kLast ? group.finish(k, j + i * kLanes<T>, total) : total);
+        store(place, kLast ? group.complete(k, j + i * kLanes<T>, total) : total);
       }
     }
   }

@@ -71,7 +71,7 @@ struct Products {
     const Vec<T> query = broadcast(u[q * row + d]);
     for (int i = 0; i < kAbreast; ++i) sums[i] = fma(query, v[i], sums[i]);
   }
-  LEBM_INLINE Vec<T> finish(int64_t q, int64_t j, Vec<T> dot) const {
+  LEBM_INLINE Vec<T> complete(int64_t q, int64_t j, Vec<T> dot) const {
     const Vec<T> squares = add(broadcast(square[q]), load(block.square + j));
     return fnma(broadcast(T(2)), dot, squares);
   }

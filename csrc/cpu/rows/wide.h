@@ -10,9 +10,9 @@
 #pragma once
 
 #include "../grid/nearness.h"
+#include "../grid/outer_product.h"
 #include "../grid/powers.h"
 #include "../grid/product.h"
-#include "../simd/outer_product.h"
 #include "block.h"
 #include "slope.h"
 

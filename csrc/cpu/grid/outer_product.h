@@ -6,7 +6,7 @@
 // With kSquared v^2 in place of v.
 #pragma once
 
-#include "../grid/grid.h"
+#include "grid.h"
 
 LEBM_BEGIN_TARGET
 
@@ -118,12 +118,12 @@ static void add_few_dimensions(const T* p, int64_t size, const T* v, int64_t dim
   }
 }
 
-// p [kWideTile][size] are those of `count` queries, and any numbers beyond.
+// The rows of p and out reach to a multiple of kSums; those past `count` are any numbers.
 template <typename T, bool kSquared>
 static void sum_over_latents(const T* p, const Block<T>& block, int64_t size, int64_t D,
                              int64_t count, T* out) {
   const int64_t whole = whole_vectors<T>(D);
-  fill(out, kWideTile * D, T(0));
+  fill(out, (count + kSums - 1) / kSums * kSums * D, T(0));
   if (whole)
     add_whole_vectors<T, kSquared>(p, size, block.rows, row_length<T>(D), whole, count, out, D);
   if (whole < D)
