@@ -146,7 +146,7 @@ def _by_formulas(differentiate: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | N
     energy, betas, log_weight, *p = ctx.saved_tensors
     beta, dim, largest = ctx.others
     if betas is None:
-        betas = torch.full((), beta, dtype=energy.dtype)
+        betas = torch.full((), beta, dtype=energy.dtype, device=energy.device)
     sign = -1 if largest else 1
     needed = ctx.needs_input_grad[:3]
     slopes = differentiate(energy, betas, log_weight, *p, dim, sign, needed, grad)

@@ -32,6 +32,7 @@ PROVIDER_COLORS = {
     "eager, cdist": "#882255",
     "torch.compile, expansion (mm)": "#F0A3A3",
     "torch.compile, unrolled": "#661100",
+    "torch.compile, differences": "#DDCC77",
     "KeOps": "#D55E00",
     "GeomLoss": "#999933",
     "JAX": "#332288",

@@ -396,9 +396,18 @@ def _step(
 
 
 def _solve(system: Tensor, right: Tensor) -> Tensor:
-    """The solution of least norm of a symmetric system that rounding may make singular."""
+    """The solution of least norm of a symmetric system that rounding may make singular.
+
+    Eigenvectors of nearly equal eigenvalues are mixed at random, which would carry the rounding of
+    a large unknown into a small one. So a system that is far from singular is factored instead.
+    """
+    rounding = len(right) * torch.finfo(right.dtype).eps
+    factor, failed = torch.linalg.cholesky_ex(system)
+    pivot = factor.diagonal().square()
+    if not failed and float(pivot.min()) > math.sqrt(rounding) * float(pivot.max()):
+        return torch.cholesky_solve(right, factor)
     value, vector = torch.linalg.eigh(system)
-    floor = value[-1] * len(value) * torch.finfo(value.dtype).eps
+    floor = value[-1] * rounding
     inverse = torch.where(value > floor, 1.0 / value.clamp_min(floor), 0.0)
     return vector @ (inverse.unsqueeze(1) * (vector.T @ right))
 
