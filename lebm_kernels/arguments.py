@@ -291,8 +291,8 @@ def plain_energy(
         _is_plain(log_weight, dtype) and log_weight.shape == energy.shape[dim : dim + 1]
     ):
         return None
-    if type(beta) is float or type(beta) is int:
-        if not (0 <= beta < 1e38 or beta == math.inf):
+    if not isinstance(beta, Tensor):
+        if type(beta) not in (float, int) or not (0 <= beta < 1e38 or beta == math.inf):
             return None
         return PlainEnergy(energy, None, log_weight, float(beta), dim)
     if not _is_plain(beta, dtype):

@@ -280,7 +280,7 @@ def _slopes(
         slope = torch.where(steep, _INF, slope.sum(-1, keepdim=True))
         grad_beta = grad * (rows.invalid - slope)
         grad_beta = grad_beta.squeeze(-1)
-    if needed[2]:
+    if needed[2] and log_weight is not None:
         pull = torch.where(t.abs() <= 0.5, -weight * torch.expm1(-t), weight - p)
         slope = pull / rows.beta
         infinite = torch.where(beyond, _INF, -_INF).to(slope)
@@ -328,7 +328,7 @@ def _slopes_of_shares(
         least = kept.amin(-1, keepdim=True)
         excess = (_filled(energy, least, log_weight) - least).nan_to_num_(0.0, 0.0)
         grad_beta = -(by_exponent * excess).sum(-1)
-    if needed[2]:
+    if needed[2] and log_weight is not None:
         grad_log_weight = by_exponent.sum_to_size(log_weight.shape)
     return grad_energy, grad_beta, grad_log_weight
 
