@@ -57,8 +57,7 @@ static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, i
     const Vec<T> about_shift = sub(broadcast(T(0)), mul(rate, excess));
     const Vec<T> start = sub(about_shift, load(chunk.log2_mass + k));
     store(chunk.start + k, start);
-    // Of a query whose pairs are taken one by one it may be out of range.
-    store(chunk.factor + k, factor_of<T>(min(start, broadcast(-Exponent<T>::normal))));
+    store(chunk.factor + k, factor_of<T>(start));
   }
 }
 
@@ -216,8 +215,10 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
     near -= !is_far;
     query.rate = kSteps * chunk.minus_rate[k];
     query.grad = T(double(chunk.grad[k]) * Exp2<T>::kUnit);
-    query.lowest = kSteps * chunk.lowest[k];
-    query.lowest = query.lowest > Exp2<T>::kNormal ? query.lowest : Exp2<T>::kNormal;
+    if constexpr (kFloor) {
+      const T lowest = kSteps * chunk.lowest[k];
+      query.lowest = lowest > Exp2<T>::kNormal ? lowest : Exp2<T>::kNormal;
+    }
     for (int d = 0; d < kD; ++d) {
       const T s = chunk.at_s[d][k], by = query.grad * s;
       query.linear[d] = kSteps * chunk.linear[d][k];

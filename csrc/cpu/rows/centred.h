@@ -75,8 +75,10 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
   Vec<T> total[kQ], excess[kQ], first[kQ][kD], second[kQ][kD];
   T lowest = Exponent<T>::infinity;
   for (int q = 0; q < kQ; ++q) {
-    const T own = lowest_exponent<T, kD>(grid, plan, block.first / size, at[q]);
-    lowest = own < lowest ? own : lowest;
+    if constexpr (kFloor) {
+      const T own = lowest_exponent<T, kD>(grid, plan, block.first / size, at[q]);
+      lowest = own < lowest ? own : lowest;
+    }
     rate[q] = broadcast(-kSteps * plan.rate[at[q]]);
     total[q] = excess[q] = zero;
     for (int d = 0; d < kD; ++d) {

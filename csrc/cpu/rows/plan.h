@@ -117,10 +117,10 @@ static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exa
     const Vec<T> excess = add(sub(reach.square, load(plan.shift + q)), broadcast(grid.r_floor[i]));
     const Vec<T> start = sub(broadcast(T(0)), mul(rate, excess));
     store(plan.start + q, start);
-    // Above kRise neither is used, and 2^start may be out of range.
-    const Vec<T> bounded = min(start, broadcast(kRise<T>));
-    store(lifted + q, factor_of<T>(add(bounded, select_less(start, below, lift, zero))));
-    store(plan.factor_minus_1 + q, exp2m1_of<T>(bounded));
+    store(lifted + q, factor_of<T>(add(start, select_less(start, below, lift, zero))));
+    // Above kRise neither is used, and 2^start may be out of range: products with it may be
+    // subnormal.
+    store(plan.factor_minus_1 + q, exp2m1_of<T>(kFused ? start : min(start, broadcast(kRise<T>))));
     Vec<T> growth = zero;
     for (int d = 0; d < kD; ++d) {
       const Vec<T> s = load(plan.s[d] + q), by = mul(rate, s);
@@ -137,7 +137,6 @@ static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exa
     const int64_t k = active[j];
     const Regime regime = queries[k].regime;
     const T lowest = plan.floor[k];
-    plan.factor[k] = plan.start[k] < -kLift ? double(lifted[k]) * kUnlifted : double(lifted[k]);
     plan.how[k] = kOneByOne;
     if (regime == kSkip) {
       plan.how[k] = kPruned;
@@ -149,6 +148,7 @@ static void plan_block(const Grid<T>& grid, int64_t i, double log2_tol, bool exa
       } else if (!exact && plan.rise[k] <= kRise<T> && plan.fall[k] <= fall &&
                  plan.start[k] <= kRise<T> && !is_coarse(grid, i, plan.rate[k], plan.square_u[k])) {
         plan.how[k] = kCentred;
+        plan.factor[k] = plan.start[k] < -kLift ? double(lifted[k]) * kUnlifted : double(lifted[k]);
         // In double, a series does not resolve sums near 1 as kSmall must.
         if (series && (regime == kWarm || sizeof(T) == 4)) {
           plan.order[k] =
