@@ -11,6 +11,7 @@ argument that is wrong.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -103,6 +104,15 @@ def value_shape(given: Arguments) -> torch.Size:
     return torch.broadcast_shapes(*shapes)
 
 
+@functools.lru_cache(maxsize=64)
+def _beta_tensor(beta: float, dtype: torch.dtype, inference: bool) -> Tensor:
+    """A number as a tensor that nobody writes to. To make one takes a tenth of a small call.
+
+    Autograd cannot save a tensor that was made in inference mode: each mode has its own.
+    """
+    return torch.scalar_tensor(beta, dtype=dtype, device="cpu")
+
+
 def plain(
     y: Tensor,
     decoded: Tensor,
@@ -123,7 +133,7 @@ def plain(
     if not isinstance(beta, Tensor):
         if type(beta) not in (float, int) or not (0 <= beta < 1e38 or beta == torch.inf):
             return None
-        beta = torch.scalar_tensor(float(beta), dtype=dtype, device="cpu")
+        beta = _beta_tensor(float(beta), dtype, torch.is_inference_mode_enabled())
     given = Arguments(y, decoded, beta, scale, log_weight, latent_energy)
     for x in given:
         if x is not None and not (

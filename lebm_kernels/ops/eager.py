@@ -74,7 +74,9 @@ def _weighted_slopes(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             product = (column if slope.dim() == 2 else grad) * slope
             # One beta, or one scale, for all queries.
             product = product.sum(0) if saved[i].dim() < slope.dim() else product
-            grads[i] = product.to(saved[i].dtype)  # the slope of beta is float64
+            dtype = saved[i].dtype
+            # The slope of beta is float64.
+            grads[i] = product if product.dtype is dtype else product.to(dtype)
     return tuple(grads)
 
 

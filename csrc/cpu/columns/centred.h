@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../grid/reach.h"
+#include "differences.h"
 #include "treat.h"
 
 LEBM_BEGIN_TARGET
@@ -22,10 +23,9 @@ struct CentredChunk {
   int64_t centred;
   T at_y[kD][kChunk], at_s[kD][kChunk], linear[kD][kChunk], quadratic[kD][kChunk];
   T minus_rate[kChunk], grad[kChunk], lowest[kChunk];  // p counts as 0 where x <= lowest
-  // The others, as pairs.h takes them.
+  // The others, as differences.h takes them.
   int64_t others;
-  ColumnQuery<T> other[kChunk + 3];
-  T other_y[(kChunk + 3) * kD], other_s[(kChunk + 3) * kD];
+  DifferenceColumn<T, kD> other[kChunk];
 };
 
 // The block's bounds for the queries [first, first + count), in the arithmetic of rows/plan.h: beta
@@ -50,7 +50,7 @@ static void measure_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, i
     const Vec<T> rate = load(chunk.rate + k);
     for (int d = 0; d < kD; ++d) store(chunk.u[d] + k, reach.u[d]);
     store(chunk.square + k, reach.square);
-    store(chunk.rise + k, mul(rate, fnma(reach.nearest, reach.nearest, reach.square)));
+    store(chunk.rise + k, mul(rate, sub(reach.square, reach.nearest)));
     store(chunk.fall + k, mul(rate, reach.width));
     store(chunk.floor + k, reach.lower_end(grid, i));
     const Vec<T> excess = add(sub(reach.square, load(chunk.shift + k)), r_floor);
@@ -76,12 +76,8 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
     if (query.rate * (query.shift - chunk.floor[k]) - query.log2_mass < threshold) continue;
     if (grid.has_few_latents() || chunk.rise[k] > kRise<T> || chunk.fall[k] > most ||
         is_coarse(grid, i, query.rate, chunk.square[k])) {
-      const int64_t at = chunk.others++;
-      chunk.other[at] = query;
-      for (int d = 0; d < kD; ++d) {
-        chunk.other_y[at * kD + d] = chunk.y[d][k];
-        chunk.other_s[at * kD + d] = chunk.s[d][k];
-      }
+      const int64_t q = first + k;
+      chunk.other[chunk.others++] = {query, task.y + q * kD, task.s + q * kD};
       continue;
     }
     const int64_t at = chunk.centred++;
@@ -96,8 +92,12 @@ static void plan_chunk(const ColumnTask<T>& task, int64_t i, int64_t first, int6
       chunk.quadratic[d][at] = by * chunk.s[d][k];
     }
   }
-  for (int64_t at = chunk.centred; at % kLanes<T> != 0; ++at)  // read with the last vector
-    for (int d = 0; d < kD; ++d) chunk.at_y[d][at] = chunk.at_s[d][at] = T(0);
+  // These are read with the last queries, and not used.
+  for (int64_t at = chunk.centred; at < kChunk && at <= (chunk.centred | (kLanes<T> - 1)); ++at) {
+    chunk.minus_rate[at] = chunk.grad[at] = chunk.lowest[at] = T(0);
+    for (int d = 0; d < kD; ++d)
+      chunk.at_y[d][at] = chunk.at_s[d][at] = chunk.linear[d][at] = chunk.quadratic[d][at] = T(0);
+  }
 }
 
 // The numbers of a query that the pair loop reads. `pull` and `weight` are y and s near the block,
@@ -215,10 +215,8 @@ static void centred_chunk(const Grid<T>& grid, const Block<T>& block,
     near -= !is_far;
     query.rate = kSteps * chunk.minus_rate[k];
     query.grad = T(double(chunk.grad[k]) * Exp2<T>::kUnit);
-    if constexpr (kFloor) {
-      const T lowest = kSteps * chunk.lowest[k];
-      query.lowest = lowest > Exp2<T>::kNormal ? lowest : Exp2<T>::kNormal;
-    }
+    const T lowest = kSteps * chunk.lowest[k];
+    query.lowest = lowest > Exp2<T>::kNormal ? lowest : Exp2<T>::kNormal;
     for (int d = 0; d < kD; ++d) {
       const T s = chunk.at_s[d][k], by = query.grad * s;
       query.linear[d] = kSteps * chunk.linear[d][k];
@@ -261,6 +259,9 @@ static void finite_queries_centred(const ColumnTask<T>& task, const Block<T>& bl
   const Grid<T>& grid = *task.grid;
   const int64_t i = block.first / grid.block;
   if (!(grid.r_floor[i] <= grid.r_top[i])) return;
+  for (int64_t q = first; q < last; ++q)
+    if (!is_finite(Exp2<T>::kSteps * task.queries[q].rate))
+      return treat<T, kD, kWarm>(task, block, first, last, scratch, sums);
   plan_chunk(task, i, first, last, chunk);
   if (chunk.centred) {
     const bool floor = grid.r_floor[i] != grid.r_top[i];
@@ -273,11 +274,10 @@ static void finite_queries_centred(const ColumnTask<T>& task, const Block<T>& bl
     }
   }
   if (chunk.others) {
-    ColumnTask<T> others = task;
-    others.queries = chunk.other;
-    others.y = chunk.other_y;
-    others.s = chunk.other_s;
-    treat<T, kD, kWarm>(others, block, 0, chunk.others, scratch, sums);
+    auto call = [&](auto has_scale) {
+      difference_chunk<T, kD, has_scale.value>(block, grid.block, chunk.other, chunk.others, sums);
+    };
+    task.has_scale || !kSpecialised ? call(Yes{}) : call(No{});
   }
 }
 

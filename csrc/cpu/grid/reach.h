@@ -1,8 +1,9 @@
 // Bounds on the energies of a block of latents, for a vector of queries:
 //
-//     (|u| - rho)^2 + least r <= E <= (|u| + rho)^2 + r,   u = y - s c
+//     sum_d max(|u_d| - h_d, 0)^2 + least r <= E <= sum_d (|u_d| + h_d)^2 + r,   u = y - s c
 //
-// for a block of centre c and radius rho [block], latents' own energies r and queries y, s [D].
+// for a block of centre c whose box reaches h / |s| [D] from it, latents' own energies r and
+// queries y, s [D].
 #pragma once
 
 #include "grid.h"
@@ -39,48 +40,49 @@ LEBM_INLINE T rounding_of(T r) {
 template <typename T>
 constexpr double kLog2Rounding = sizeof(T) == 4 ? -26.0 : -55.0;
 
-// How far a block lies from a vector of queries.
+// How far a block lies from a vector of queries. Bounds from its box are tighter than those from
+// the ball about it, and need no root.
 template <typename T, int kD>
 struct Reach {
-  Vec<T> u[kD], square, distance, radius;  // u, |u|^2, |u| and rho
-  Vec<T> nearest, farthest;                // bounds on all |y - s g|, rounding included
-  Vec<T> width;                            // a bound on ||u|^2 - |y - s g|^2|
+  Vec<T> u[kD], square;      // u and |u|^2
+  Vec<T> nearest, farthest;  // bounds on all |y - s g|^2, rounding included
+  Vec<T> width;              // a bound on ||u|^2 - |y - s g|^2|
 
   // `queries` has arrays y[d] and s[d]; their numbers from q on are loaded.
   template <typename Queries>
   LEBM_INLINE Reach(const Grid<T>& grid, int64_t i, const Queries& queries, int64_t q) {
-    const Vec<T> zero = broadcast(T(0));
-    Vec<T> size = zero;
-    square = radius = zero;
+    // Rounding error of these bounds (2 eps), and of the energies they are compared with (3 eps of
+    // a square).
+    const Vec<T> zero = broadcast(T(0)), margin = broadcast(8 * Exponent<T>::epsilon);
+    square = nearest = farthest = zero;
     for (int d = 0; d < kD; ++d) {
       const Vec<T> s = load(queries.s[d] + q), centre = broadcast(grid.centre[i * kD + d]);
       u[d] = fnma(s, centre, load(queries.y[d] + q));
       square = fma(u[d], u[d], square);
-      const Vec<T> half = mul(s, broadcast(grid.half[i * kD + d]));
-      radius = fma(half, half, radius);
-      if constexpr (!kFused) {
-        const Vec<T> rounded = select_equal(s, broadcast(T(1)), zero, mul(s, centre));
-        size = add(size, max(rounded, sub(zero, rounded)));
-      }
+      const Vec<T> half = size_of(mul(s, broadcast(grid.half[i * kD + d]))), size = size_of(u[d]);
+      const Vec<T> most = add(size, half);
+      Vec<T> rounded = most;
+      if constexpr (!kFused)
+        rounded = select_equal(s, broadcast(T(1)), most, add(most, size_of(mul(s, centre))));
+      const Vec<T> far = fma(margin, rounded, most);
+      const Vec<T> near = max(fnma(margin, rounded, sub(size, half)), zero);
+      nearest = fma(near, near, nearest);
+      farthest = fma(far, far, farthest);
     }
-    distance = root(square);
-    radius = root(radius);
-    const Vec<T> most = add(distance, radius);
-    // Rounding error of these bounds (2 eps), and of the energies they are compared with (1.5 eps).
-    const Vec<T> margin = mul(broadcast(8 * Exponent<T>::epsilon), add(most, size));
-    nearest = max(sub(sub(distance, radius), margin), zero);
-    farthest = add(most, margin);
-    width = mul(radius, add(distance, most));
+    width = sub(farthest, square);
   }
 
   // Below all of the block's energies, as computed.
   LEBM_INLINE Vec<T> lower_end(const Grid<T>& grid, int64_t i) const {
-    return fma(nearest, nearest, broadcast(grid.r_floor[i] - rounding_of(grid.r_floor[i])));
+    return add(nearest, broadcast(grid.r_floor[i] - rounding_of(grid.r_floor[i])));
   }
   // Above one of them, that of the latent with the least latent energy.
   LEBM_INLINE Vec<T> upper_end(const Grid<T>& grid, int64_t i) const {
-    return fma(farthest, farthest, broadcast(grid.r_floor[i] + rounding_of(grid.r_floor[i])));
+    return add(farthest, broadcast(grid.r_floor[i] + rounding_of(grid.r_floor[i])));
   }
+
+ private:
+  static LEBM_INLINE Vec<T> size_of(Vec<T> x) { return max(x, sub(broadcast(T(0)), x)); }
 };
 
 LEBM_END_TARGET

@@ -166,11 +166,11 @@ static void centred_sums(const Grid<T>& grid, const Block<T>& block, const Plan<
   }
 }
 
-// All centred queries of a block, a few at a time.
+// Some centred queries of a block, a few at a time. `floored`: x may lie below the range of 2^x.
 template <typename T, int kD, Level kLevel, bool kIsSmall>
 static void centred_block(const Grid<T>& grid, const Block<T>& block, const Plan<T, kD>& plan,
-                          const int64_t* at, int64_t count, const Query<T>* queries, Sums<T>* sums,
-                          Vectors* vectors) {
+                          const int64_t* at, int64_t count, bool floored, const Query<T>* queries,
+                          Sums<T>* sums, Vectors* vectors) {
   constexpr int kQ = kLevel == kAllMoments ? 1 : 2;
   const int64_t i = block.first / grid.block;
   const bool uniform = kSpecialised && plan.uniform && !plan.scaled;
@@ -178,8 +178,8 @@ static void centred_block(const Grid<T>& grid, const Block<T>& block, const Plan
   // Apart from the rate, whose product with a square of 0 must stay 0.
   const Vec<T> steps = broadcast(kIsSmall ? T(1) : Exp2<T>::kSteps);
   CentredLatents<T, kD> latents;
-  // Latent energies and absent latents enter x.
-  const bool floor = !grid.whole[i] || grid.r_floor[i] != grid.r_top[i];
+  // Or latent energies and absent latents enter x.
+  const bool floor = floored || !grid.whole[i] || grid.r_floor[i] != grid.r_top[i];
   latents.by_pair = floor || !(plan.scaled || plan.uniform);
   for (int64_t j = 0; j < grid.block; j += kLanes<T>) {
     Vec<T> square = sub(load(block.r + j), broadcast(grid.r_floor[i]));

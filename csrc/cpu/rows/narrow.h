@@ -10,6 +10,7 @@
 #include "../series/rows.h"
 #include "block.h"
 #include "centred.h"
+#include "differences.h"
 #include "nearby.h"
 
 LEBM_BEGIN_TARGET
@@ -53,9 +54,12 @@ struct NarrowTile {
     const BlockSeries<T>& series = layers.series[k];
     plan_block(grid, i, log2_tol, exact, series.coefficients ? &series : nullptr, queries, sums,
                plan, active, num_active);
-    int64_t summed[kNarrowTile], others[kNarrowTile], in_series = 0, left = 0;
+    int64_t summed[kNarrowTile], others[kNarrowTile], about_centre[kNarrowTile];
+    int64_t in_series = 0, left = 0, centred = 0;
     for (int64_t j = 0; j < num_active; ++j) {
       const int64_t q = active[j];
+      const bool in_pairs = plan.how[q] == kCentred || plan.how[q] == kFloored;
+      if (plan.how[q] == kSeries || (k == 0 && in_pairs)) about_centre[centred++] = q;
       if (plan.how[q] == kPruned) {
         prune(queries[q].regime, grid.block_weight[i], sums[q]);
       } else if (plan.how[q] == kSeries) {
@@ -64,6 +68,7 @@ struct NarrowTile {
         others[left++] = q;
       }
     }
+    if (centred) prepare_sums(plan, about_centre, centred);
     if constexpr (kD <= 2) {
       if (in_series)
         series_block<T, kD, kLevel>(grid, i, series, plan, summed, in_series, queries, sums,
@@ -79,9 +84,14 @@ struct NarrowTile {
   // Packed block i, as planned.
   void sum_pairs(int64_t i, const int64_t* active, int64_t num_active) {
     const Block<T> block = packed.at(i);
-    int64_t normal[kNarrowTile], small[kNarrowTile], normals = 0, smalls = 0;
+    int64_t normal[kNarrowTile], floored[kNarrowTile], small[kNarrowTile];
+    int64_t normals = 0, floors = 0, smalls = 0;
     for (int64_t j = 0; j < num_active; ++j) {
       const int64_t q = active[j];
+      if (plan.how[q] == kFloored) {
+        floored[floors++] = q;
+        continue;
+      }
       if (plan.how[q] == kCentred) {
         if (queries[q].regime == kSmall)
           small[smalls++] = q;
@@ -89,18 +99,34 @@ struct NarrowTile {
           normal[normals++] = q;
         continue;
       }
-      const T smallest = energies<T, kD>(block, packed.block, queries[q].y, queries[q].s, energy);
-      BlockSums<T> unused;
-      add_block<T, kD, kLevel>(packed, block, queries[q], smallest, energy, sums[q], vectors[q],
-                               unused);
-      plan.upper[q] = smallest < plan.upper[q] ? smallest : plan.upper[q];
+      sum_one_by_one(i, block, q);
     }
-    if (normals)
-      centred_block<T, kD, kLevel, false>(packed, block, plan, normal, normals, queries, sums,
-                                          vectors);
-    if (smalls)
-      centred_block<T, kD, kLevel, true>(packed, block, plan, small, smalls, queries, sums,
-                                         vectors);
+    auto sum_centred = [&](auto is_small, const int64_t* list, int64_t count_, bool floor) {
+      if (count_ == 0) return;
+      centred_block<T, kD, kLevel, is_small.value>(packed, block, plan, list, count_, floor,
+                                                   queries, sums, vectors);
+    };
+    sum_centred(No{}, normal, normals, false);
+    sum_centred(No{}, floored, floors, true);
+    sum_centred(Yes{}, small, smalls, false);
+  }
+
+  // Packed block i for query q, from energies.
+  void sum_one_by_one(int64_t i, const Block<T>& block, int64_t q) {
+    const bool floor = !packed.whole[i] || packed.r_floor[i] != packed.r_top[i];
+    // Energies and their exponents are finite.
+    const bool small =
+        plan.fall[q] < T(1e30) && plan.rate[q] < T(1e30) && sums[q].shift < kAbsent<T>;
+    if (queries[q].regime == kWarm && !exact && small && !vectors[q].mean) {
+      const bool unbounded = !floor && plan.start[q] - plan.fall[q] > Exponent<T>::lowest;
+      return add_differences<T, kD, kLevel>(packed, block, plan.scaled, unbounded, queries[q],
+                                            sums[q], vectors[q], plan.upper[q]);
+    }
+    const T smallest = energies<T, kD>(block, packed.block, queries[q].y, queries[q].s, energy);
+    BlockSums<T> unused;
+    add_block<T, kD, kLevel>(packed, block, queries[q], smallest, energy, sums[q], vectors[q],
+                             unused);
+    plan.upper[q] = smallest < plan.upper[q] ? smallest : plan.upper[q];
   }
 
   void run() {
