@@ -75,7 +75,7 @@ struct Differences {
 // are no earlier dimensions; kLast: there are no further ones. Not inlined: beside its caller's,
 // its sums would not all stay in registers.
 template <typename T, bool kFirst, bool kLast, typename Source>
-static __attribute__((noinline)) void sum_slab(const Source& source, int64_t size, int64_t j,
+__attribute__((noinline)) static void sum_slab(const Source& source, int64_t size, int64_t j,
                                                int64_t start, int64_t end, int64_t count, T* out,
                                                int64_t stride) {
   constexpr int K = Source::kAbreast;
