@@ -145,6 +145,9 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
     }
   }
   if (num == 0) return;
+  // Rows up to a multiple of kSums are multiplied too.
+  const int64_t rows = (num + kSums - 1) / kSums * kSums;
+  fill(scratch.p + num * size, (rows - num) * size, T(0));
   const bool squares = kLevel == kAllMoments && vectors[0].stretch;
   sum_over_latents<T, false>(scratch.p, block, size, D, num, scratch.first);
   if (squares) sum_over_latents<T, true>(scratch.p, block, size, D, num, scratch.second);
