@@ -311,7 +311,7 @@ struct WidePass {
       num_zero += masses[q].sum == 0;
       num_late += is_finite(state.shift[q]) && is_late(q);
     }
-    // Exponentials of blocks that don't matter, or that m lags behind, are taken in vain.
+    // Exponentials of blocks that don't matter, or that need a lower m, would be wasted work.
     careful = 2 * num_zero > tile.count || num_late * grid.D > kMostOfLate;
     if constexpr (kLevel >= kMean) {
       if (vectors[0].residual || vectors[0].stretch || vectors[0].mean)
