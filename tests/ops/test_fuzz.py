@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from support.accuracy import assert_accurate, assert_gradients_accurate
 from support.backends import identify, kernel_parameters, selected
 from support.fuzzing import Case, cases, examples
@@ -186,16 +187,20 @@ def check_merging(arguments: Arguments, found: Tensor, value: Any) -> None:
         for a, n in ((0, half), (half, N - half))
     ]
     log_weight = to_array(arguments.get("log_weight", torch.zeros(N)))
-    mass = [np.exp(x - log_weight.max()).sum() for x in (log_weight[:half], log_weight[half:])]
-    if min(mass) == 0:
+    log_mass = [logsumexp(x) - logsumexp(log_weight) for x in np.split(log_weight, [half])]
+    if np.isinf(log_mass).any():
         return
     low, high = (to_array(value(part)) for part in parts)
     b = to_array(arguments["beta"])
-    w0, w1 = (m / sum(mass) for m in mass)
+    w0, w1 = np.exp(log_mass)
     least = np.minimum(low, high)
     with np.errstate(all="ignore"):
-        total = w0 * np.expm1(-b * (low - least)) + w1 * np.expm1(-b * (high - least))
-        warm = least - np.log1p(total) / b
+        excess = [b * (x - least) for x in (low, high)]
+        # The first form is the exact one at a small beta; of a light part that is far below the
+        # other, it keeps no digit.
+        total = w0 * np.expm1(-excess[0]) + w1 * np.expm1(-excess[1])
+        log_total = np.logaddexp(log_mass[0] - excess[0], log_mass[1] - excess[1])
+        warm = least - np.where(total > -0.5, np.log1p(total), log_total) / b
     merged = np.where(np.isinf(b), least, np.where(b == 0, w0 * low + w1 * high, warm))
     size = sum(exact(**x).magnitude for x in (arguments, *parts))
     assert (np.abs(to_array(found) - merged) <= promise.allowed(size, found.dtype)).all()
