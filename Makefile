@@ -76,8 +76,10 @@ WITH ?= $(BIN)/python
 wheel-test: wheel ## test the wheel without the source tree; WITH=PYTHON chooses the interpreter
 	@$(BIN)/python tests/packaging/wheel.py "$$(ls -t dist/*.whl | head -n 1)" --python $(WITH)
 
+# The file has each case as soon as it is measured, should the run be interrupted.
 bench: say-bench setup $(VENV)/peers ## measure the package against its speed targets, print one table
-	@$(BIN)/python bench/targets.py
+	@mkdir -p out
+	@$(BIN)/python bench/targets.py --json out/bench.json
 
 # Runs offline, in the Python at hand if there is no .venv. That Python needs a CUDA build of PyTorch,
 # setuptools and ninja.
@@ -115,7 +117,7 @@ say-docs:
 	@echo "make docs: sets up $(VENV) if needed, draws all figures, builds the site into out/docs"
 
 say-bench:
-	@echo "make bench: sets up $(VENV) if needed, measures for about 15 minutes; leave the machine idle meanwhile"
+	@echo "make bench: sets up $(VENV) if needed, measures for about 20 minutes; leave the machine idle meanwhile"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys' 2>/dev/null || { echo "error: PYTHON=$(PYTHON) does not run; \

@@ -27,7 +27,7 @@ from lebm_kernels.backends.hindrances import is_out_of_memory
 from lebm_kernels.benchmarks.cases import TOLERANCE, Case
 from lebm_kernels.benchmarks.memory import available_bytes, peak_bytes
 from lebm_kernels.benchmarks.providers import (
-    SLICE_PAIRS,
+    SLICE_NUMBERS,
     NotAvailableError,
     Step,
     needed_bytes,
@@ -128,7 +128,7 @@ class _Truth:
     """
 
     def __init__(self, case: Case) -> None:
-        self.rows = min(case.M, max(1, SLICE_PAIRS // case.N))
+        self.rows = min(case.M, max(1, SLICE_NUMBERS // (case.N * case.D)))
         self.cotangent = case.cotangent()
         self.cotangent[self.rows :] = 0
         inputs: dict[str, Any] = {

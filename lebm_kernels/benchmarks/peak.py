@@ -166,8 +166,8 @@ class MultiplyAddLoop:
 
     Attributes:
         products: FMAs per call, by lane, over all threads.
-        sums: the chains after the last call, ``[chains, lanes]`` for each thread: 0, and then
-            ``thread_products / (chains lanes)`` times multiplied by FACTOR and increased by ADDEND.
+        sums: the chains after the last call, ``[chains, lanes]`` for each thread. Each starts at 0
+            and becomes FACTOR x + ADDEND ``thread_products / (chains lanes)`` times.
     """
 
     FACTOR, ADDEND = 0.75, 1.0  # chains tend to 4, an ordinary number

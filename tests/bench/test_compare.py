@@ -126,9 +126,9 @@ def test_a_bad_field_is_named(name, fields):
         Case(**{"M": 2, "N": 2, "D": 2, **fields})
 
 
-@pytest.mark.parametrize("slice_pairs", [1, 1 << 20])
-def test_reference_in_slices_is_the_whole(monkeypatch, slice_pairs):
-    monkeypatch.setattr(providers, "SLICE_PAIRS", slice_pairs)
+@pytest.mark.parametrize("slice_numbers", [1, 1 << 20])
+def test_reference_in_slices_is_the_whole(monkeypatch, slice_numbers):
+    monkeypatch.setattr(providers, "SLICE_NUMBERS", slice_numbers)
     # Not in the order of the arguments: gradients follow the case's order.
     backward = ("log_weight", "decoded", "y", "scale", "beta", "latent_energy")
     case = Case(7, 5, 3, beta=0.8, dtype=torch.float64, backward=backward)
@@ -234,7 +234,7 @@ def test_a_nan_is_wrong(monkeypatch, one_call_a_round):
 
 
 def test_the_queries_beyond_the_check_do_not_reach_summed_gradients(monkeypatch):
-    monkeypatch.setattr(benchmarking, "SLICE_PAIRS", 10)
+    monkeypatch.setattr(benchmarking, "SLICE_NUMBERS", 20)
     case = Case(7, 5, 2, dtype=torch.float64, backward=("decoded", "y"))
     check = benchmarking._Truth(case)
     assert check.rows == 2
