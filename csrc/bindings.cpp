@@ -105,9 +105,9 @@ SoftProblem<T> soft_problem(const Tensor& energy, int64_t dim, const T& beta,
   return p;
 }
 
-// The energies are [..., N, ...] with N at `dim`, and results have the dimensions but N. `betas`
-// is [] or has a beta for each result; where absent, `beta` is that of all. `log_weight` is [N] or
-// [results, N]. All tensors are contiguous.
+// The energies are [..., N, ...] with N at `dim`. Values have the same dimensions without N, and
+// distributions all. `betas` is [] or has a beta for each value; where absent, `beta` holds for
+// all. `log_weight` is [N] or [results, N]. All tensors are contiguous.
 Tensor softmin(const Tensor& energy, int64_t dim, double beta, const std::optional<Tensor>& betas,
                const std::optional<Tensor>& log_weight, bool largest) {
   std::vector<int64_t> size = sizes(energy, 0, {});
@@ -144,8 +144,8 @@ Tensor softargmin(const Tensor& energy, int64_t dim, double beta,
   return p;
 }
 
-// The gradient of the energies [..., N] from that of their distribution p.
-Tensor softargmin_slopes(const Tensor& p, const Tensor& grad_p, double beta,
+// The gradient of the energies from that of their distribution p.
+Tensor softargmin_slopes(const Tensor& p, const Tensor& grad_p, int64_t dim, double beta,
                          const std::optional<Tensor>& betas, bool largest) {
   const Tensor grad_energy =
       empty(sizes(p, 0, {}), p.scalar_type(), aoti_torch_device_type_cpu(), 0);
@@ -153,7 +153,7 @@ Tensor softargmin_slopes(const Tensor& p, const Tensor& grad_p, double beta,
   auto run = [&](auto zero, const auto& kernel) {
     using T = decltype(zero);
     const T one_beta = T(beta);
-    kernel.slopes(soft_problem<T>(p, p.dim() - 1, one_beta, betas, std::nullopt, largest),
+    kernel.slopes(soft_problem<T>(p, dim, one_beta, betas, std::nullopt, largest),
                   constant<T>(grad_p), data<T>(grad_energy), pool(double(p.numel())));
   };
   const SoftKernels& soft = lebm::kernels().soft;
@@ -191,8 +191,9 @@ STABLE_TORCH_LIBRARY(lebm_kernels_native, m) {
       "softargmin(Tensor energy, int dim, float beta, Tensor? betas, Tensor? log_weight, bool "
       "largest, Tensor? factor) -> Tensor");
   m.def(
-      "softargmin_slopes(Tensor p, Tensor grad_p, float beta, Tensor? betas, bool largest) -> "
-      "Tensor");
+      "softargmin_slopes(Tensor p, Tensor grad_p, int dim, float beta, Tensor? betas, bool "
+      "largest) "
+      "-> Tensor");
   m.def("instruction_sets() -> str");
   m.def("force_instruction_set(str name) -> ()");
 }

@@ -8,7 +8,6 @@ Gradients in beta and the log-weights, and derivatives beyond the first, come fr
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from lebm_kernels import reference, soft_minimum
 from lebm_kernels.arguments import PlainEnergy
 from lebm_kernels.backends import native
-from lebm_kernels.torch_internals import in_plain_eager_mode, softmax_backward
+from lebm_kernels.torch_internals import in_plain_eager_mode
 
 
 def can_run() -> bool:
@@ -113,28 +112,16 @@ class _Softargmin(torch.autograd.Function):
         beta, dim, largest = ctx.others
         if _needs_formulas(ctx, grad):
             return _by_formulas(soft_minimum.differentiate_softargmin, ctx, grad)
-        if dim == p.dim() - 1:
-            slope = native.call_softargmin_slopes(p, grad.contiguous(), beta, betas, largest)
-        else:
-            slope = softmax_backward(grad, p, dim).mul_(_rate(betas, beta, dim, largest))
+        slope = native.call_softargmin_slopes(p, grad.contiguous(), dim, beta, betas, largest)
         return slope, None, None, None, None, None
 
 
-def _rate(betas: Tensor | None, beta: float, dim: int, largest: bool) -> float | Tensor:
-    """Beta or -beta, the slope of the exponents in the energies.
-
-    It is 0 at beta = inf: there p changes only where a tie begins or ends.
-    """
-    if betas is None:
-        rate: float | Tensor = 0.0 if beta == math.inf else beta
-    else:
-        rate = torch.where(betas == math.inf, 0.0, betas)
-        rate = rate if betas.dim() == 0 else rate.unsqueeze(dim)
-    return rate if largest else -rate
-
-
 def _needs_formulas(ctx: Any, grad: Tensor) -> bool:
-    """Whether other gradients than the energies' are wanted, or another mode is active now."""
+    """Whether the backward must use the formulas.
+
+    It must where a gradient in beta or the log-weights is wanted, where the backward itself is
+    differentiated, and under a mode or a transform of PyTorch.
+    """
     others = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
     return (
         others or torch.is_grad_enabled() or type(grad) is not Tensor or not in_plain_eager_mode()

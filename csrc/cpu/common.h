@@ -73,15 +73,9 @@ static void for_each(const Parallel& parallel, int64_t count, const F& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// body(b, scratch of `bytes`, threads) for every grid. Many grids are divided among the threads;
-// few are taken one after the other, each with all threads.
+// body(b, scratch of `bytes`, one thread) for every grid, divided among the threads.
 template <typename F>
-static void each_grid(int64_t B, size_t bytes, const Parallel& parallel, const F& body) {
-  if (B < 2 * parallel.threads || parallel.threads == 1) {
-    Scratch scratch(bytes);
-    for (int64_t b = 0; b < B; ++b) body(b, scratch.get(), parallel);
-    return;
-  }
+static void divide_grids(int64_t B, size_t bytes, const Parallel& parallel, const F& body) {
   const Parallel serial = on_this_thread();
   const int64_t num_ranges = 4 * parallel.threads < B ? 4 * parallel.threads : B;
   for_each(parallel, num_ranges, [&](int64_t range) {
@@ -89,6 +83,16 @@ static void each_grid(int64_t B, size_t bytes, const Parallel& parallel, const F
     for (int64_t b = B * range / num_ranges; b < B * (range + 1) / num_ranges; ++b)
       body(b, scratch.get(), serial);
   });
+}
+
+// body(b, scratch of `bytes`, threads) for every grid. Many grids are divided among the threads;
+// few are taken one after the other, each with all threads.
+template <typename F>
+static void each_grid(int64_t B, size_t bytes, const Parallel& parallel, const F& body) {
+  if (B >= 2 * parallel.threads && parallel.threads > 1)
+    return divide_grids(B, bytes, parallel, body);
+  Scratch scratch(bytes);
+  for (int64_t b = 0; b < B; ++b) body(b, scratch.get(), parallel);
 }
 
 LEBM_END_TARGET

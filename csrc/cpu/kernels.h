@@ -40,7 +40,7 @@ struct SoftKernel {
   void (*softmin)(const SoftProblem<T>&, T* value, const Parallel&);
   // The distribution of each row, times the row's factor [A, C] where there are factors.
   void (*softargmin)(const SoftProblem<T>&, const T* factor, T* p, const Parallel&);
-  // The gradient of the energies from that of p, where C is 1. The problem's energies are p here.
+  // The gradient of the energies from that of p. The problem's energies are p here.
   void (*slopes)(const SoftProblem<T>&, const T* grad_p, T* grad_energy, const Parallel&);
 };
 

@@ -132,6 +132,20 @@ def test_units_at_the_ends_of_the_range(dtype: torch.dtype, unit: int) -> None:
         torch.testing.assert_close(p, shares, rtol=2 * rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_energies_too_far_apart_for_the_dtype(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    for energy in ([-0.9 * most, 0.9 * most], [-most, most], [-0.9 * most, 0.8 * most, most]):
+        row = torch.tensor([energy], dtype=dtype)
+        # Infinitely far apart: at beta = 0 the mean is infinite, otherwise only the minimum counts.
+        assert softmin(row, 0.0, dim=1).item() == math.inf
+        assert softmax(row, 0.0, dim=1).item() == -math.inf
+        for beta in (1.0, math.inf):
+            assert softmin(row, beta, dim=1).item() == pytest.approx(energy[0], rel=1e-6)
+            assert softargmin(row, beta, dim=1).tolist() == [[1.0] + [0.0] * (len(energy) - 1)]
+        assert softmin(torch.tensor([[-math.inf, math.inf]], dtype=dtype), 0.0, dim=1).isnan()
+
+
 def test_bits_do_not_depend_on_threads_or_neighbours() -> None:
     energy, log_weight = torch.randn(3, 70_000), torch.randn(70_000)
     before, found = torch.get_num_threads(), []
@@ -146,7 +160,7 @@ def test_bits_do_not_depend_on_threads_or_neighbours() -> None:
     assert torch.equal(softmin(energy[1], 0.7, 0), softmin(energy, 0.7, 1)[1])
 
 
-def test_nothing_beyond_the_row_is_read() -> None:
+def test_neighbours_do_not_change_a_row() -> None:
     energy = torch.full((3, 13), math.nan)
     energy[1] = torch.arange(13.0)
     alone = torch.arange(13.0)

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -61,8 +61,8 @@ def is_excepted(call: Call, kind: str, dtype: torch.dtype, numbers: str) -> bool
 
     - A latent's gradient of log_weight may itself be subnormal, a multiple of its weight. It is
       rounded to float32 once.
-    - At small beta light latents may have all of dF/dbeta and KL, where the others cancel. So their
-      terms, weights times squares of energies, can't count as 0.
+    - At small beta the terms of all other latents may cancel in dF/dbeta and KL. Then latents of
+      very small weight give the whole result, and their terms must not be rounded to 0.
     """
     if dtype != torch.float32 or kind not in ("weights", "all"):
         return False
@@ -159,6 +159,36 @@ def test_ordinary_data(
         if numbers and not is_excepted(call, kind, dtype, numbers)
     ]
     assert wrong == []
+
+
+def soft_calls(energy: Tensor, log_weight: Tensor | None) -> Iterator[tuple[str, Any]]:
+    """Soft minima of given energies over the last and the first dimension, and their gradients."""
+    for dim, beta in itertools.product((0, 1), BETAS):
+        dropped = None if log_weight is None or dim == 0 else log_weight
+        given: tuple[Any, ...] = (energy, dim, beta, None, dropped, False)
+        case = f"dim {dim}, beta {beta:g}"
+        yield f"softmin, {case}", partial(native.call_softmin, *given)
+        yield f"softargmin, {case}", partial(native.call_softargmin, *given, None)
+        p = native.call_softargmin(*given, None)
+        for G in GRADIENTS:
+            factor = (G * (0.5 + torch.rand(energy.shape[1 - dim]))).to(energy)
+            slopes = (G * torch.randn(energy.shape)).to(energy)
+            yield f"dF/dE, {case}, G {G:g}", partial(native.call_softargmin, *given, factor)
+            yield (
+                f"dp/dE, {case}, G {G:g}",
+                partial(native.call_softargmin_slopes, p, slopes, dim, beta, None, False),
+            )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+def test_ordinary_energies(instruction_set: str, dtype: torch.dtype, weighted: bool) -> None:
+    energy = (110 * torch.rand(60, 1000, dtype=torch.float64)).to(dtype)
+    log_weight = (100 * torch.rand(1000, dtype=torch.float64)).to(dtype) if weighted else None
+    with selected("native", instruction_set):
+        found = [(name, subnormal(call)) for name, call in soft_calls(energy, log_weight)]
+    assert [each for each in found if each[1]] == []
 
 
 @pytest.mark.parametrize("D", [2, 5, 48])

@@ -200,18 +200,22 @@ bool threads_change_nothing(const Case& c, Wanted wanted) {
 struct SoftCase {
   int64_t A, N, C;
   double beta;
-  int with;  // kWeights; kStray: an infinite energy in the first row
+  int with;  // kWeights, those of each row where kScale; kStray: an infinite energy in the first
+             // row
 };
 
 const SoftCase kSoftCases[] = {
-    {300, 100, 1, 1, kNothing},     // rows on all threads
-    {2, 70001, 1, 1, kWeights},     // rows in pieces
-    {3, 37, 45, kMixed, kWeights},  // columns, in every regime
-    {40, 129, 1, kMixed, kStray},   // excesses in place of energies
-    {1, 1, 1, 1, kNothing},         // the smallest problem
+    {300, 100, 1, 1, kNothing},             // rows on all threads
+    {2, 70001, 1, 1, kWeights},             // rows in pieces
+    {3, 37, 45, kMixed, kWeights},          // columns, in every regime
+    {40, 129, 1, kMixed, kStray},           // excesses in place of energies
+    {9, 61, 1, kMixed, kWeights | kScale},  // weights of each row, some latents dropped
+    {4, 61, 7, kMixed, kWeights | kScale},
+    {1, 1, 1, 1, kNothing},  // the smallest problem
 };
 
-// The soft minima, their distributions and the gradient of these.
+// The soft minima (maxima where latents are dropped), their distributions and the gradient of
+// these.
 template <typename T>
 std::vector<std::vector<T>> solve_soft(const SoftCase& c, const Parallel& parallel) {
   const int64_t results = c.A * c.C, size = results * c.N;
@@ -219,22 +223,27 @@ std::vector<std::vector<T>> solve_soft(const SoftCase& c, const Parallel& parall
   const T mixed[] = {T(0), T(1e-9), T(0.01), T(1), T(30), T(1e4), T(INFINITY)};
   for (int64_t i = 0; c.beta == kMixed && i < results; ++i) beta[i] = mixed[i % 7];
   if (c.with & kStray) energy[c.N / 2] = T(INFINITY);
-  const std::vector<T> log_weight = numbers<T>(c.N, 3), grad = numbers<T>(size, 5);
-  lebm::SoftProblem<T> problem{c.A, c.N, c.C, false, energy.data(), beta.data(), nullptr, 1, 0};
+  const bool dropped = c.with & kScale;
+  std::vector<T> log_weight = numbers<T>(dropped ? size : c.N, 3);
+  const std::vector<T> grad = numbers<T>(size, 5), factor = numbers<T>(results, 6);
+  for (int64_t i = 0; dropped && i < size; i += 5) log_weight[i] = -T(INFINITY);
+  lebm::SoftProblem<T> problem{c.A, c.N, c.C, dropped, energy.data(), beta.data(), nullptr, 1, 0};
   if (c.with & kWeights) problem.log_weight = log_weight.data();
-  std::vector<T> value(results), p(size), slope(c.C == 1 ? size : 0);
+  if (dropped) problem.log_weight_stride = c.N;
+  std::vector<T> value(results), p(size), by_energy(size), slope(size);
   const lebm::SoftKernels& soft = lebm::kernels().soft;
   auto run = [&](const lebm::SoftKernel<T>& kernel) {
     kernel.softmin(problem, value.data(), parallel);
     kernel.softargmin(problem, nullptr, p.data(), parallel);
+    kernel.softargmin(problem, factor.data(), by_energy.data(), parallel);
     problem.energy = p.data();
-    if (c.C == 1) kernel.slopes(problem, grad.data(), slope.data(), parallel);
+    kernel.slopes(problem, grad.data(), slope.data(), parallel);
   };
   if constexpr (sizeof(T) == 4)
     run(soft.f32);
   else
     run(soft.f64);
-  return {value, p, slope};
+  return {value, p, by_energy, slope};
 }
 
 template <typename T>

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from lebm_kernels.benchmarks.peak import compiled, compiler
 from lebm_kernels.benchmarks.providers import NotAvailableError
@@ -34,10 +35,15 @@ def library() -> ctypes.CDLL:
 def subnormal(call: Callable[[], object]) -> str:
     """What of the call's arithmetic was subnormal: "", "operand", "result" or "operand, result".
 
-    Only the calling thread's arithmetic counts.
+    The call runs on the calling thread alone, since each thread has flags of its own.
     """
     flags = library()
-    assert flags.clear_flags(), "subnormal numbers are flushed to zero on this thread"
-    call()
-    found = flags.subnormal_flags()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert flags.clear_flags(), "subnormal numbers are flushed to zero on this thread"
+        call()
+        found = flags.subnormal_flags()
+    finally:
+        torch.set_num_threads(threads)
     return ("", "operand", "result", "operand, result")[found]

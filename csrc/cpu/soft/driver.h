@@ -9,13 +9,17 @@
 
 LEBM_BEGIN_TARGET
 
-// The columns of one task: those of a cache line, or of some where their rows stay in the cache.
+// The columns of one task: those of a cache line; short ones, of up to 8 lines in less than 128
+// KiB, as long as every thread has two tasks.
 template <typename T>
 constexpr int64_t kColumns = 64 / sizeof(T);
 template <typename T>
-static int64_t columns_of_task(const SoftProblem<T>& p) {
+static int64_t columns_of_task(const SoftProblem<T>& p, int64_t threads) {
   int64_t columns = kColumns<T>;
-  while (columns < 8 * kColumns<T> && columns * p.N * int64_t(sizeof(T)) < 128 << 10) columns *= 2;
+  auto leaves_tasks = [&] { return p.A * p.C >= 2 * columns * 2 * threads; };
+  while (columns < 8 * kColumns<T> && columns * p.N * int64_t(sizeof(T)) < 128 << 10 &&
+         leaves_tasks())
+    columns *= 2;
   return p.C < columns ? p.C : columns;
 }
 
@@ -42,23 +46,26 @@ struct Columns {
   }
 };
 
-// body(columns, memory, parallel) for all rows, a few columns at a time; `memory` has room for
-// `copies` of them, and beyond that for `extra` numbers.
+// Calls body(columns, transposed, extra numbers, parallel) for a few columns at a time. The memory
+// has room for `copies` transposed copies of these columns, and for `extra` numbers.
 template <typename T, typename F>
 static void each_columns(const SoftProblem<T>& p, int64_t copies, int64_t extra,
                          const Parallel& parallel, const F& body) {
-  const int64_t width = columns_of_task(p), tasks = (p.C + width - 1) / width;
+  const int64_t width = columns_of_task(p, parallel.threads), tasks = (p.C + width - 1) / width;
   // Not a power of two: rows would compete for the same places of a cache.
   const int64_t pitch = whole_steps<T>(p.N) + kColumns<T>;
   const int64_t room = p.C == 1 ? 0 : copies * width * pitch;
-  each_grid(p.A * tasks, sizeof(T) * (room + extra), parallel,
-            [&](int64_t i, void* memory, const Parallel& threads) {
-              const int64_t c = i % tasks * width;
-              const int64_t count = p.C - c < width ? p.C - c : width;
-              T* numbers = static_cast<T*>(memory);
-              body(Columns<T>{p.N, p.C, i / tasks, c, count, pitch}, numbers, numbers + room,
-                   threads);
-            });
+  auto task = [&](int64_t i, void* memory, const Parallel& threads) {
+    const int64_t c = i % tasks * width, count = p.C - c < width ? p.C - c : width;
+    T* numbers = static_cast<T*>(memory);
+    body(Columns<T>{p.N, p.C, i / tasks, c, count, pitch}, numbers, numbers + room, threads);
+  };
+  const size_t bytes = sizeof(T) * (room + extra);
+  // Rows that are not summed in pieces leave other threads idle unless they are divided among them.
+  if (p.N < 2 * kPiece)
+    divide_grids(p.A * tasks, bytes, parallel, task);
+  else
+    each_grid(p.A * tasks, bytes, parallel, task);
 }
 
 // body(row, r, out) for each of the A C rows, where `out` is the row's place in an array like E.
@@ -103,26 +110,34 @@ static void softargmin(const SoftProblem<T>& p, const T* factor, T* out, const P
   });
 }
 
-// dp/dE, where C is 1: grad_energy = -beta p (grad_p - sum_n p grad_p). At beta = inf, p changes
-// with E only where a tie begins or ends.
+// dp/dE, from p in place of the energies: grad_energy = -beta p (grad_p - sum_n p grad_p). At beta
+// = inf, p changes with E only where a tie begins or ends.
 template <typename T>
 static void softargmin_slopes(const SoftProblem<T>& p, const T* grad_p, T* grad_energy,
                               const Parallel& parallel) {
-  each_grid(p.A, 0, parallel, [&](int64_t r, void*, const Parallel& threads) {
-    Row<T> row{};
-    row.size = p.N;
-    row.parallel = &threads;
-    const T *shares = p.energy + r * p.N, *grad = grad_p + r * p.N;
-    const double mean = total_over_pieces(row, [&](int64_t begin, int64_t size) {
-      return sum_of_products(shares + begin, grad + begin, size);
-    });
-    const T beta = p.beta[r * p.beta_stride];
-    const T by = beta == Exponent<T>::infinity ? T(0) : p.largest ? beta : -beta;
-    each_piece(row, [&](int64_t begin, int64_t size) {
-      const int64_t at = r * p.N + begin;
-      write_slopes(shares + begin, grad + begin, size, T(mean), by, grad_energy + at);
-    });
-  });
+  each_columns(p, 3, 0, parallel,
+               [&](const Columns<T>& columns, T* copies, T*, const Parallel& threads) {
+                 const int64_t copy = columns.width * columns.pitch;
+                 const T* shares = columns.gathered(p.energy, copies);
+                 const T* grad = columns.gathered(grad_p, copies + copy);
+                 T* out = columns.target(grad_energy, copies + 2 * copy);
+                 for (int64_t k = 0; k < columns.width; ++k) {
+                   const int64_t r = columns.a * p.C + columns.c + k, at = k * columns.pitch;
+                   Row<T> row{};
+                   row.size = p.N;
+                   row.parallel = &threads;
+                   const double mean = total_over_pieces(row, [&](int64_t begin, int64_t size) {
+                     return sum_of_products(shares + at + begin, grad + at + begin, size);
+                   });
+                   const T beta = p.beta[r * p.beta_stride];
+                   const T by = beta == Exponent<T>::infinity ? T(0) : p.largest ? beta : -beta;
+                   each_piece(row, [&](int64_t begin, int64_t size) {
+                     const int64_t first = at + begin;
+                     write_slopes(shares + first, grad + first, size, T(mean), by, out + first);
+                   });
+                 }
+                 columns.scatter(copies + 2 * copy, grad_energy);
+               });
 }
 
 template <typename T>

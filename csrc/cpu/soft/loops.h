@@ -2,7 +2,8 @@
 //
 // Exponents are x = (E - shift) factor, in bits. They are at most 0: the shift is the least energy
 // and the factor negative, or the shift is the largest and the factor positive. Sums run in T
-// within kRun energies and in double across them. Nothing is read or written beyond N.
+// within kRun energies and in double across them. No energy is read or written beyond N; weights
+// are read up to whole_steps(N), since parts of a row begin at multiples of kStep.
 #pragma once
 
 #include "../common.h"
@@ -14,14 +15,15 @@ LEBM_BEGIN_TARGET
 constexpr int kTogether = 4;
 template <typename T>
 constexpr int64_t kStep = kTogether * kLanes<T>;
-// Sums of so many equal numbers are wrong by a few roundings.
+// Terms of a sum that is then added to others: 16 a lane, wrong by a few roundings at worst.
 template <typename T>
 constexpr int64_t kRun = 16 * kStep<T>;
-// At this exponent 2^x is the least normal number.
+// The exponent of the least normal number: a distribution has all p that are normal. Weights end
+// sooner, by the bits of T, so that a weight times a rounding of an energy is normal too.
 template <typename T>
-constexpr T kLeastExponent = sizeof(T) == 4 ? T(-126) : T(-1022);
+constexpr T kLeastShare = sizeof(T) == 4 ? T(-126) : T(-1022);
 template <typename T>
-constexpr double kLeastPower = sizeof(T) == 4 ? 0x1p-126 : 0x1p-1022;
+constexpr T kLeastWeight = sizeof(T) == 4 ? T(-102) : T(-969);
 
 // body(x, j) for every kTogether vectors x of energies j, j + 1, ..., then for one at a time. The
 // last has `pad` beyond the end.
@@ -108,7 +110,8 @@ LEBM_INLINE T absent(T factor) {
   return factor < 0 ? Exponent<T>::infinity : -Exponent<T>::infinity;
 }
 
-// The sum of 2^x. Exponents below -74 (-266) count as that: the largest is 0.
+// The sum of 2^x. Exponents below -74 (-266) are raised to that: beside the largest term, which is
+// 1, such terms do not show.
 template <typename T>
 static Total<T> sum_of_powers(const T* e, int64_t size, T shift, T factor) {
   using Power = Exp2<T>;
@@ -158,11 +161,11 @@ static Total<T> sum_of_excess(const T* e, const T* w, int64_t size, T shift) {
   return weighted_sum(e, w, size, shift, [&](Vec<T> x) LEBM_INLINE_LAMBDA { return sub(x, from); });
 }
 
-// out = 2^x, and its sum; out may be e.
+// out = 2^x, 0 where x is at most `lowest`, and its sum; out may be e.
 template <typename T>
-static Total<T> write_powers(const T* e, int64_t size, T shift, T factor, T* out) {
+static Total<T> write_powers(const T* e, int64_t size, T shift, T factor, T lowest, T* out) {
   const Bits<T> bits{broadcast(shift), broadcast(factor)};
-  const Vec<T> low = broadcast(kLeastExponent<T>);
+  const Vec<T> low = broadcast(lowest);
   const T pad = absent(factor);
   return sum_runs<T>(size, [&](int64_t begin, int64_t count, auto& sums) LEBM_INLINE_LAMBDA {
     map_steps(e + begin, count, pad, out + begin, [&](auto& x, int64_t) LEBM_INLINE_LAMBDA {
@@ -176,7 +179,7 @@ static Total<T> write_powers(const T* e, int64_t size, T shift, T factor, T* out
   });
 }
 
-// p times by; 0 where p is at most `low`, so that no product is a subnormal number for its sake.
+// Multiplies p by `by`; the result is 0 where p is at most `low`.
 template <typename T>
 static void scale_powers(T* p, int64_t size, T low, T by) {
   const Vec<T> least_ = broadcast(low), by_ = broadcast(by);
@@ -186,14 +189,16 @@ static void scale_powers(T* p, int64_t size, T low, T by) {
   });
 }
 
-// The sum of p g.
+// The sum of p g; a p that does not show in it counts as 0.
 template <typename T>
 static Total<T> sum_of_products(const T* p, const T* g, int64_t size) {
+  const Vec<T> low = broadcast(T(__builtin_exp2(double(Exponent<T>::lowest))));
   return sum_runs<T>(size, [&](int64_t begin, int64_t count, auto& sums) LEBM_INLINE_LAMBDA {
     const T* other = g + begin;
     each_step(p + begin, count, T(0), [&](auto& x, int64_t j) LEBM_INLINE_LAMBDA {
       constexpr int K = sizeof x / sizeof x[0];
       const int64_t left = count - j;
+      for (int k = 0; k < K; ++k) x[k] = keep_above(x[k], x[k], low);
       if (K == 1 && left < kLanes<T>) {
         sums[0] = fma(x[0], load_part(other + j, left, broadcast(T(0))), sums[0]);
         return;
@@ -203,17 +208,24 @@ static Total<T> sum_of_products(const T* p, const T* g, int64_t size) {
   });
 }
 
-// out = p (g - mean) by
+// out = p (g - mean) by, 0 where that would be a subnormal number. A small p is lifted by a power
+// of two meanwhile, so that no product on the way is subnormal either.
 template <typename T>
 static void write_slopes(const T* p, const T* g, int64_t size, T mean, T by, T* out) {
-  const Vec<T> mean_ = broadcast(mean), by_ = broadcast(by);
+  constexpr T kLift = sizeof(T) == 4 ? T(0x1p62) : T(0x1p510);
+  const Vec<T> mean_ = broadcast(mean), by_ = broadcast(by), zero = broadcast(T(0));
+  const Vec<T> small = broadcast(T(1) / kLift), lift = broadcast(kLift);
+  const Vec<T> least_ = broadcast(T(__builtin_exp2(double(kLeastShare<T>)) * kLift));
   map_steps(p, size, T(0), out, [&](auto& x, int64_t j) LEBM_INLINE_LAMBDA {
     constexpr int K = sizeof x / sizeof x[0];
     const int64_t left = size - j;
     for (int k = 0; k < K; ++k) {
       const Vec<T> slope =
           K == 1 && left < kLanes<T> ? load_part(g + j, left, mean_) : load(g + j + k * kLanes<T>);
-      x[k] = mul(mul(x[k], sub(slope, mean_)), by_);
+      const Vec<T> from = sub(slope, mean_), large = keep_above(x[k], x[k], small);
+      const Vec<T> lifted = mul(mul(mul(sub(x[k], large), lift), from), by_);
+      const Vec<T> kept = keep_above(lifted, max(lifted, sub(zero, lifted)), least_);
+      x[k] = add(mul(mul(large, from), by_), mul(kept, small));
     }
   });
 }

@@ -3,9 +3,9 @@
 //     F = -1/beta log sum_n w exp(-beta E) = m + gap,   p = w exp(-beta E) / sum_n (same)
 //
 // with weights w that sum to 1 and m = min E. For the soft maximum, E stands for the negated
-// energies. Most rows are read where they lie. Excesses E - m are written to scratch memory, in a
-// unit of their own, where energies are infinite or latents dropped, or beta would leave the range
-// of T.
+// energies. Most rows are read where they lie. Rows with infinite energies, with dropped latents,
+// or with a beta or a spread near the end of T's range are first rewritten, in scratch memory, as
+// excesses (E - m) unit.
 #pragma once
 
 #include "../regime.h"
@@ -31,8 +31,8 @@ template <typename T>
 struct Settled {
   Regime regime;  // kSkip: invalid
   const T* e;     // the energies, or excesses in `unit`
-  T shift;        // of e where E is m
-  T factor;       // of e - shift, for the exponent in bits
+  T shift;        // the e where E = m
+  T factor;       // (e - shift) factor is the exponent in bits
   double unit;
   double m;
   bool far;    // a latent is infinitely far above m; its e is inf
@@ -79,7 +79,7 @@ static Regime regime_of(double beta, T spread) {
   return largest <= -kSmallL ? kSmall : kWarm;
 }
 
-// A power of two as unit, in which hot excesses can be summed and the rate is in range.
+// A power of two. In this unit the sum of hot excesses does not overflow, and the rate is in range.
 template <typename T>
 static double unit_of(Regime regime, double beta, T spread) {
   constexpr double large = sizeof(T) == 4 ? 0x1p64 : 0x1p512, small = 1 / large;
@@ -147,7 +147,7 @@ static Settled<T> settle(const Row<T>& row) {
   const T spread = bounds.most == bounds.least ? T(0) : bounds.most - bounds.least;
   s.m = bounds.least;
   s.far = spread == Exponent<T>::infinity;
-  s.mixed = s.far && -bounds.least == bounds.most;
+  s.mixed = s.far && !is_finite(bounds.least) && !is_finite(bounds.most);
   s.regime = regime_of(row.beta, spread);
   s.unit = unit_of(s.regime, row.beta, spread);
   if (plain && !s.far && s.unit == 1) {
@@ -221,7 +221,7 @@ static double log_sum_of(const Row<T>& row, const Settled<T>& s) {
   });
   const double log_sum = row.weights.log2_w ? __builtin_log(sum) + double(shift) * kLn2
                                             : __builtin_log(sum / row.weights.total);
-  // The logarithm of a sum near 1 would cancel.
+  // The logarithm of a sum near 1 loses digits.
   return log_sum > kSmallL ? __builtin_log1p(deficit_of(row, s)) : log_sum;
 }
 
@@ -247,6 +247,14 @@ static T softmin_of(const Row<T>& row) {
   return T(row.sign() * (is_finite(s.m) ? s.m + gap : s.m));
 }
 
+// The p that are 0 so that `by` p is no subnormal number. A `by` below 2^-52 is not ordinary: its
+// products may be.
+template <typename T>
+static T least_share(double sum, T by) {
+  const double size = by < 0 ? -by : by, least = __builtin_exp2(double(kLeastShare<T>));
+  return T(sum * least / (size > 1 ? 1 : size > 0x1p-52 ? size : 0x1p-52));
+}
+
 // p of the row, times `by`.
 template <typename T>
 static void softargmin_of(const Row<T>& row, T by, T* out) {
@@ -262,9 +270,9 @@ static void softargmin_of(const Row<T>& row, T by, T* out) {
     factor = T(1);
   }
   const double sum = total_over_pieces(row, [&](int64_t begin, int64_t size) {
-    return write_powers(e + begin, size, shift, factor, out + begin);
+    return write_powers(e + begin, size, shift, factor, kLeastShare<T>, out + begin);
   });
-  const T low = T(sum * kLeastPower<T>);
+  const T low = least_share(sum, by);
   each_piece(
       row, [&](int64_t begin, int64_t size) { scale_powers(out + begin, size, low, T(by / sum)); });
 }

@@ -38,7 +38,7 @@ static Weights<T> weights_of(const T* l, int64_t size, T* memory) {
     valid = valid && is_finite(peak);
   }
   if (!valid) return {log2_w, w, 0, false, false};
-  const double total = write_powers(l, size, peak, T(kLog2E), w);
+  const double total = write_powers(l, size, peak, T(kLog2E), kLeastWeight<T>, w);
   const T log2_total = T(__builtin_log2(total)), lowest = T(-kMost<T>);
   for (int64_t n = 0; n < size; ++n) {
     log2_w[n] = (l[n] - peak) * T(kLog2E) - log2_total;
