@@ -166,8 +166,9 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"argument --only: no case contains {options.only!r}")
     torch.set_num_threads(1)  # the processor's setting is that of one thread
     console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("slow-down, and time without")
+    title = "slow-down, and the time with subnormal numbers flushed"
+    table = Table(box=box.SIMPLE_HEAD, title=title)
+    table.add_column("case")
     for name in PASSES:
         table.add_column(name, justify="right")
     worst: dict[str, tuple[float, Case]] = {}

@@ -106,7 +106,7 @@ def value_shape(given: Arguments) -> torch.Size:
 
 @functools.lru_cache(maxsize=64)
 def _beta_tensor(beta: float, dtype: torch.dtype, inference: bool) -> Tensor:
-    """A number as a tensor that nobody writes to. To make one takes a tenth of a small call.
+    """A kept tensor of one number, never to be written to: making it takes a tenth of a call.
 
     Autograd cannot save a tensor that was made in inference mode: each mode has its own.
     """

@@ -6,15 +6,17 @@ r"""The soft minimum of energies that one already has, and its distribution, for
 over the last dimension of ``energy [..., N]``, with ``beta [...]`` and ``log_weight [..., N]``, all
 float32 or all float64. The formulas of ``reference.py`` are exact, but PyTorch needs many passes
 over the energies for them. They serve here under torch.compile, torch.func and forward mode, and
-for derivatives beyond the first. In plain eager mode a few passes give the value and the first
-derivatives, with m = min E, x = E - m, F = m + gap and u = x - gap:
+for derivatives beyond the first. In plain eager mode ``soft_eager.py`` uses the extension on CPUs.
+Elsewhere in that mode a few passes give the value and the first derivatives, with m = min E,
+x = E - m, F = m + gap and u = x - gap:
 
     gap      = -1/beta log S,  S = sum_n w exp(-beta x)
              = -1/beta log1p(sum_n w expm1(-beta x))      where S > 1/2, since 1 - S would cancel
     dF/dE    = p,  dF/dl = (w - p) / beta,  dF/dbeta = -sum_n (w - (1 + beta u) p) / beta^2
 
-and power series in beta u in place of differences that cancel. A beta below eps / (16 max x) gives
-the same F and p as that bound does, so that beta = 0 needs no formula of its own.
+and power series in beta u in place of differences that cancel. F and p are the same for every beta
+up to eps / (16 max x). A smaller beta is replaced by this bound: beta = 0 needs no formula of its
+own.
 """
 
 from __future__ import annotations
@@ -213,7 +215,7 @@ def _few_passes(
         weight, whole, highest = _prior(log_weight)
         deficit = deficit.mul_(weight).sum(-1, keepdim=True) / whole
         log_sum = peak - highest + (total / whole).log()
-    # The logarithm of a sum near 1 would cancel.
+    # The logarithm of a sum near 1 loses digits.
     log_sum = torch.where(deficit > -0.5, deficit.log1p(), log_sum)
     gap = rows.invalid - log_sum / rows.beta
     # At beta = 0, F is the mean.

@@ -398,8 +398,9 @@ def _step(
 def _solve(system: Tensor, right: Tensor) -> Tensor:
     """The solution of least norm of a symmetric system that rounding may make singular.
 
-    Eigenvectors of nearly equal eigenvalues are mixed at random, which would carry the rounding of
-    a large unknown into a small one. So a system that is far from singular is factored instead.
+    An eigensolver mixes eigenvectors of nearly equal eigenvalues at random, which would carry the
+    rounding of a large unknown into a small one. So a system that is far from singular is factored
+    instead.
     """
     rounding = len(right) * torch.finfo(right.dtype).eps
     factor, failed = torch.linalg.cholesky_ex(system)

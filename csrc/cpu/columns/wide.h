@@ -106,7 +106,7 @@ static void add_wide_chunk(const Block<T>& block, int64_t size, int64_t D, bool 
 // A tile of queries of one regime against a block.
 template <typename T, Regime kRegime, bool kWeighted, bool kWantsL, bool kHasScale>
 struct WideColumnTile {
-  // p straight from the registers in which energies are summed.
+  // p from energies that are in the first cache.
   static constexpr bool kPlain = kRegime == kWarm && !kWeighted && !kWantsL;
 
   const Grid<T>& grid;
@@ -117,7 +117,7 @@ struct WideColumnTile {
   TileState<T>& state;
   T* l;
   T smallest[kWideTile] = {};
-  bool matters[kWideTile] = {};  // whether some p of the query may not be 0
+  bool matters[kWideTile] = {};  // whether any p of the query can differ from 0
 
   void take_row(int64_t q) {
     matters[q] = true;
@@ -176,7 +176,7 @@ struct WideColumnTile {
     return true;
   }
 
-  // Takes the queries again for which products are too inexact.
+  // Computes from differences the energies of the queries whose products are too inexact.
   void retake_lost() {
     const int64_t size = grid.block, D = grid.D, count = tile.count;
     bool lost[kWideTile];
@@ -238,7 +238,8 @@ static void wide_block(const ColumnTask<T>& task, const Block<T>& block, int64_t
       add_near<T, kHasScale>(block, size, D, y + q * D, s + q * D, scratch.grad_p + q * size,
                              scratch.near_g, scratch.near_r);
     }
-    // The last factor of 1 sums P itself: sums.r lies behind sums.g.
+    // Each row of factors ends in a 1, which sums P itself; that sum lands in sums.r, behind
+    // sums.g.
     sum_over_queries(scratch.grad_p, size, scratch.factor, row, row, summed, num, sums.g);
     if (kHasScale)
       sum_over_queries(scratch.grad_p, size, scratch.squares, D, D, summed, num,

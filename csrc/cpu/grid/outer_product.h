@@ -3,18 +3,19 @@
 //     sum_over_latents   out[q][d]  = sum_j p[q][j] v[d][j]          out [queries][D]
 //     sum_over_queries   out[d][j] += sum_q p[q][j] factor[q][d]     out [D][latents], for listed q
 //
-// With kSquared v^2 in place of v.
+// If kSquared, v^2 takes the place of v.
 #pragma once
 
 #include "grid.h"
 
 LEBM_BEGIN_TARGET
 
-// Terms are taken in slabs that stay in the first cache; a sum of their sums rounds less than one
-// long sum.
+// Terms are summed in slabs that stay in the first cache; adding the sums of slabs rounds less than
+// one long sum.
 constexpr int64_t kTerms = 48;
 
-// Queries a by vectors of dimensions: p[a][k] is broadcast, x [count][row] are latents row by row.
+// Sums for kA queries and kV vectors of dimensions: p[a][k] is broadcast, x [count][row] are
+// latents row by row.
 template <typename T, int kA, int kV, bool kSquared>
 LEBM_INLINE void add_outer_products(const T* p, int64_t of_row, const T* x, int64_t count,
                                     int64_t row, T* out, int64_t out_row) {
@@ -155,51 +156,28 @@ LEBM_INLINE void add_over_queries(const T* p, int64_t size, const T* factor, int
   }
 }
 
+// f(Constant<int, count>) for 1 <= count <= K.
+template <int K, typename F>
+LEBM_INLINE void with_constant(int64_t count, const F& f) {
+  if constexpr (K > 1) {
+    if (count < K) return with_constant<K - 1>(count, f);
+  }
+  f(Constant<int, K>{});
+}
+
 template <typename T>
 static void sum_over_queries(const T* p, int64_t size, const T* factor, int64_t row, int64_t dims,
                              const int64_t* queries, int64_t count, T* out) {
-  constexpr int kV = 3, kMost = kSums / kV;
-  // Groups of nearly equal size: a group of one would wait for each of its few sums.
-  const int64_t groups = (dims + kMost - 1) / kMost;
+  constexpr int kV = 3, kMostDims = kSums / kV;
+  // Groups of nearly equal size: one dimension has too few sums to hide the latency of an FMA.
+  const int64_t groups = (dims + kMostDims - 1) / kMostDims;
   for (int64_t j = 0; j < size; j += kV * kLanes<T>) {
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t d = dims * group / groups, end = dims * (group + 1) / groups;
-      auto take = [&](auto of) {
+      with_constant<kMostDims>(end - d, [&](auto of) {
         add_over_queries<T, of.value, kV>(p + j, size, factor + d, row, queries, count,
                                           out + d * size + j);
-      };
-      switch (end - d) {
-        case 1:
-          take(Constant<int, 1>{});
-          break;
-        case 2:
-          take(Constant<int, 2>{});
-          break;
-        case 3:
-          take(Constant<int, 3>{});
-          break;
-        case 4:
-          take(Constant<int, 4>{});
-          break;
-        default:
-          if constexpr (kMost > 4) {
-            switch (end - d) {
-              case 5:
-                take(Constant<int, 5>{});
-                break;
-              case 6:
-                take(Constant<int, 6>{});
-                break;
-              case 7:
-                take(Constant<int, 7>{});
-                break;
-              default:
-                take(Constant<int, 8>{});
-                break;
-            }
-          }
-          break;
-      }
+      });
     }
   }
 }

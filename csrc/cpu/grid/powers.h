@@ -1,22 +1,20 @@
-// Posterior weights straight from the registers in which a tile's energies are summed:
+// Exponentials of a tile's energies while these are in the first cache:
 //
 //     p[q][j] = 2^(-rate (E - m) - log2_mass)    for queries [kWideTile], warm and without
 //                                                log-weights
 //
-// In float the exponent is by E + rest, one operation. `rest` is rounded, and may be large; what
-// the rounding and the exponential leave out is a factor common to a query's powers, in double. In
-// double nothing could tell that factor, nor where fma rounds twice: m is subtracted first.
+// In float with a fused FMA the exponent is `by * E + rest`, one operation. `rest` may be large,
+// and its rounding multiplies all powers of a query by one number. `factor` undoes that, in double.
+// In double no wider type could, and without a fused FMA `by * E` is rounded as well: there the
+// exponent is `by * (E - m) + rest`.
 #pragma once
 
 #include "energy.h"
 
 LEBM_BEGIN_TARGET
 
-// Beyond this exponent the factor would be far from 1.
+// A larger float is rounded by half a step or more.
 constexpr double kMostOfRest = 0x1p23;
-
-// The largest exponent of a power that is used is less.
-constexpr double kMostOfExponent = 100;
 
 // 2^x; x is nearly always small.
 LEBM_INLINE double exp2_near(double x) {
@@ -50,7 +48,6 @@ struct TilePowers {
     const Vec<T> slope = broadcast(by[q]), from = broadcast(origin[q]), to = broadcast(rest[q]);
     Vec<T> x[K];
     for (int k = 0; k < K; ++k) x[k] = fma(kInOne ? e[k] : sub(e[k], from), slope, to);
-    // An energy far below m: the caller will not use these powers, but they must be numbers.
     for (int k = 0; k < K && !kScales; ++k)
       x[k] = min(x[k], broadcast(T(Exp2<T>::kSteps * kMostOfExponent)));
     power.template bounded<kZero>(Exp2<T>::kLowest, x, p, scale);

@@ -12,11 +12,13 @@
 //     error    the rounding of the sum over d and of |u|^2, |v|^2 and their sum
 //     allowed  a rounding of E, and of 1 / beta, the scale at which p tells energies apart
 //
-// Where the error is too large and the block matters, the query's energies are taken again, from
-// differences. This depends only on the query, the block and the product itself, not on the rest of
-// the tile or on earlier blocks. So the row and the column pass take the energies of a query and a
-// block that matters in the same way; otherwise p would be wrong by beta times the difference of
-// the two ways. At beta = inf minima are chosen by energies from differences alone.
+// Where the error is too large and the block matters, the query is lost: its energies are computed
+// again, from differences. The error depends on the query, the block and the product alone. Whether
+// a block matters depends on m, which in the row pass is that of the blocks so far and never below
+// the final m: a block that matters in the column pass mattered in the row pass too. So both passes
+// compute the energies of a query and a block that matters in the same way; otherwise p would be
+// wrong by beta times the difference of the two ways. At beta = inf minima are chosen by energies
+// from differences alone.
 //
 // Only without latent energies: with them, sums have roundings of the size of these energies.
 #pragma once
@@ -29,7 +31,7 @@ LEBM_BEGIN_TARGET
 template <typename T>
 struct TileState {
   T rate[kWideTile];
-  T shift[kWideTile];  // the least energy so far, or of all latents
+  T shift[kWideTile];  // row pass: the least energy so far; column pass: of all latents
   bool weighted;       // log-weights may make up for any energy
   bool exact;          // the least energy and its place must be those of differences
   int64_t postpone;    // blocks for which products are skipped: they could only prune
@@ -89,11 +91,12 @@ static void judge(const TileState<T>& state, int64_t count, const T* square, T e
   const Vec<T> of_squares = broadcast(T(kRoundingOfSquares * kRoundingOfSquares));
   for (int64_t q = 0; q < count; q += kLanes<T>) {
     const Vec<T> low = max(load(smallest + q), zero), u = root(load(square + q));
-    // A latent of little energy is as far from the centre as the query.
+    // A latent near the query is about as far from the centre: |v| <= |u| + sqrt(E).
     const Vec<T> v = min(add(u, root(low)), radius);
     const Vec<T> squares = fma(v, v, load(square + q)), product = mul(sub(squares, low), half);
     const Vec<T> dot = fma(mul(u, v), of_many, max(product, sub(zero, product)));
-    // The two errors are independent. Relative to `squares`, theirs don't leave the range.
+    // The two errors are independent, so their squares add. Those are divided by `squares` first,
+    // since they might leave the range of T.
     const Vec<T> relative = mul(div(dot, squares), of_dot);
     store(errors + q, mul(squares, root(fma(relative, relative, of_squares))));
   }
@@ -106,7 +109,7 @@ static void judge(const TileState<T>& state, int64_t count, const T* square, T e
     T allowed = T(kEnergyRoundings) * low;
     if (!state.weighted) allowed += T(kBetaRoundings) / rate;
     const bool good = error <= allowed && !cold && (!state.exact || excess > 0);
-    // Beyond the range of T an error tells nothing.
+    // An error that has overflowed counts as too large.
     lost[q] = !(error < kAbsent<T>) || (matters && !good);
   }
 }
@@ -121,7 +124,7 @@ struct WideTile {
   int64_t row;
   T square[kWideTile] = {};  // |u|^2
 
-  // Sets u and |u|^2. Rows past the last query are as its own.
+  // Sets u and |u|^2. Rows past the last query repeat it.
   void centre(const T* c, int64_t D) {
     for (int64_t q = 0; q < in_groups(count); ++q) {
       const T* own = y + (q < count ? q : count - 1) * D;

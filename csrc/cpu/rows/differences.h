@@ -3,8 +3,8 @@
 //
 //     x = -rate (|d|^2 + r - m),   sum_j 2^x, sum_j 2^x d, sum_j 2^x d g, sum_j 2^x x
 //
-// Energies are those of energy_of to the bit. add_block takes two passes, since it has to know the
-// least energy first; here m only has to be near it.
+// Energies equal those of energy_of bit for bit. add_block takes two passes, since it has to know
+// the least energy first; here m only has to be near it.
 #pragma once
 
 #include "../grid/reach.h"
@@ -30,7 +30,7 @@ __attribute__((noinline)) static DifferenceSums<T, kD> sum_differences(const Blo
   const Power power;
   const Vec<T> zero = broadcast(T(0)), far = broadcast(-Power::kSteps * Exponent<T>::far);
   const Vec<T> rate = broadcast(-Power::kSteps * query.rate), shift = broadcast(shift_);
-  const Vec<T> most = broadcast(T(Power::kSteps * 100));
+  const Vec<T> most = broadcast(T(Power::kSteps * kMostOfExponent));
   Vec<T> y[kD], s[kD], residual[kD], stretch[kD];
   for (int d = 0; d < kD; ++d) {
     y[d] = broadcast(query.y[d]);
@@ -49,7 +49,6 @@ __attribute__((noinline)) static DifferenceSums<T, kD> sum_differences(const Blo
       e = fma(of_d, of_d, e);
     }
     least_ = min(least_, e);
-    // If m lies far above an energy, these powers are not used, but they must be numbers.
     const Vec<T> x = mul(sub(e, shift), rate);
     return kScales ? x : min(x, most);
   };

@@ -31,7 +31,7 @@ struct VectorSums {
 };
 
 // Sums in kSmall and kHot are taken times this, so that the terms of small weights are normal
-// numbers. There a latent counts whose p does not: the others' terms may all be 0.
+// numbers. There a latent of small weight still counts: the terms of all others may be 0.
 constexpr double kTermLift = 0x1p24;
 
 // The unnormalised posterior weights p of a vector of latents at j, in one regime; `sums` are of

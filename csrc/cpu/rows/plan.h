@@ -11,8 +11,8 @@
 // minimum, and is more exact than a difference of large numbers. The rounding error of
 // x is one rounding of beta (|u|^2 - E). The sum is used while that number lies between -most_fall
 // and kRise for the latents that count. Below, it rounds too much. If it is less for latents that
-// don't count, 2^x needs its lower limit (kFloored). Outside this range the energies are computed
-// one by one (differences.h, add_block).
+// don't count, 2^x needs its lower limit (kFloored). Outside this range warm queries take one
+// pass over differences (differences.h); all others take a block's energies first (add_block).
 //
 // A block's energies lie within bounds that follow from its box and its range of latent energies
 // (grid/reach.h). The least of the upper ends is above an energy that is attained. A block

@@ -82,8 +82,8 @@ static void multiply(Sums<T>& a, Vectors& v, int64_t D, double factor) {
   }
 }
 
-// 2^bits for bits <= 0: the factor of sums that are taken anew about a lesser m. Below every
-// posterior weight that counts it is 0, since sums of subnormal numbers are slow.
+// 2^bits for bits <= 0: the factor that rescales sums to a lesser m. A factor below every posterior
+// weight that counts is 0, since arithmetic on subnormal numbers is slow.
 LEBM_INLINE double factor_of_sums(double bits) {
   return bits < Exponent<double>::lowest ? 0.0 : __builtin_exp2(bits);
 }

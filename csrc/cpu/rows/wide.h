@@ -39,7 +39,8 @@ struct WideScratch {
   }
 };
 
-// What one block brings a query: the sum of p, and the factor of the p in its row.
+// One block's share of a query's sums: the sum of p, and the factor by which the numbers in the
+// query's row must be multiplied to give p.
 struct Mass {
   double sum, factor;
 };
@@ -158,7 +159,7 @@ static void add_moments_of_tile(const Grid<T>& grid, const Block<T>& block, cons
   }
 }
 
-// The sums of a tile in one block, as they come from the registers.
+// The sums of a tile in one block, from panels of energies in the first cache.
 template <typename T>
 struct TileSums {
   Vec<T> sum[kWideTile], least[kWideTile];
@@ -192,13 +193,14 @@ struct TileSums {
   }
 };
 
-// Exponents relative to an m of earlier blocks are rounded by up to their size, and a lesser energy
-// makes them positive. This many bits are allowed, or as many as the energies' own rounding hides,
-// within the range of T.
+// A block may have energies below the m of earlier blocks. Then exponents are positive, and the
+// larger they are, the more they round. Up to kLag bits are allowed, or as many as the rounding of
+// the energies hides in any case. kMostOfLag keeps 2^x within the range of T.
 constexpr double kLag = 8, kMostOfLag = 60;
 
-// A query whose block is taken again costs the energies of kGroup; taking energies first costs a
-// look at each, which at many dimensions is nothing.
+// A late query costs the energies of a group of kGroup queries once more, the more the higher D is.
+// Energies first cost one more reading of each energy, at any D. So energies come first beyond
+// kMostOfLate late queries times D, and always beyond kPlainDimensions.
 constexpr int64_t kMostOfLate = 40, kPlainDimensions = 128;
 
 // A tile of at most kWideTile queries against a range of blocks.
@@ -217,7 +219,7 @@ struct WidePass {
   TilePowers<T> powers = {};
   double prepared[kWideTile] = {};  // the m that `powers` are relative to
   bool usable[kWideTile] = {};
-  bool careful = false;  // the next block's least energies are worth a look first
+  bool careful = false;  // the next block's energies come before its exponentials
 
   void take_energies(const Block<T>& block) {
     energies_of_tile(grid, block, tile, state, scratch.p, scratch.spare, smallest);
@@ -242,7 +244,13 @@ struct WidePass {
     return !(lag <= kLag + rate * smallest[q] && lag <= kMostOfLag);
   }
 
-  // Whether all queries are warm and have an m.
+  // Whether all p of a query in this block are 0, relative to the m before it.
+  bool brings_nothing(int64_t q) const {
+    const double excess = double(smallest[q]) - double(state.shift[q]);
+    return double(queries[q].rate) * excess > -double(Exponent<T>::lowest);
+  }
+
+  // Whether this block's exponentials can be relative to the m of earlier blocks.
   bool is_plain() const {
     bool plain = kLevel < kAllMoments && grid.D <= kPlainDimensions && !grid.weighted && !exact;
     for (int64_t q = 0; q < tile.count; ++q)
@@ -250,7 +258,7 @@ struct WidePass {
     return plain;
   }
 
-  // Sets the exponents of all queries; returns whether they can be taken relative to m.
+  // Prepares `powers` for the m of every query; returns whether all queries can use them.
   bool prepare() {
     bool serves = true;
     for (int64_t q = 0; q < tile.count; ++q) {
@@ -263,7 +271,9 @@ struct WidePass {
     return serves;
   }
 
-  // Takes exponentials while the energies are at hand, relative to the m of earlier blocks.
+  // Computes exponentials panel by panel, relative to the m of earlier blocks. The
+  // energies of some queries are computed once more: of the lost from differences, since their
+  // products are too inexact, and of the late, whose exponents would be too large.
   void add_plain(const Block<T>& block) {
     const int64_t size = grid.block, D = grid.D, count = tile.count;
     const bool products = takes_products(grid, tile.scaled);
@@ -308,7 +318,7 @@ struct WidePass {
     }
     int64_t num_zero = 0, num_late = 0;
     for (int64_t q = 0; q < tile.count; ++q) {
-      num_zero += masses[q].sum == 0;
+      num_zero += brings_nothing(q);
       num_late += is_finite(state.shift[q]) && is_late(q);
     }
     // Exponentials of blocks that don't matter, or that need a lower m, would be wasted work.
@@ -318,14 +328,15 @@ struct WidePass {
         add_moments_of_tile<T, kLevel>(grid, block, queries, tile.count, masses, smallest, scratch,
                                        vectors);
     }
-    // Elsewhere add_block has lowered it.
+    // Lowers m to the block's least energy. In the other branch, add_block has.
     for (int64_t q = 0; plain && q < tile.count; ++q) {
       if (smallest[q] < T(sums[q].shift))
         lower_shift(queries[q], false, sums[q], vectors[q], grid.D, smallest[q]);
     }
   }
 
-  // Moves each c of the further pass to the energy of the latent at `place`, see settle_gap.
+  // For kSlope queries: moves the reference energy to that of the latent at `place`, see
+  // settle_gap.
   void settle(int64_t place) {
     const Block<T> block = grid.at(place / grid.block);
     begin(block);

@@ -20,6 +20,10 @@ constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.6931471805599453094;
 template <typename T>
 constexpr double kMost = sizeof(T) == 4 ? 3.4e38 : 1.7e308;
 
+// Where m lies too high, powers are computed that will not be used, but must be finite. Their
+// exponents are cut off here. A power that is used has a smaller exponent.
+constexpr double kMostOfExponent = 100;
+
 template <typename T>
 struct Exponent;
 
