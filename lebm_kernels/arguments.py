@@ -396,7 +396,8 @@ def _check_beta(beta: float | Tensor, dtype: torch.dtype, owner: str, like: Tens
         return torch.full((), value, dtype=dtype, device=like.device)
     _check_tensor("beta", beta, "that broadcasts with the result", 0)
     if beta.dtype not in (dtype, like.dtype):
-        raise TypeError(f"beta must be {dtype}, like the free energy, got {beta.dtype}")
+        either = dtype if like.dtype == dtype else f"{dtype} or {like.dtype}"
+        raise TypeError(f"beta must be {either} for {owner} of {like.dtype}, got {beta.dtype}")
     if beta.device != like.device:
         raise ValueError(f"beta must be on {like.device} as {owner} is, got {beta.device}")
     return beta

@@ -195,8 +195,9 @@ def softmin(
             with the result, in the dtype of ``energy`` or float32 beside float16 and bfloat16.
             Where an element of the tensor is negative or NaN, the result is NaN.
         dim: the dimension of the latents.
-        log_weight: log-weights, ``[N]`` or broadcastable to ``energy`` with ``dim`` last, dtype of
-            ``energy``. They are normalised. -inf drops a latent.
+        log_weight: log-weights, ``[N]`` or ``[..., N]``, which broadcast with ``energy`` with
+            ``dim`` last in all but N; dtype of ``energy``. They are normalised. -inf drops a
+            latent.
 
     Returns:
         ``energy``'s shape without ``dim``, and its dtype.

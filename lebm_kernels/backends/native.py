@@ -109,7 +109,9 @@ def describe() -> str:
     """One line for the table of backends."""
     why_not = unavailable("cuda")
     on_cuda = f"not on CUDA: {why_not}" if why_not else "CUDA C++"
-    return f"C++ with {instruction_set()} on {torch.get_num_threads()} threads; {on_cuda}"
+    threads = torch.get_num_threads()
+    on_threads = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"C++ with {instruction_set()} on {on_threads}; {on_cuda}"
 
 
 def instruction_sets() -> list[str]:

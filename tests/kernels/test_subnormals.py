@@ -29,6 +29,9 @@ from lebm_kernels.diagnostics import promise
 
 BETAS = (0.0, 0.01, 2.0, 100.0, 1e4, math.inf)
 GRADIENTS = (1.0, 1 / 1024, 1e-8)
+ON_EACH = pytest.mark.parametrize(
+    "instruction_set", native.instruction_sets(), ids="native-{}".format
+)
 """The size of the incoming gradient: of sum(), of mean() and of a loss with a small factor."""
 
 ROWS = {
@@ -135,7 +138,7 @@ def test_the_flags_tell_of_subnormal_numbers() -> None:
     assert "result" in subnormal(lambda: product(small, small))
 
 
-@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@ON_EACH
 def test_the_flags_tell_of_subnormal_data(instruction_set: str) -> None:
     of = problem((8, 40, 5), "plain", 1.0, torch.float32)
     tiny = of._replace(y=1e-25 * of.y, decoded=1e-25 * of.decoded)
@@ -147,7 +150,7 @@ def test_the_flags_tell_of_subnormal_data(instruction_set: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@ON_EACH
 def test_ordinary_data(
     instruction_set: str, dtype: torch.dtype, size: tuple[int, int, int], kind: str
 ) -> None:
@@ -182,7 +185,7 @@ def soft_calls(energy: Tensor, log_weight: Tensor | None) -> Iterator[tuple[str,
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@ON_EACH
 def test_ordinary_energies(instruction_set: str, dtype: torch.dtype, weighted: bool) -> None:
     energy = (110 * torch.rand(60, 1000, dtype=torch.float64)).to(dtype)
     log_weight = (100 * torch.rand(1000, dtype=torch.float64)).to(dtype) if weighted else None
@@ -196,7 +199,7 @@ def test_ordinary_energies(instruction_set: str, dtype: torch.dtype, weighted: b
     ("size", "beta", "grad_size"),
     [(1e-18, 1.0, 1.0), (1e-18, 1e36, 1.0), (1e-30, 1.0, 1.0), (1.0, 2.0, 1e-36)],
 )
-@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@ON_EACH
 def test_tiny_numbers_still_count(
     instruction_set: str, size: float, beta: float, grad_size: float, D: int
 ) -> None:

@@ -199,9 +199,9 @@ REFUSALS: list[Refusal] = [
         (
             "float64 beside a float32 `y`",
             torch.tensor(1.0).double(),
-            "be torch.float32, like the free energy, got torch.float64",
+            "be torch.float32 for y of torch.float32, got torch.float64",
         ),
-        ("int64", torch.tensor(1), "be torch.float32, like the free energy, got torch.int64"),
+        ("int64", torch.tensor(1), "be torch.float32 for y of torch.float32, got torch.int64"),
     ),
     *kinds("beta", BETA, 7),
     *refusals(

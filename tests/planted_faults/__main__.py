@@ -210,13 +210,6 @@ FAULTS = (
     ),
     Fault(
         "native",
-        "incoming gradients without a unit",
-        r"__builtin_ldexp\(1\.0, exponent < -1000 \? -1000 : exponent\)",
-        "1.0 + 0 * exponent",
-        "kernels/test_subnormals.py",
-    ),
-    Fault(
-        "native",
         "soft minima: the logarithm of a sum near 1",
         r"log_sum > kSmallL \? __builtin_log1p\(deficit_of\(row, s\)\) : log_sum",
         "log_sum",
