@@ -65,7 +65,7 @@ def multiply(a: Array, b: Array, c: Array, arithmetic: Arithmetic, order: Any = 
 
 
 def cut(x: Array) -> Array:
-    """float64 to float32, toward zero; beyond the range of float32, infinite."""
+    """float64 to float32, toward zero."""
     kept = (x.view(np.int64) & ~_CUT_BITS).view(np.float64)
     small = np.abs(x) < _LEAST_NORMAL
     if small.any():
