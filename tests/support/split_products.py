@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from support import tensor_core
 from support.tensor_core import Arithmetic, Array, multiply
@@ -39,16 +41,26 @@ DIMENSIONS = 64
 TOP = 15
 """Halves are scaled so that the largest is in [2^(TOP - 1), 2^TOP): the least is then 2^-39 of it."""
 
-MASS_BITS = 10
-"""p is multiplied by 2^MASS_BITS, so that a half as small as 2^-35 of the largest is kept."""
+MASS_BITS = 15
+"""p is multiplied by 2^MASS_BITS, so that its halves keep what is above 2^-40 of the largest.
 
-ROUNDING_OF_DOT = 0.9
-ROUNDING_OF_SQUARES = 0.375
-"""The rounding of u . v and of |u|^2 and |v|^2, in eps of their size."""
+With 2^10, the many small p of a query that is close to one latent were too coarse for dF/dy.
+"""
 
-ENERGY_ROUNDINGS = 1.5
-BETA_ROUNDINGS = 6.0
+ROUNDING_OF_DOT = 0.6
+ROUNDING_OF_SQUARES = 0.25
+"""The rounding of u . v and of |u|^2 and |v|^2, in eps of their size: as in csrc/cpu/grid/product.h."""
+
+ENERGY_ROUNDINGS = 3.0
+BETA_ROUNDINGS = 3.0
 """The error allowed in E, in eps of E and of 1 / beta."""
+
+COARSEST = 2.0**22
+"""The largest addend of the exponent, beta (m - |u|^2) log2 e: rounded, p moves by 2^(1/4) at most.
+
+Where it is larger, p could leave the range of halves, and what does not matter could seem to. Such
+a tile is lost if it matters; if not, it adds nothing.
+"""
 
 NEGLIGIBLE = 64.0
 """A tile whose exponents are all further than this below the largest does not matter."""
@@ -57,8 +69,8 @@ EXCESS_ERRORS = 16.0
 """How many times its modelled error a least energy may be wrong by, where a tile does not matter."""
 
 EPS = 2.0**-23
-_LOG2E = math.log2(math.e)
-_HOT = -0.5  # of the logarithm of the mean exponential: above, other kernels take the query
+LOG2E = math.log2(math.e)
+HOT = -0.5  # of the logarithm of the mean exponential: above, other kernels take the query
 
 
 class Card(NamedTuple):
@@ -161,8 +173,15 @@ class Block:
             yield slice(start, stop)
 
 
-def judge(block: Block, tile: slice, shift: Array, rate: Any) -> Array:
-    """The queries for which a tile is lost: it matters, and products are not exact enough.
+class Verdict(NamedTuple):
+    """Of a tile, for each query. What is neither lost nor added does not matter."""
+
+    lost: Array
+    added: Array  # by products
+
+
+def judge(block: Block, tile: slice, shift: Array, rate: Any) -> Verdict:
+    """Whether a tile matters, and whether products are exact enough.
 
     Args:
         block: the tile's block.
@@ -180,10 +199,11 @@ def judge(block: Block, tile: slice, shift: Array, rate: Any) -> Array:
     dot = np.abs(squares - low) / 2 + u * v * to_float(1 / math.sqrt(D))
     error = np.hypot(2 * to_float(ROUNDING_OF_DOT) * dot, to_float(ROUNDING_OF_SQUARES) * squares)
     excess = least - to_float(EXCESS_ERRORS * EPS) * error - shift
-    allowed = to_float(ENERGY_ROUNDINGS) * low + to_float(BETA_ROUNDINGS / rate)
-    good = error <= allowed
     matters = ~(excess * to_float(rate) > NEGLIGIBLE)
-    return matters & ~good
+    allowed = to_float(ENERGY_ROUNDINGS) * low + to_float(BETA_ROUNDINGS / rate)
+    fine = np.abs(shift - u_square) * to_float(rate * LOG2E) <= COARSEST
+    lost = matters & ~((error <= allowed) & fine)
+    return Verdict(lost, fine & ~lost)
 
 
 def least_energy(block: Block, tile: slice) -> Array:
@@ -213,13 +233,22 @@ class Rows(NamedTuple):
 class Model:
     """The arguments of a free energy; both passes, at any beta."""
 
-    def __init__(self, y: Array, decoded: Array, card: Card, seed: int = 0) -> None:
-        self.y, self.decoded, self.card = y, decoded, card
+    def __init__(self, y: Tensor, decoded: Tensor, card: Card, seed: int = 0) -> None:
+        self.y, self.decoded, self.card = y.numpy(), decoded.numpy(), card
         self.order = np.random.default_rng(seed)
         self.blocks = [
-            Block(y, decoded, start, card, self.order) for start in range(0, len(decoded), BLOCK)
+            Block(self.y, self.decoded, start, card, self.order)
+            for start in range(0, len(decoded), BLOCK)
         ]
         self.differences = self._differences()
+
+    def arguments(self, beta: float) -> dict[str, Tensor]:
+        """Those of ``lebm_kernels.free_energy``."""
+        return {
+            "y": torch.from_numpy(self.y),
+            "decoded": torch.from_numpy(self.decoded),
+            "beta": torch.tensor(beta),
+        }
 
     def _differences(self) -> Array:
         energy = np.zeros((len(self.y), len(self.decoded)), np.float32)
@@ -233,13 +262,19 @@ class Model:
         error = self.order.uniform(-(2.0**-22), 2.0**-22, x.shape)
         return to_float(np.exp2(x.astype(np.float64)) * (1 + error))
 
-    def exponentials(self, block: Block, tile: slice, shift: Array, coldness: Array) -> Array:
+    def exponentials(
+        self, block: Block, tile: slice, shift: Array, coldness: Array, added: Array
+    ) -> Array:
         """2^MASS_BITS exp2(coldness (shift - E)): one fma and an exponential for each pair."""
-        addend = fma(shift - block.u_square, coldness, np.float32(MASS_BITS))
-        return self.exp2(fma(block.s[:, tile], 2 * coldness, addend[:, None]))
+        s = block.s[:, tile]
+        # The shift is rounded. Where it is the least energy, p may not exceed 2^MASS_BITS for that.
+        largest = np.maximum((block.u_square - shift) / 2, s.max(1))
+        addend = fma(largest, -2 * coldness, np.float32(MASS_BITS))
+        addend = np.where(added, addend, np.float32(-np.inf))
+        return self.exp2(fma(s, 2 * coldness, addend[:, None]))
 
     def rows(self, beta: float) -> Rows:
-        coldness = to_float(beta * _LOG2E)
+        coldness = to_float(beta * LOG2E)
         by_products, lost = self._rows_by_products(coldness, to_float(beta))
         sums = self._merge(by_products, self._lost_rows(lost, coldness), coldness)
         mean = np.log(sums.total / len(self.decoded) / 2.0**MASS_BITS)
@@ -249,7 +284,7 @@ class Model:
             sums.shift,
             sums.total,
             lost,
-            mean > _HOT,
+            mean > HOT,
         )
 
     def _sample(self) -> Array:
@@ -265,12 +300,11 @@ class Model:
         for block in self.blocks:
             moment, block_mass = np.zeros((M, D), np.float32), np.zeros(M, np.float32)
             for tile in block.tiles():
-                lost = judge(block, tile, shift, rate)
-                lower = np.where(lost, shift, np.minimum(shift, least_energy(block, tile)))
+                lost, added = judge(block, tile, shift, rate)
+                lower = np.where(added, np.minimum(shift, least_energy(block, tile)), shift)
                 ratio = self.exp2((lower - shift) * coldness)
                 shift, mass, pull = lower, mass * ratio, pull * ratio[:, None]
-                p = self.exponentials(block, tile, shift, coldness)
-                p = np.where(lost[:, None], np.float32(0), p)
+                p = self.exponentials(block, tile, shift, coldness, added)
                 total = fma(total, ratio, p.sum(1))
                 halves = split(p)
                 block_mass = fma(block_mass, ratio, to_float(halves.value.sum(1)))
@@ -310,45 +344,44 @@ class Model:
 
     @staticmethod
     def _merge(first: Sums, second: Sums, coldness: Array) -> Sums:
-        shift = np.where(
-            second.total > 0, np.minimum(first.shift, second.shift), first.shift
-        ).astype(np.float64)
-        with np.errstate(over="ignore"):
-            ratios = [np.exp2((shift - x.shift) * coldness) for x in (first, second)]
-        total, mass = (
-            sum(np.where(y > 0, y * r, 0) for y, r in zip(pair, ratios, strict=True))
-            for pair in ((first.total, second.total), (first.mass, second.mass))
+        """The sum of two; a query without lost tiles has no second."""
+        second_shift = np.where(second.total > 0, second.shift, first.shift)
+        shift = np.where(first.total > 0, np.minimum(first.shift, second_shift), second_shift)
+        of_first = np.exp2(np.minimum((shift - first.shift) * coldness, 0).astype(np.float64))
+        of_second = np.exp2(np.minimum((shift - second_shift) * coldness, 0).astype(np.float64))
+
+        def both(x: Array, y: Array) -> Array:
+            return (x.T * of_first + y.T * of_second).T
+
+        return Sums(
+            shift,
+            both(first.total, second.total),
+            both(first.mass, second.mass),
+            both(first.pull, second.pull),
         )
-        pull = sum(
-            np.where(x.total[:, None] > 0, x.pull * r[:, None], 0)
-            for x, r in zip((first, second), ratios, strict=True)
-        )
-        return Sums(to_float(shift), total, mass, np.asarray(pull))
 
     def columns(self, beta: float, rows: Rows, grad: Array) -> Array:
         """dF/dg of sum(grad F)."""
-        coldness = to_float(beta * _LOG2E)
+        coldness = to_float(beta * LOG2E)
         factor = to_float(grad / rows.total)  # of p in units of 2^-MASS_BITS
         lost, found = [], []
         for block in self.blocks:
-            of_tiles = [judge(block, tile, rows.shift, to_float(beta)) for tile in block.tiles()]
-            for tile, of_tile in zip(block.tiles(), of_tiles, strict=True):
-                found.append(self._column_tile(block, tile, of_tile, rows.shift, factor, coldness))
-            lost += of_tiles
+            for tile in block.tiles():
+                verdict = judge(block, tile, rows.shift, to_float(beta))
+                p = self.exponentials(block, tile, rows.shift, coldness, verdict.added)
+                found.append(self._column_tile(block, tile, p, factor))
+                lost.append(verdict.lost)
         return to_float(
             np.concatenate(found) + self._lost_columns(np.stack(lost, 1), rows, factor, coldness)
         )
 
-    def _column_tile(
-        self, block: Block, tile: slice, lost: Array, shift: Array, factor: Array, coldness: Array
-    ) -> Array:
+    def _column_tile(self, block: Block, tile: slice, p: Array, factor: Array) -> Array:
         # A sum over queries has one scale: each query's own scale of u goes into its weight.
         unit = block.u_scale.min()
         share = to_float(unit / block.u_scale[:, 0])
         factor = to_float(factor * share)
         lift = scale_of(factor) * 2.0**-MASS_BITS
-        p = self.exponentials(block, tile, shift, coldness)
-        p = np.where(lost[:, None], np.float32(0), p * to_float(factor * lift)[:, None])
+        p = p * to_float(factor * lift)[:, None]
         weights = split(p).T
         moment = np.zeros((tile.stop - tile.start, block.u.shape[1]), np.float32)
         mass = np.zeros(tile.stop - tile.start, np.float32)
@@ -362,7 +395,8 @@ class Model:
         return -2 * pull / lift
 
     def _lost_columns(self, lost: Array, rows: Rows, factor: Array, coldness: Array) -> Array:
-        p = self.exp2((rows.shift[:, None] - self.differences) * coldness)
+        exponent = np.minimum((rows.shift[:, None] - self.differences) * coldness, np.float32(0))
+        p = self.exp2(exponent)
         weights = np.where(self._pairs(lost), p * factor[:, None], np.float32(0))
         pull = np.zeros(self.decoded.shape)
         for q in np.flatnonzero(lost.any(1)):
