@@ -48,6 +48,15 @@ def islands(M: int, N: int, D: int, generator: torch.Generator) -> tuple[Tensor,
     return y + groups[chosen, None], decoded + groups.repeat_interleave(1024)[:N, None]
 
 
+def two_groups(M: int, N: int, D: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Each query and latent is in one of two groups, 1.1 to each side of 0 in each dimension.
+
+    Within a group, all terms of u . v tend to be positive: what is cut off adds up.
+    """
+    y, decoded = normal(M, N, D, generator)
+    return tuple(x + 1.1 * (-1) ** torch.arange(len(x))[:, None] for x in (y, decoded))
+
+
 def manifold(M: int, N: int, D: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A curved surface in D dimensions; the queries have noise of 0.05 in each."""
     axes = _normal(6, D, generator=generator) / math.sqrt(6)
@@ -90,4 +99,7 @@ def _square(N: int) -> Tensor:
     return torch.cartesian_prod(axis, axis)[:N]
 
 
-CLOUDS: tuple[Cloud, ...] = (normal, near, far, offset, islands, manifold, digits)
+CLOUDS: tuple[Cloud, ...] = (
+    *(normal, near, far, offset, islands, two_groups),
+    *(manifold, digits),
+)
