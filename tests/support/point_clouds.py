@@ -54,7 +54,8 @@ def two_groups(M: int, N: int, D: int, generator: torch.Generator) -> tuple[Tens
     Within a group, all terms of u . v tend to be positive: what is cut off adds up.
     """
     y, decoded = normal(M, N, D, generator)
-    return tuple(x + 1.1 * (-1) ** torch.arange(len(x))[:, None] for x in (y, decoded))
+    sides = 1.1 * (-1) ** torch.arange(max(M, N))[:, None]
+    return y + sides[:M], decoded + sides[:N]
 
 
 def manifold(M: int, N: int, D: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

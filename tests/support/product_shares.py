@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,23 @@ from lebm_kernels.diagnostics import promise
 from support.accuracy import gradients, reference_free_energy
 from support.oracle import exact, to_array
 from support.point_clouds import CLOUDS, Cloud
-from support.split_products import CARDS, TILE, Block, Card, Model, Rows, judge
+from support.split_products import (
+    BLOCK,
+    CARDS,
+    SM_90,
+    Block,
+    Card,
+    Model,
+    Rows,
+    judge,
+    least_energy,
+    to_float,
+)
+from support.tensor_core import Array
 
 BETAS = (0.3, 1.0, 3.0, 10.0, 100.0, 1e4)
+SIZES = ((16, 12, 576), (64, 12, 576), (784, 8, 300))
+"""D, M and N of the problems whose errors are printed."""
 
 
 class Shares(NamedTuple):
@@ -57,3 +71,50 @@ def shares(model: Model, beta: float, grad: Tensor) -> Shares:
     # Other kernels take the hot queries.
     worst[0], worst[1] = (x[~rows.hot] for x in worst[:2])
     return Shares(*(float(x.max(initial=0)) for x in worst), float(rows.lost.mean()))
+
+
+def worst(cloud: Cloud, D: int, M: int, N: int, card: Card) -> Shares:
+    """Of all betas, each number by itself."""
+    generator = torch.Generator().manual_seed(0)
+    model = Model(*cloud(M, N, D, generator), card)
+    grad = torch.randn(M, generator=generator)
+    return Shares(*np.max([shares(model, beta, grad) for beta in BETAS], axis=0))
+
+
+class _InDouble(Block):
+    """With s in double, which is soon done for a large grid."""
+
+    def _products(self, card: Card, order: Any) -> Array:
+        dot = self.u.astype(np.float64) @ self.v.T
+        return to_float(dot - self.v_square / 2)
+
+
+def lost_tiles(cloud: Cloud, D: int, M: int = 64, N: int = 16384) -> list[float]:
+    """The share of the tiles that is lost, at each beta."""
+    y, decoded = (x.numpy() for x in cloud(M, N, D, torch.Generator().manual_seed(0)))
+    order = np.random.default_rng(0)
+    starts = range(0, len(decoded), BLOCK)
+    blocks = [_InDouble(y, decoded, start, SM_90, order) for start in starts]
+    tiles = [(block, tile) for block in blocks for tile in block.tiles()]
+    shift = np.min([least_energy(*tile) for tile in tiles], axis=0)
+    return [
+        float(np.mean([judge(*tile, shift, np.float32(beta)).lost for tile in tiles]))
+        for beta in BETAS
+    ]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for D, M, N in SIZES:
+        for cloud in CLOUDS:
+            found = [worst(cloud, D, M, N, card) for card in CARDS]
+            numbers = "  ".join(" ".join(f"{x:.2f}" for x in one[:3]) for one in found)
+            print(f"D = {D:3} {cloud.__name__:10} {numbers}", flush=True)
+    for D in (16, 64):
+        for cloud in CLOUDS:
+            percent = " ".join(f"{100 * x:5.1f}" for x in lost_tiles(cloud, D))
+            print(f"D = {D:3} {cloud.__name__:10} lost, %: {percent}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""A model of free energies by products of halves, as tensor cores would compute them: D > 8, float32.
+"""A model of free energies by products of halves on tensor cores, for float32 and D > 8.
 
 About the centre c of a block of latents, with u = y - c and v = g - c,
 
@@ -42,7 +42,7 @@ One chain of 784 breaks the promise on dF/dg.
 """
 
 TOP = 15
-"""Halves are scaled so that the largest is in [2^(TOP - 1), 2^TOP): the least is then 2^-39 of it."""
+"""Halves are scaled so that the largest is in [2^(TOP - 1), 2^TOP); the least is 2^-39 of it."""
 
 MASS_BITS = 15
 """p is multiplied by 2^MASS_BITS, so that its halves keep what is above 2^-40 of the largest.
@@ -52,12 +52,13 @@ With 2^10, the many small p of a query close to one latent are too coarse for dF
 
 ROUNDING_OF_DOT = 0.6
 ROUNDING_OF_SQUARES = 0.25
-"""The rounding of u . v and of |u|^2 and |v|^2, in eps of their size, as csrc/cpu/grid/product.h has
-them. They are errors of independent roundings; what tensor cores cut off can be ten times as much.
+"""The rounding of u . v and of |u|^2 and |v|^2, in eps of their size: as in csrc/cpu/grid/product.h.
+
+They are errors of independent roundings; what tensor cores cut off can be ten times as much.
 """
 
-ENERGY_ROUNDINGS = 2.0
-"""The error allowed in E, in eps of E. At 3, two groups of latents break the promise on dF/dg."""
+ENERGY_ROUNDINGS = 1.5
+"""The error allowed in E, in eps of E. At 2, two groups of latents break the promise on dF/dg."""
 
 BETA_ROUNDINGS = 3.0
 """The error allowed in E, in eps / beta. At 6, queries near a latent break the promise on dF/dg."""
@@ -73,7 +74,7 @@ NEGLIGIBLE = 64.0
 """A tile whose exponents are all further than this below the largest does not matter."""
 
 EXCESS_ERRORS = 16.0
-"""How many times its modelled error a least energy may be wrong by, where a tile does not matter."""
+"""How many times its modelled error a least energy may be wrong by."""
 
 EPS = 2.0**-23
 LOG2E = math.log2(math.e)

@@ -55,7 +55,8 @@ def multiply(a: Array, b: Array, c: Array, arithmetic: Arithmetic, order: Any = 
         arithmetic: how the sums are made.
         order: a generator of random numbers, for the order of a sum that is rounded to nearest.
     """
-    assert a.dtype == b.dtype == np.float16 and c.dtype == np.float32
+    assert a.dtype == b.dtype == np.float16
+    assert c.dtype == np.float32
     with np.errstate(all="ignore"):
         if arithmetic.extra is None:
             sums = _add_one_by_one(a, b, c, order or np.random.default_rng(0))
