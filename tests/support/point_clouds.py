@@ -90,6 +90,17 @@ def digits(M: int, N: int, D: int, generator: torch.Generator) -> tuple[Tensor, 
     return y + 0.05 * _normal(M, D, generator=generator), decode(_square(N))
 
 
+def in_squares(decoded: Tensor) -> Tensor:
+    """A grid of 4^k latents, which came row by row, in Morton order: neighbours in both axes."""
+    side = math.isqrt(len(decoded))
+    row, column = torch.arange(side)[:, None], torch.arange(side)
+    place = torch.zeros(side, side, dtype=torch.long)
+    for bit in range(side.bit_length()):
+        place += (row >> bit & 1) << (2 * bit + 1)
+        place += (column >> bit & 1) << (2 * bit)
+    return decoded[place.flatten().argsort()]
+
+
 def _uniform(M: int, generator: torch.Generator) -> Tensor:
     return 2 * torch.rand(M, 2, generator=generator) - 1
 
@@ -100,7 +111,4 @@ def _square(N: int) -> Tensor:
     return torch.cartesian_prod(axis, axis)[:N]
 
 
-CLOUDS: tuple[Cloud, ...] = (
-    *(normal, near, far, offset, islands, two_groups),
-    *(manifold, digits),
-)
+CLOUDS: tuple[Cloud, ...] = (normal, near, far, offset, two_groups, manifold, digits)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from lebm_kernels.diagnostics import promise
 from support.accuracy import gradients, reference_free_energy
 from support.oracle import exact, to_array
-from support.point_clouds import CLOUDS, Cloud
+from support.point_clouds import CLOUDS, Cloud, digits, in_squares, manifold
 from support.split_products import (
     BLOCK,
     CARDS,
@@ -30,7 +31,7 @@ from support.split_products import (
 from support.tensor_core import Array
 
 BETAS = (0.3, 1.0, 3.0, 10.0, 100.0, 1e4)
-SIZES = ((16, 12, 576), (64, 12, 576), (784, 8, 300))
+SIZES = ((16, 12, 576), (64, 12, 576), (784, 6, 150))
 """D, M and N of the problems whose errors are printed."""
 
 
@@ -89,9 +90,10 @@ class _InDouble(Block):
         return to_float(dot - self.v_square / 2)
 
 
-def lost_tiles(cloud: Cloud, D: int, M: int = 64, N: int = 16384) -> list[float]:
-    """The share of the tiles that is lost, at each beta."""
-    y, decoded = (x.numpy() for x in cloud(M, N, D, torch.Generator().manual_seed(0)))
+def lost_tiles(cloud: Cloud, D: int, order_of: Callable[[Tensor], Tensor]) -> list[float]:
+    """The share of the tiles of 16384 latents, in this order, that is lost at each beta."""
+    points, latents = cloud(64, 16384, D, torch.Generator().manual_seed(0))
+    y, decoded = points.numpy(), order_of(latents).numpy()
     order = np.random.default_rng(0)
     starts = range(0, len(decoded), BLOCK)
     blocks = [_InDouble(y, decoded, start, SM_90, order) for start in starts]
@@ -111,9 +113,10 @@ def main() -> None:
             numbers = "  ".join(" ".join(f"{x:.2f}" for x in one[:3]) for one in found)
             print(f"D = {D:3} {cloud.__name__:10} {numbers}", flush=True)
     for D in (16, 64):
-        for cloud in CLOUDS:
-            percent = " ".join(f"{100 * x:5.1f}" for x in lost_tiles(cloud, D))
-            print(f"D = {D:3} {cloud.__name__:10} lost, %: {percent}", flush=True)
+        for name, order_of in (("as given", lambda x: x), ("in squares", in_squares)):
+            for cloud in CLOUDS if name == "as given" else (manifold, digits):
+                percent = " ".join(f"{100 * x:5.1f}" for x in lost_tiles(cloud, D, order_of))
+                print(f"D = {D:3} {cloud.__name__:10} {name}, lost, %: {percent}", flush=True)
 
 
 if __name__ == "__main__":

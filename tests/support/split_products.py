@@ -52,7 +52,7 @@ With 2^10, the many small p of a query close to one latent are too coarse for dF
 
 ROUNDING_OF_DOT = 0.6
 ROUNDING_OF_SQUARES = 0.25
-"""The rounding of u . v and of |u|^2 and |v|^2, in eps of their size: as in csrc/cpu/grid/product.h.
+"""The rounding of u . v and of |u|^2 and |v|^2, in eps of their size, as for CPUs (judge).
 
 They are errors of independent roundings; what tensor cores cut off can be ten times as much.
 """
