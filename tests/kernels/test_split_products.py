@@ -182,7 +182,7 @@ APART = CASES["blocks apart"]
 COLD = CASES["far"]._replace(betas=(1e6,), lost=1)
 
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Case, Card]] = {
-    fault.__name__.replace("_", " "): (fault, case, card)
+    f"{fault.__name__}, {case.cloud.__name__}".replace("_", " "): (fault, case, card)
     for fault, case, card in (
         (low_halves_are_zero, CASES["unstructured"], SM_90),
         (low_halves_are_subtracted, CASES["unstructured"], SM_90),
