@@ -5,9 +5,9 @@
 
 namespace lebm::cuda {
 
-// Combines each of a lane's kCount numbers over the lanes that differ in the bits from kMask down to
-// kLowest. In each step a lane gives half of its numbers away and keeps the other half, as long as
-// it has two. Of m numbers that remain, lane l has those from (l / kLowest) m on, if kCount is
+// Combines each of a lane's kCount numbers over the lanes that differ in the bits from kMask down
+// to kLowest. In each step a lane gives half of its numbers away and keeps the other half, as long
+// as it has two. Of m numbers that remain, lane l has those from (l / kLowest) m on, if kCount is
 // enough for all steps; with fewer numbers neighbouring lanes have the same.
 template <int kLowest, int kMask, int kCount, typename V, int kSize, typename Combine>
 __device__ __forceinline__ void fold_from(V (&numbers)[kSize], Combine combine) {

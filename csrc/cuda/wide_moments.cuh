@@ -22,7 +22,7 @@ namespace lebm::cuda {
 
 // The place of another's p in a warp's part of the tile; those of 8 own items follow each other.
 template <typename T>
-__device__ __forceinline__ int place_of_pairs(int other) {
+__device__ __forceinline__ constexpr int place_of_pairs(int other) {
   return other * kOwn + other / kVector<T> * kVector<T>;
 }
 
@@ -120,7 +120,6 @@ __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_
   const Points<T> s = points_of(kHasScale ? problem.scale : problem.y, b, problem.D);
   const int lane = lane_of_thread(), warp = warp_of_thread();
   const int lane_dimension = lane % kGroups * kVector<T>, subset = lane / kGroups;
-  T* const stage_scale = tile.stage + kStage * kWidth;
   for (int64_t start = 0; start < problem.D; start += kWidth) {
     Vector<T> mine[kOwn], my_scale[kOwn];
 #pragma unroll
@@ -129,8 +128,9 @@ __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_
       const bool used = item < own.count && !(kColumns && tile.weight[item] == -infinity(T()));
       mine[i] = my_scale[i] = Vector<T>{};
       if (!used) continue;
-      mine[i] = (kColumns ? g : y).load_at(own.at(item), start + lane_dimension);
-      if (kHasScale && !kColumns) my_scale[i] = s.load_at(own.at(item), start + lane_dimension);
+      const int64_t d = start + lane_dimension;
+      mine[i] = load_point(kColumns ? g : y, own.at(item), d);
+      if (kHasScale && !kColumns) my_scale[i] = load_point(s, own.at(item), d);
     }
     T sums[kSums][kLaneMoments<T>];
 #pragma unroll
@@ -148,19 +148,25 @@ __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_
       load_points<T, kStage, kWidth>(kColumns ? y : g, others, from, start,
                                      kColumns ? nullptr : tile.weight, store_at(tile.stage));
       if (kStagesScale) {
-        load_points<T, kStage, kWidth>(s, others, from, start, nullptr, store_at(stage_scale));
+        load_points<T, kStage, kWidth>(s, others, from, start, nullptr,
+                                       store_at(tile.stage + kStage * kWidth));
       }
       __syncthreads();  // the stage is written
-      const int count = int(others.count) - from < kStage ? int(others.count) - from : kStage;
-#pragma unroll 2
+      const int left = int(others.count) - from, count = left < kStage ? left : kStage;
+      const T* pairs = tile.p[warp] + place_of_pairs<T>(from + subset);
+      const T* staged = tile.stage + subset * kWidth + lane_dimension;
+#pragma unroll 4
       for (int n = subset; n < count; n += kSubsets) {
         T p[kOwn];
-        read_vectors(tile.p[warp] + place_of_pairs<T>(from + n), p);
-        const int at = n * kWidth + lane_dimension;
-        const Vector<T> other = *reinterpret_cast<const Vector<T>*>(tile.stage + at);
+        read_vectors(pairs, p);
+        const Vector<T> other = *reinterpret_cast<const Vector<T>*>(staged);
         Vector<T> other_scale = {};
-        if (kStagesScale) other_scale = *reinterpret_cast<const Vector<T>*>(stage_scale + at);
+        if (kStagesScale) {
+          other_scale = *reinterpret_cast<const Vector<T>*>(staged + kStage * kWidth);
+        }
         add_other<T, kColumns, kHasScale, kSums>(p, mine, my_scale, other, other_scale, sums);
+        pairs += place_of_pairs<T>(kSubsets);
+        staged += kSubsets * kWidth;
       }
     }
     add_to_totals<T, kGroups, kSums>(totals, own, start + lane_dimension, problem.D, factor, sums);

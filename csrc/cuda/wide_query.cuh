@@ -95,13 +95,6 @@ __device__ __forceinline__ WideShift<T> shift_of(const WideShift<T>& own, int i)
   return q;
 }
 
-// Returns p~ of a pair of the first pass.
-template <typename T>
-__device__ __forceinline__ T pair_of(const WideShift<T>& q, T e, T weight) {
-  if (q.a == infinity(T())) return e != e || weight != weight ? T(not_a_number()) : T(0);
-  return power(fused(q.minus_c, e - q.m, weight + q.a));
-}
-
 // Returns p~ of a pair of the second or third pass, and adds the pair to `extra` and `least`.
 template <typename T, RowPass kPass>
 __device__ __forceinline__ T later_pair_of(const WideShift<T>& q, T e, T weight, double& extra,
@@ -150,29 +143,52 @@ __device__ __forceinline__ T update_shift(WideQuery<T>& q, T energy, T weight) {
   return factor;
 }
 
-// Whether a tile may have a latent that must become the shift of a query of the first pass.
+// p~ of a query's pairs in the first pass is exp2 of these.
 template <typename T>
-__device__ __forceinline__ bool has_better_shift(const WideShift<T>& q, const T (&e)[kPer<T>],
-                                                 const T (&weights)[kPer<T>]) {
-  T most = -infinity(T());
+__device__ __forceinline__ void exponents_of(const WideShift<T>& q, const T (&e)[kPer<T>],
+                                             const T (&weights)[kPer<T>], T (&exponents)[kPer<T>]) {
 #pragma unroll
   for (int j = 0; j < kPer<T>; ++j) {
-    most = greater(most, fused(q.minus_c, e[j] - q.m, weights[j] + q.a));
+    exponents[j] = fused(q.minus_c, e[j] - q.m, weights[j] + q.a);
   }
-  return __any_sync(kAllLanes, most > T(kLag) || q.a == infinity(T()));
 }
 
-// Updates the shift of the warp's query i. `factor` is that of a lane's own query.
+// Updates the shift of the warp's query i by the best latent of the tile. `factor` is that of a
+// lane's own query.
 template <typename T, RowPass kPass>
 __device__ __forceinline__ void find_shift(WideQuery<T>& own, int i, const T (&e)[kPer<T>],
                                            const T (&weights)[kPer<T>], WideShift<T>& q,
                                            T& factor) {
-  const bool cold = q.regime == Regime::kCold;
-  if (kPass == RowPass::kFirst ? !has_better_shift(q, e, weights) : !cold) return;
   T energy, weight;
-  best_of_tile(cold ? -infinity(T()) : q.minus_c, e, weights, energy, weight);
+  best_of_tile(q.regime == Regime::kCold ? -infinity(T()) : q.minus_c, e, weights, energy, weight);
   if (lane_of_thread() / kLanesPerQuery == i) factor = update_shift(own, energy, weight);
   q = shift_of<T, kPass>(own, i);
+}
+
+// Computes p~ of the warp's query i in the first pass, after updating its shift if a latent of the
+// tile is much better.
+template <typename T>
+__device__ __forceinline__ void first_pairs_of(WideQuery<T>& own, int i, const T (&e)[kPer<T>],
+                                               const T (&weights)[kPer<T>], WideShift<T>& q,
+                                               T& factor, T (&pairs)[kPer<T>]) {
+  exponents_of(q, e, weights, pairs);
+  T most = pairs[0];
+#pragma unroll
+  for (int j = 1; j < kPer<T>; ++j) most = greater(most, pairs[j]);
+  if (__any_sync(kAllLanes, most > T(kLag) || q.a == infinity(T()))) {
+    find_shift<T, RowPass::kFirst>(own, i, e, weights, q, factor);
+    exponents_of(q, e, weights, pairs);
+    if (q.a == infinity(T())) {  // no energy is finite
+#pragma unroll
+      for (int j = 0; j < kPer<T>; ++j) {
+        pairs[j] = e[j] != e[j] || weights[j] != weights[j] ? T(not_a_number()) : -infinity(T());
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kPer<T>; ++j) {
+    pairs[j] = weights[j] == -infinity(T()) ? T(0) : power(pairs[j]);
+  }
 }
 
 // A query before the pass. It has no shift yet.

@@ -78,28 +78,33 @@ __device__ __forceinline__ T add_tile(WideQuery<T>& own, int64_t start,
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     WideShift<T> q = shift_of<T, kPass>(own, i);
-    if (kPass != RowPass::kThird) find_shift<T, kPass>(own, i, e[i], weights, q, factor);
     mass[i] = energy[i] = T(0);
     least[i] = infinity(T());
     extra[i] = 0;
+    T pairs[kPer<T>];
+    if constexpr (kPass == RowPass::kFirst) {
+      first_pairs_of(own, i, e[i], weights, q, factor, pairs);
+    } else {
+      if (kPass == RowPass::kSecond && q.regime == Regime::kCold) {
+        find_shift<T, kPass>(own, i, e[i], weights, q, factor);
+      }
+#pragma unroll
+      for (int j = 0; j < kPer<T>; ++j) {
+        pairs[j] = weights[j] == -infinity(T())
+                       ? T(0)
+                       : later_pair_of<T, kPass>(q, e[i][j], weights[j], extra[i], least[i]);
+      }
+    }
 #pragma unroll
     for (int j = 0; j < kPer<T>; ++j) {
-      T pair = T(0);
-      if (weights[j] != -infinity(T())) {
-        if constexpr (kPass == RowPass::kFirst) {
-          pair = pair_of(q, e[i][j], weights[j]);
-        } else {
-          pair = later_pair_of<T, kPass>(q, e[i][j], weights[j], extra[i], least[i]);
-        }
-      }
-      mass[i] += pair;
+      mass[i] += pairs[j];
       const T excess = e[i][j] - q.m;
       if (kPass == RowPass::kSecond) {
-        if (pair > T(0)) energy[i] = fused(pair, excess, energy[i]);
+        if (pairs[j] > T(0)) energy[i] = fused(pairs[j], excess, energy[i]);
       } else if (kHasEnergy) {
-        energy[i] = fused(pair, lesser(excess, T(Range<T>::kLargest)), energy[i]);
+        energy[i] = fused(pairs[j], lesser(excess, T(Range<T>::kLargest)), energy[i]);
       }
-      e[i][j] = pair;
+      e[i][j] = pairs[j];
     }
   }
   fold_sums<1>(mass);
@@ -133,16 +138,6 @@ __global__ void __launch_bounds__(kThreads)
                       (q.regime == Regime::kCold && kPass == RowPass::kSecond);
   if (!__syncthreads_or(active)) return;
 
-  T e[kOwn][kPer<T>];
-  if (kPass != RowPass::kThird) {
-    const int64_t count = p.N < kTileOthers<T> ? p.N : kTileOthers<T>;
-    const Items sample = {0, count, p.N, true};
-    load_weights(p, task.normaliser, b, sample, tile);
-    tile_energies<T, false, kHasScale>(p, b, own, sample, tile, e);
-    sample_shift<T, kPass>(task, query, tile, e, q);
-    __syncthreads();  // the sample is read
-  }
-
   MomentTotals totals = {
       task.vectors + 3 * (blockIdx.y * p.B * p.M + b * p.M + own.first) * p.D,
       3 * p.D,
@@ -150,17 +145,25 @@ __global__ void __launch_bounds__(kThreads)
       true};
   const int64_t begin = blockIdx.y * task.plan.split_size;
   const int64_t end = begin + task.plan.split_size < p.N ? begin + task.plan.split_size : p.N;
-  for (int64_t start = begin; start < end; start += kTileOthers<T>) {
-    const Items latents = items_from(start, kTileOthers<T>, end);
+  // The third pass has its shift; the others begin with a sample.
+  constexpr int64_t kTile = kTileOthers<T>, kSampleTile = kPass == RowPass::kThird ? 0 : kTile;
+  for (int64_t start = begin - kSampleTile; start < end; start += kTile) {
+    const bool is_sample = start < begin;
+    const Items latents = is_sample ? sample_of(p.N, kTile) : items_from(start, kTile, end);
+    T e[kOwn][kPer<T>];
     load_weights(p, task.normaliser, b, latents, tile);
     tile_energies<T, false, kHasScale>(p, b, own, latents, tile, e);
-    const T factor = add_tile<T, kPass, kWants>(q, start, tile, e);
-    if (kWants != kValue) {
-      if (task.vectors) {
-        store_pairs(e, tile);
-        add_moments<T, false, kHasScale, kWants == kEverything ? 3 : 1>(p, b, own, latents, factor,
-                                                                        totals, tile);
-        totals.is_first = false;
+    if (is_sample) {
+      sample_shift<T, kPass>(task, query, tile, e, q);
+    } else {
+      const T factor = add_tile<T, kPass, kWants>(q, start, tile, e);
+      if (kWants != kValue) {
+        if (task.vectors) {
+          store_pairs(e, tile);
+          add_moments<T, false, kHasScale, kWants == kEverything ? 3 : 1>(p, b, own, latents,
+                                                                          factor, totals, tile);
+          totals.is_first = false;
+        }
       }
     }
     __syncthreads();  // the tile is read

@@ -75,18 +75,22 @@ __device__ __forceinline__ int other_of_lane(int j) {
   return j / kAtOnce * kLanes * kAtOnce + lane_of_thread() * kAtOnce + j % kAtOnce;
 }
 
-// Items of a tile: `count` from `first` on, or a sample of `count` spread evenly over all `size`.
+// The items of a tile: `count` of them from `first` on, `step` apart.
 struct Items {
-  int64_t first, count, size;
-  bool sample;
+  int64_t first, count, step;
 
-  __device__ __forceinline__ int64_t at(int64_t i) const {
-    return sample ? i * size / count : first + i;
-  }
+  __device__ __forceinline__ int64_t at(int64_t i) const { return first + i * step; }
 };
 
+// The next items before `end`.
 __device__ __forceinline__ Items items_from(int64_t first, int64_t most, int64_t end) {
-  return {first, end - first < most ? end - first : most, end, false};
+  return {first, end - first < most ? end - first : most, 1};
+}
+
+// A sample spread evenly over `size` items.
+__device__ __forceinline__ Items sample_of(int64_t size, int64_t most) {
+  const int64_t step = (size + most - 1) / most;
+  return {0, (size + step - 1) / step, step};
 }
 
 // The points of one side in one grid, or their scale, which is 1 if it is absent. With `vectors`
@@ -97,13 +101,21 @@ struct Points {
   int64_t stride, step, D;
   bool vectors;
 
-  __device__ __forceinline__ Vector<T> load_at(int64_t i, int64_t d) const {
-    const T* const from = data + i * stride + d * step;
-    if (vectors && d < D) return *reinterpret_cast<const Vector<T>*>(from);
-    Vector<T> found;
+  __device__ __forceinline__ const T* at(int64_t i, int64_t d) const {
+    return data + i * stride + d * step;
+  }
+
+  // 16 bytes of a point from dimension d on; 0 beyond D.
+  template <bool kVectors>
+  __device__ __forceinline__ Vector<T> load_from(const T* from, int64_t d) const {
+    Vector<T> found = {};
+    if constexpr (kVectors) {
+      if (d < D) found = *reinterpret_cast<const Vector<T>*>(from);
+    } else {
 #pragma unroll
-    for (int k = 0; k < kVector<T>; ++k) {
-      found.at[k] = !data ? T(1) : d + k < D ? from[k * step] : T(0);
+      for (int k = 0; k < kVector<T>; ++k) {
+        if (d + k < D) found.at[k] = data ? from[k * step] : T(1);
+      }
     }
     return found;
   }
@@ -118,26 +130,42 @@ __device__ __forceinline__ Points<T> points_of(const View<T>& x, int64_t b, int6
   return {data, x.stride[1], x.stride[2], D, aligned};
 }
 
-// Calls `use(i, d, vector)` for the first `count` items and `kWidth` dimensions from `start` on,
-// divided over the threads. An item that is outside, or whose weight is -inf, is 0. All loads of a
-// thread come before their use.
+template <typename T>
+__device__ __forceinline__ Vector<T> load_point(const Points<T>& points, int64_t i, int64_t d) {
+  const T* const from = points.at(i, d);
+  return points.vectors ? points.template load_from<true>(from, d)
+                        : points.template load_from<false>(from, d);
+}
+
+// Calls `use(i, d, vector)` for kCount items after the first `from` ones, and kWidth dimensions
+// from `start` on, divided over the threads. An item that is outside, or whose weight is -inf, is
+// 0. All loads of a thread come before their use.
+template <bool kVectors, typename T, int kCount, int kWidth, typename Use>
+__device__ __forceinline__ void load_points_by(const Points<T>& points, const Items& items,
+                                               int from, int64_t start, const T* weight, Use use) {
+  constexpr int kGroups = kWidth / kVector<T>, kSteps = kCount * kGroups / kThreads;
+  static_assert(kSteps * kThreads == kCount * kGroups);
+  const int d = int(threadIdx.x) % kGroups * kVector<T>, first = int(threadIdx.x) / kGroups;
+  const T* at = points.at(items.at(from + first), start + d);
+  const int64_t hop = kThreads / kGroups * items.step * points.stride;
+  Vector<T> loaded[kSteps];
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k, at += hop) {
+    const int i = from + first + k * (kThreads / kGroups);
+    loaded[k] = {};
+    if (i >= items.count || (weight && weight[i] == -infinity(T()))) continue;
+    loaded[k] = points.template load_from<kVectors>(at, start + d);
+  }
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) use(first + k * (kThreads / kGroups), d, loaded[k]);
+}
+
 template <typename T, int kCount, int kWidth, typename Use>
 __device__ __forceinline__ void load_points(const Points<T>& points, const Items& items, int from,
                                             int64_t start, const T* weight, Use use) {
-  constexpr int kGroups = kWidth / kVector<T>, kSteps = kCount * kGroups / kThreads;
-  static_assert(kSteps * kThreads == kCount * kGroups);
-  const int d = int(threadIdx.x) % kGroups * kVector<T>;
-  Vector<T> loaded[kSteps];
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
-    const int i = from + (int(threadIdx.x) + k * kThreads) / kGroups;
-    const bool used = i < items.count && !(weight && weight[i] == -infinity(T()));
-    loaded[k] = used ? points.load_at(items.at(i), start + d) : Vector<T>{};
-  }
-#pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
-    use((int(threadIdx.x) + k * kThreads) / kGroups, d, loaded[k]);
-  }
+  points.vectors
+      ? load_points_by<true, T, kCount, kWidth>(points, items, from, start, weight, use)
+      : load_points_by<false, T, kCount, kWidth>(points, items, from, start, weight, use);
 }
 
 // Loads a slab of dimensions from `start` on, transposed.
