@@ -35,7 +35,7 @@ ColumnTask<T> plan_columns(const Problem<T>& p, const ColumnArguments<T>& argume
     constexpr int64_t kTile = kTileOthers<T>, kResident = 4;
     const int64_t blocks = max(p.B * divide_up(p.N, kTileOwn), int64_t(1));
     const int64_t num_splits =
-        num_splits_for(blocks, p.M, 2 * kTile, kTile / 4, multiprocessors, kResident);
+        num_splits_for(blocks, p.M, kTile, kTile / 4, multiprocessors, kResident);
     task.split_size = divide_up(divide_up(p.M, num_splits), kTile) * kTile;
   } else {
     const bool general = sizeof(T) == 8 || extended;
