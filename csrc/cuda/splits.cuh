@@ -21,7 +21,7 @@ constexpr int kMany = 4 * kThreads;
 // A thread sums this many latents or queries before it adds their sum to a larger one.
 constexpr int kChunk = 32;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The threads of a thread block that `count` queries or latents get: 1, 2, 8, 32 or all. The steps
 // are large, so that one query more or less seldom changes the order of the sums of the others.

@@ -16,6 +16,7 @@
 #include "arithmetic.cuh"
 #include "device.cuh"
 #include "fold.cuh"
+#include "splits.cuh"
 #include "wide_tile.cuh"
 
 namespace lebm::cuda {
@@ -53,18 +54,23 @@ struct MomentTotals {
   bool is_first;  // there is nothing to add to yet
 };
 
-// The sums of a lane for its 8 own items, and dimensions that fit into 16 bytes.
-template <typename T>
-constexpr int kLaneMoments = kOwn * kVector<T>;
+// A lane sums this many own items at a time, so that all their sums are in registers.
+template <int kSums>
+constexpr int kOwnAtOnce = kSums == 3 ? kOwn / 2 : kOwn;
+
+// The sums of a lane for these own items and for the dimensions that fit into 16 bytes.
+template <typename T, int kSums>
+constexpr int kLaneMoments = kOwnAtOnce<kSums> * kVector<T>;
 
 // Adds one other item to a lane's sums.
 template <typename T, bool kColumns, bool kHasScale, int kSums>
-__device__ __forceinline__ void add_other(const T (&p)[kOwn], const Vector<T> (&own)[kOwn],
-                                          const Vector<T> (&own_scale)[kOwn],
+__device__ __forceinline__ void add_other(const T (&p)[kOwnAtOnce<kSums>],
+                                          const Vector<T> (&own)[kOwnAtOnce<kSums>],
+                                          const Vector<T> (&own_scale)[kOwnAtOnce<kSums>],
                                           const Vector<T>& other, const Vector<T>& other_scale,
-                                          T (&sums)[kSums][kLaneMoments<T>]) {
+                                          T (&sums)[kSums][kLaneMoments<T, kSums>]) {
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
+  for (int i = 0; i < kOwnAtOnce<kSums>; ++i) {
 #pragma unroll
     for (int k = 0; k < kVector<T>; ++k) {
       const T y = kColumns ? other.at[k] : own[i].at[k], g = kColumns ? own[i].at[k] : other.at[k];
@@ -80,19 +86,19 @@ __device__ __forceinline__ void add_other(const T (&p)[kOwn], const Vector<T> (&
   }
 }
 
-// Adds a lane's sums to those in memory; `factor` multiplies what is there for its warp's own item
-// lane / 4.
+// Adds a lane's sums, of the warp's own items from `first_own` on, to those in memory. `factor`
+// multiplies what is there for the warp's own item lane / 4.
 template <typename T, int kGroups, int kSums>
 __device__ __forceinline__ void add_to_totals(const MomentTotals& totals, const Items& own,
-                                              int64_t first_dimension, int64_t D, T factor,
-                                              T (&sums)[kSums][kLaneMoments<T>]) {
-  constexpr int kKept = kLaneMoments<T> * kGroups / kLanes;
+                                              int first_own, int64_t first_dimension, int64_t D,
+                                              T factor, T (&sums)[kSums][kLaneMoments<T, kSums>]) {
+  constexpr int kKept = kLaneMoments<T, kSums> * kGroups / kLanes;
   const int lane = lane_of_thread();
 #pragma unroll
   for (int k = 0; k < kSums; ++k) fold_sums<kGroups>(sums[k]);
 #pragma unroll
   for (int m = 0; m < kKept; ++m) {
-    const int at = lane / kGroups * kKept + m, i = at / kVector<T>;
+    const int at = lane / kGroups * kKept + m, i = first_own + at / kVector<T>;
     const T own_factor = __shfl_sync(0xffffffffu, factor, i * (kLanes / kOwn));
     const int64_t d = first_dimension + at % kVector<T>;
     const int64_t item = warp_of_thread() * kOwn + i;
@@ -114,17 +120,21 @@ __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_
                                                WideTile<T, kColumns>& tile) {
   constexpr int kWidth = kGroups * kVector<T>, kSubsets = kLanes / kGroups;
   constexpr bool kStagesScale = kColumns && kHasScale;
+  constexpr int kHere = kOwnAtOnce<kSums>;
   constexpr int kStage = kTileOthers<T> / 2 * kSlab / kWidth / (kStagesScale ? 2 : 1);
   const Points<T> y = points_of(problem.y, b, problem.D);
   const Points<T> g = points_of(problem.decoded, b, problem.D);
   const Points<T> s = points_of(kHasScale ? problem.scale : problem.y, b, problem.D);
   const int lane = lane_of_thread(), warp = warp_of_thread();
   const int lane_dimension = lane % kGroups * kVector<T>, subset = lane / kGroups;
-  for (int64_t start = 0; start < problem.D; start += kWidth) {
-    Vector<T> mine[kOwn], my_scale[kOwn];
+  // Of each `kWidth` dimensions, kHere own items at a time.
+  for (int64_t step = 0; step * kHere < divide_up(problem.D, kWidth) * kOwn; ++step) {
+    const int64_t start = step / (kOwn / kHere) * kWidth;
+    const int first_own = int(step % (kOwn / kHere)) * kHere;
+    Vector<T> mine[kHere], my_scale[kHere];
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int item = warp * kOwn + i;
+    for (int i = 0; i < kHere; ++i) {
+      const int item = warp * kOwn + first_own + i;
       const bool used = item < own.count && !(kColumns && tile.weight[item] == -infinity(T()));
       mine[i] = my_scale[i] = Vector<T>{};
       if (!used) continue;
@@ -132,11 +142,11 @@ __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_
       mine[i] = load_point(kColumns ? g : y, own.at(item), d);
       if (kHasScale && !kColumns) my_scale[i] = load_point(s, own.at(item), d);
     }
-    T sums[kSums][kLaneMoments<T>];
+    T sums[kSums][kLaneMoments<T, kSums>];
 #pragma unroll
     for (int k = 0; k < kSums; ++k) {
 #pragma unroll
-      for (int i = 0; i < kLaneMoments<T>; ++i) sums[k][i] = T(0);
+      for (int i = 0; i < kLaneMoments<T, kSums>; ++i) sums[k][i] = T(0);
     }
     for (int from = 0; from < int(others.count); from += kStage) {
       __syncthreads();  // the stage is read, p is written
@@ -153,11 +163,11 @@ __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_
       }
       __syncthreads();  // the stage is written
       const int left = int(others.count) - from, count = left < kStage ? left : kStage;
-      const T* pairs = tile.p[warp] + place_of_pairs<T>(from + subset);
+      const T* pairs = tile.p[warp] + place_of_pairs<T>(from + subset) + first_own;
       const T* staged = tile.stage + subset * kWidth + lane_dimension;
-#pragma unroll 4
+#pragma unroll 2
       for (int n = subset; n < count; n += kSubsets) {
-        T p[kOwn];
+        T p[kHere];
         read_vectors(pairs, p);
         const Vector<T> other = *reinterpret_cast<const Vector<T>*>(staged);
         Vector<T> other_scale = {};
@@ -169,7 +179,8 @@ __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_
         staged += kSubsets * kWidth;
       }
     }
-    add_to_totals<T, kGroups, kSums>(totals, own, start + lane_dimension, problem.D, factor, sums);
+    add_to_totals<T, kGroups, kSums>(totals, own, first_own, start + lane_dimension, problem.D,
+                                     factor, sums);
   }
 }
 

@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kThreads)
       sample_shift<T, kPass>(task, query, tile, e, q);
     } else {
       const T factor = add_tile<T, kPass, kWants>(q, start, tile, e);
-      if (kWants != kValue) {
+      if constexpr (kWants != kValue) {
         if (task.vectors) {
           store_pairs(e, tile);
           add_moments<T, false, kHasScale, kWants == kEverything ? 3 : 1>(p, b, own, latents,

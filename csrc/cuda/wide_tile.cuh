@@ -264,7 +264,7 @@ __device__ __forceinline__ void tile_energies(const Problem<T>& p, int64_t b, co
       for (int j = 0; j < kPer<T>; ++j) sums[i][j] = T(0);
     }
     const int dimensions = int(p.D - start < kSlab ? p.D - start : kSlab);
-#pragma unroll 4
+#pragma unroll 2
     for (int d = 0; d < dimensions; ++d) add_dimension<T, kColumns, kHasScale>(slabs, d, sums);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
