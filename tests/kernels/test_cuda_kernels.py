@@ -53,7 +53,7 @@ CASES: dict[str, tuple[tuple[int, int, int, torch.dtype, bool], int]] = {
     "wide double": ((37, 149, 18, torch.float64, False), 0),
     "wide, 16 bytes": ((37, 149, 20, torch.float32, False), 0),
     "wide, split": ((35, 1543, 5, torch.float32, False), 2),
-    "wide, split queries": ((520, 9, 8, torch.float32, True), 1),
+    "wide, split queries": ((261, 9, 8, torch.float64, True), 1),
 }
 
 
