@@ -105,8 +105,8 @@ def disassemble(cubin: Path) -> dict[str, list[str | Instruction]]:
             text = instruction["text"].strip()
             operation = re.sub(r"^@!?U?P[0-9T]\s+", "", text).split()[0]
             branch = _BRANCH.search(text)
-            label = branch["label"] if branch else None
-            lines.append(Instruction(operation, label, bool(_SQUARE.match(text))))
+            target = branch["label"] if branch else None
+            lines.append(Instruction(operation, target, bool(_SQUARE.match(text))))
     return kernels
 
 
