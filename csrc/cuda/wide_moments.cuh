@@ -55,22 +55,22 @@ struct MomentTotals {
 };
 
 // A lane sums this many own items at a time, so that all their sums are in registers.
-template <int kSums>
-constexpr int kOwnAtOnce = kSums == 3 ? kOwn / 2 : kOwn;
+template <int kKinds>
+constexpr int kOwnAtOnce = kKinds == 3 ? kOwn / 2 : kOwn;
 
 // The sums of a lane for these own items and for the dimensions that fit into 16 bytes.
-template <typename T, int kSums>
-constexpr int kLaneMoments = kOwnAtOnce<kSums> * kVector<T>;
+template <typename T, int kKinds>
+constexpr int kLaneMoments = kOwnAtOnce<kKinds> * kVector<T>;
 
 // Adds one other item to a lane's sums.
-template <typename T, bool kColumns, bool kHasScale, int kSums>
-__device__ __forceinline__ void add_other(const T (&p)[kOwnAtOnce<kSums>],
-                                          const Vector<T> (&own)[kOwnAtOnce<kSums>],
-                                          const Vector<T> (&own_scale)[kOwnAtOnce<kSums>],
+template <typename T, bool kColumns, bool kHasScale, int kKinds>
+__device__ __forceinline__ void add_other(const T (&p)[kOwnAtOnce<kKinds>],
+                                          const Vector<T> (&own)[kOwnAtOnce<kKinds>],
+                                          const Vector<T> (&own_scale)[kOwnAtOnce<kKinds>],
                                           const Vector<T>& other, const Vector<T>& other_scale,
-                                          T (&sums)[kSums][kLaneMoments<T, kSums>]) {
+                                          T (&sums)[kKinds][kLaneMoments<T, kKinds>]) {
 #pragma unroll
-  for (int i = 0; i < kOwnAtOnce<kSums>; ++i) {
+  for (int i = 0; i < kOwnAtOnce<kKinds>; ++i) {
 #pragma unroll
     for (int k = 0; k < kVector<T>; ++k) {
       const T y = kColumns ? other.at[k] : own[i].at[k], g = kColumns ? own[i].at[k] : other.at[k];
@@ -78,7 +78,7 @@ __device__ __forceinline__ void add_other(const T (&p)[kOwnAtOnce<kSums>],
       const T x = kHasScale ? fused(-s, g, y) : y - g;
       const int at = i * kVector<T> + k;
       sums[0][at] = fused(kColumns && kHasScale ? p[i] * s : p[i], x, sums[0][at]);
-      if constexpr (kSums == 3) {
+      if constexpr (kKinds == 3) {
         sums[1][at] = fused(p[i] * x, g, sums[1][at]);
         sums[2][at] = fused(p[i], g, sums[2][at]);
       }
@@ -88,14 +88,15 @@ __device__ __forceinline__ void add_other(const T (&p)[kOwnAtOnce<kSums>],
 
 // Adds a lane's sums, of the warp's own items from `first_own` on, to those in memory. `factor`
 // multiplies what is there for the warp's own item lane / 4.
-template <typename T, int kGroups, int kSums>
+template <typename T, int kGroups, int kKinds>
 __device__ __forceinline__ void add_to_totals(const MomentTotals& totals, const Items& own,
                                               int first_own, int64_t first_dimension, int64_t D,
-                                              T factor, T (&sums)[kSums][kLaneMoments<T, kSums>]) {
-  constexpr int kKept = kLaneMoments<T, kSums> * kGroups / kLanes;
+                                              T factor,
+                                              T (&sums)[kKinds][kLaneMoments<T, kKinds>]) {
+  constexpr int kKept = kLaneMoments<T, kKinds> * kGroups / kLanes;
   const int lane = lane_of_thread();
 #pragma unroll
-  for (int k = 0; k < kSums; ++k) fold_sums<kGroups>(sums[k]);
+  for (int k = 0; k < kKinds; ++k) fold_sums<kGroups>(sums[k]);
 #pragma unroll
   for (int m = 0; m < kKept; ++m) {
     const int at = lane / kGroups * kKept + m, i = first_own + at / kVector<T>;
@@ -105,7 +106,7 @@ __device__ __forceinline__ void add_to_totals(const MomentTotals& totals, const 
     if (item >= own.count || d >= D) continue;
     double* const to = totals.base + item * totals.stride + d;
 #pragma unroll
-    for (int k = 0; k < kSums; ++k) {
+    for (int k = 0; k < kKinds; ++k) {
       if (!totals.wants[k]) continue;
       const double sum = double(sums[k][m]);
       to[k * D] = totals.is_first ? sum : fma(double(own_factor), to[k * D], sum);
@@ -113,14 +114,14 @@ __device__ __forceinline__ void add_to_totals(const MomentTotals& totals, const 
   }
 }
 
-template <typename T, bool kColumns, bool kHasScale, int kSums, int kGroups>
+template <typename T, bool kColumns, bool kHasScale, int kKinds, int kGroups>
 __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_t b,
                                                const Items& own, const Items& others, T factor,
                                                const MomentTotals& totals,
                                                WideTile<T, kColumns>& tile) {
   constexpr int kWidth = kGroups * kVector<T>, kSubsets = kLanes / kGroups;
   constexpr bool kStagesScale = kColumns && kHasScale;
-  constexpr int kHere = kOwnAtOnce<kSums>;
+  constexpr int kHere = kOwnAtOnce<kKinds>;
   constexpr int kStage = kTileOthers<T> / 2 * kSlab / kWidth / (kStagesScale ? 2 : 1);
   const Points<T> y = points_of(problem.y, b, problem.D);
   const Points<T> g = points_of(problem.decoded, b, problem.D);
@@ -142,11 +143,11 @@ __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_
       mine[i] = load_point(kColumns ? g : y, own.at(item), d);
       if (kHasScale && !kColumns) my_scale[i] = load_point(s, own.at(item), d);
     }
-    T sums[kSums][kLaneMoments<T, kSums>];
+    T sums[kKinds][kLaneMoments<T, kKinds>];
 #pragma unroll
-    for (int k = 0; k < kSums; ++k) {
+    for (int k = 0; k < kKinds; ++k) {
 #pragma unroll
-      for (int i = 0; i < kLaneMoments<T, kSums>; ++i) sums[k][i] = T(0);
+      for (int i = 0; i < kLaneMoments<T, kKinds>; ++i) sums[k][i] = T(0);
     }
     for (int from = 0; from < int(others.count); from += kStage) {
       __syncthreads();  // the stage is read, p is written
@@ -174,26 +175,26 @@ __device__ __forceinline__ void add_moments_by(const Problem<T>& problem, int64_
         if (kStagesScale) {
           other_scale = *reinterpret_cast<const Vector<T>*>(staged + kStage * kWidth);
         }
-        add_other<T, kColumns, kHasScale, kSums>(p, mine, my_scale, other, other_scale, sums);
+        add_other<T, kColumns, kHasScale, kKinds>(p, mine, my_scale, other, other_scale, sums);
         pairs += place_of_pairs<T>(kSubsets);
         staged += kSubsets * kWidth;
       }
     }
-    add_to_totals<T, kGroups, kSums>(totals, own, first_own, start + lane_dimension, problem.D,
-                                     factor, sums);
+    add_to_totals<T, kGroups, kKinds>(totals, own, first_own, start + lane_dimension, problem.D,
+                                      factor, sums);
   }
 }
 
 // Adds the moments of a tile, whose p have been stored by store_pairs.
-template <typename T, bool kColumns, bool kHasScale, int kSums>
+template <typename T, bool kColumns, bool kHasScale, int kKinds>
 __device__ __forceinline__ void add_moments(const Problem<T>& problem, int64_t b, const Items& own,
                                             const Items& others, T factor,
                                             const MomentTotals& totals,
                                             WideTile<T, kColumns>& tile) {
   constexpr int kAll = kSlab / kVector<T>;
-  problem.D <= kSlab / 2 ? add_moments_by<T, kColumns, kHasScale, kSums, kAll / 2>(
+  problem.D <= kSlab / 2 ? add_moments_by<T, kColumns, kHasScale, kKinds, kAll / 2>(
                                problem, b, own, others, factor, totals, tile)
-                         : add_moments_by<T, kColumns, kHasScale, kSums, kAll>(
+                         : add_moments_by<T, kColumns, kHasScale, kKinds, kAll>(
                                problem, b, own, others, factor, totals, tile);
 }
 
