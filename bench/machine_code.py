@@ -11,6 +11,9 @@ with the most MUFU.EX2; of equals, the shortest. A pair costs one exponential, s
 are divided by the number of MUFU.EX2. Per clock, a multiprocessor computes 16 exponentials, issues
 128 instructions, and executes 128 (64 on sm_80) in the FMA pipes. The predicted fraction of the
 rate that MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instructions).
+
+At D > 4 the loop over dimensions has no exponential. It is the innermost loop with the most squares
+of a difference, of which a dimension of a pair has one.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ ARCHITECTURES = (80, 90, 100)
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?P<text>[^;]+);")
 _LABEL = re.compile(r"^(?P<label>\.L_\w+):")
 _BRANCH = re.compile(r"\bBRA\b[^`]*`\((?P<label>\.L_\w+)\)")
+_SQUARE = re.compile(r"FFMA\S* \w+, (?P<x>R\d+)(\.reuse)?, (?P=x)(\.reuse)?, ")
 _SECTION = re.compile(r"^\.text\.(?P<name>\S+):")
 # The operations of the FMA pipes, with integer products.
 _FMA = ("FFMA", "FMUL", "FADD", "IMAD", "FFMA2", "FMUL2", "FADD2")
@@ -40,11 +44,15 @@ class Instruction(NamedTuple):
 
     operation: str
     target: str | None
+    is_square: bool = False
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The counts of one kernel; ``instructions`` and ``fma`` are per pair of the hot loop."""
+    """The counts of one kernel; ``instructions`` and ``fma`` are per pair of the hot loop.
+
+    ``per_dimension`` is per dimension and pair of the loop over dimensions, 0 without one.
+    """
 
     name: str
     architecture: int
@@ -55,6 +63,7 @@ class Kernel:
     exponentials: int
     instructions: float
     fma: float
+    per_dimension: float = 0.0
 
     @property
     def warps(self) -> int:
@@ -96,12 +105,13 @@ def disassemble(cubin: Path) -> dict[str, list[str | Instruction]]:
             text = instruction["text"].strip()
             operation = re.sub(r"^@!?U?P[0-9T]\s+", "", text).split()[0]
             branch = _BRANCH.search(text)
-            lines.append(Instruction(operation, branch["label"] if branch else None))
+            target = branch["label"] if branch else None
+            lines.append(Instruction(operation, target, bool(_SQUARE.match(text))))
     return kernels
 
 
-def hot_loop(lines: list[str | Instruction]) -> list[str]:
-    """The operations of the innermost loop with the most exponentials."""
+def _innermost_loops(lines: list[str | Instruction]) -> Iterator[list[Instruction]]:
+    """Each loop that has no other loop inside."""
     place = {line: i for i, line in enumerate(lines) if isinstance(line, str)}
     loops = []
     for i, line in enumerate(lines):
@@ -109,13 +119,28 @@ def hot_loop(lines: list[str | Instruction]) -> list[str]:
             start = place.get(line.target, i)
             if start < i:
                 loops.append((start, i))
-    best: list[str] = []
     for start, end in loops:
-        if any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops):
-            continue
-        body = [x.operation for x in _always(lines[start : end + 1])]
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops):
+            yield list(_always(lines[start : end + 1]))
+
+
+def hot_loop(lines: list[str | Instruction]) -> list[str]:
+    """The operations of the innermost loop with the most exponentials."""
+    best: list[str] = []
+    for loop in _innermost_loops(lines):
+        body = [x.operation for x in loop]
         if (_exponentials(body), -len(body)) > (_exponentials(best), -len(best)):
             best = body
+    return best
+
+
+def dimension_loop(lines: list[str | Instruction]) -> tuple[list[str], int]:
+    """The operations of the innermost loop with the most squares, and the number of squares."""
+    best: tuple[list[str], int] = [], 0
+    for loop in _innermost_loops(lines):
+        squares = sum(x.is_square for x in loop)
+        if squares > best[1]:
+            best = [x.operation for x in loop], squares
     return best
 
 
@@ -153,6 +178,7 @@ def inspect(cubin: Path, architecture: int, threads: int = 128) -> list[Kernel]:
     for name, lines in disassemble(cubin).items():
         loop = hot_loop(lines)
         number = max(_exponentials(loop), 1)
+        body, squares = dimension_loop(lines)
         operations = [x.operation for x in lines if isinstance(x, Instruction)]
         kernels.append(
             Kernel(
@@ -165,6 +191,7 @@ def inspect(cubin: Path, architecture: int, threads: int = 128) -> list[Kernel]:
                 exponentials=_exponentials(loop),
                 instructions=len(loop) / number,
                 fma=sum(x.split(".")[0] in _FMA for x in loop) / number,
+                per_dimension=len(body) / max(squares, 1),
             )
         )
     return kernels
@@ -256,7 +283,7 @@ def from_json(text: str) -> list[Kernel]:
 
 TITLES = (
     f"{'kernel':32} {'sm':>4} {'issued':>7} {'FMA':>5} {'regs':>5} {'shared':>7} {'spills':>7} "
-    f"{'warps':>6} {'of MUFU':>8}"
+    f"{'warps':>6} {'of MUFU':>8} {'per D':>6}"
 )
 
 
@@ -264,7 +291,7 @@ def row(k: Kernel) -> str:
     """A kernel's line of the table."""
     return (
         f"{k.name:32} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.registers:5} "
-        f"{k.shared:7} {k.spills:7} {k.warps:6} {k.mufu_fraction:8.0%}"
+        f"{k.shared:7} {k.spills:7} {k.warps:6} {k.mufu_fraction:8.0%} {k.per_dimension:6.3f}"
     )
 
 

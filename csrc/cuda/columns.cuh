@@ -32,10 +32,11 @@ ColumnTask<T> plan_columns(const Problem<T>& p, const ColumnArguments<T>& argume
   if (p.D > kNarrow) {
     task.width = extended ? kExtended : kBasic;
     task.fields = p.D + 2;
-    const int64_t blocks = max(p.B * divide_up(p.N, kTileLatents<T>), int64_t(1));
-    const int64_t wanted = divide_up(int64_t(2) * multiprocessors, blocks);
-    const int64_t num_splits = max(int64_t(1), min(wanted, p.M / (4 * kTileQueries)));
-    task.split_size = divide_up(divide_up(p.M, num_splits), kTileQueries) * kTileQueries;
+    constexpr int64_t kTile = kTileOthers<T>, kResident = 4;
+    const int64_t blocks = max(p.B * divide_up(p.N, kTileOwn), int64_t(1));
+    const int64_t num_splits =
+        num_splits_for(blocks, p.M, kTile, kTile / 4, multiprocessors, kResident);
+    task.split_size = divide_up(divide_up(p.M, num_splits), kTile) * kTile;
   } else {
     const bool general = sizeof(T) == 8 || extended;
     const bool has_scale = general || p.scale.data;
@@ -111,7 +112,7 @@ void launch_narrow_columns(const ColumnTask<T>& task, cudaStream_t stream) {
 template <typename T>
 void launch_wide_columns(const ColumnTask<T>& task, cudaStream_t stream) {
   const Problem<T>& p = task.problem;
-  const dim3 grid(unsigned(p.B * divide_up(p.N, kTileLatents<T>)), unsigned(task.num_splits));
+  const dim3 grid(unsigned(p.B * divide_up(p.N, kTileOwn)), unsigned(task.num_splits));
   auto kernel = p.scale.data ? wide_columns_kernel<T, true> : wide_columns_kernel<T, false>;
   LEBM_LAUNCH(kernel, grid, kThreads, 0, stream, task);
 }

@@ -20,11 +20,12 @@ namespace lebm::cuda {
 
 template <typename T>
 RowPlan plan_wide_rows(const Problem<T>& p, int multiprocessors) {
-  const int64_t blocks = max(p.B * divide_up(p.M, kTileQueries), int64_t(1));
-  const int64_t wanted = divide_up(int64_t(2) * multiprocessors, blocks);
-  const int64_t num_splits = max(int64_t(1), min(wanted, p.N / (4 * kTileLatents<T>)));
-  const int64_t split_size =
-      divide_up(divide_up(p.N, num_splits), kTileLatents<T>) * kTileLatents<T>;
+  constexpr int64_t kTile = kTileOthers<T>, kResident = 4;
+  const int64_t blocks = max(p.B * divide_up(p.M, kTileOwn), int64_t(1));
+  // A split costs a tile more, for the sample.
+  const int64_t num_splits =
+      num_splits_for(blocks, p.N, 2 * kTile, kTile, multiprocessors, kResident);
+  const int64_t split_size = divide_up(divide_up(p.N, num_splits), kTile) * kTile;
   return {kThreads, 1, divide_up(p.N, split_size), split_size};
 }
 
@@ -50,7 +51,7 @@ int64_t rows_workspace(const Problem<T>& p, const RowOutputs<T>& out, int multip
 template <typename T>
 void launch_wide_rows(const RowTask<T>& task, cudaStream_t stream) {
   const Problem<T>& p = task.problem;
-  const dim3 grid(unsigned(p.B * divide_up(p.M, kTileQueries)), unsigned(task.plan.num_splits));
+  const dim3 grid(unsigned(p.B * divide_up(p.M, kTileOwn)), unsigned(task.plan.num_splits));
   const unsigned queries = unsigned(p.B * p.M);
   auto launch = [&](auto kernel, auto finish) {
     LEBM_LAUNCH(kernel, grid, kThreads, 0, stream, task);

@@ -21,7 +21,7 @@ constexpr int kMany = 4 * kThreads;
 // A thread sums this many latents or queries before it adds their sum to a larger one.
 constexpr int kChunk = 32;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The threads of a thread block that `count` queries or latents get: 1, 2, 8, 32 or all. The steps
 // are large, so that one query more or less seldom changes the order of the sums of the others.
@@ -35,12 +35,12 @@ __host__ __device__ inline int threads_for(int64_t count, int per_thread) {
 
 // The number of splits of `size` latents (or queries), each of which `blocks` thread blocks reduce.
 // A split costs as much time as `overhead` more latents, and has at least `smallest`. The result
-// gives each multiprocessor kResident thread blocks or more, and all of them about the same number.
+// gives each multiprocessor `resident` thread blocks or more, and all of them about the same
+// number.
 inline int64_t num_splits_for(int64_t blocks, int64_t size, int64_t smallest, int64_t overhead,
-                              int multiprocessors) {
+                              int multiprocessors, int64_t resident = 8) {
   if (multiprocessors < 1) return 1;
-  constexpr int64_t kResident = 8;
-  const int64_t fewest = max(kResident * multiprocessors / max(blocks, int64_t(1)), int64_t(1));
+  const int64_t fewest = max(resident * multiprocessors / max(blocks, int64_t(1)), int64_t(1));
   const int64_t most = max(min(2 * fewest, size / smallest), int64_t(1));
   int64_t best = min(fewest, most), best_time = INT64_MAX;
   for (int64_t num_splits = best; num_splits <= most; ++num_splits) {

@@ -5,9 +5,9 @@
 //
 //   y, scale [B, M, D]; decoded [B, N, D]; records [B M, width] -> partial [num_splits, B N, D + 2]
 //
-// The energies of a tile (wide_tile.cuh) become G p in shared memory. The sums for each dimension
-// multiply G p by differences, and are added in double to `partial`, whose elements have one thread
-// each.
+// wide_tile.cuh divides a tile over the threads. The sums of a tile, in T, are added to sums in
+// double: those for each dimension (wide_moments.cuh) in `partial`, the others in registers. Lane l
+// keeps those of its warp's latent l / 4.
 #pragma once
 
 #include <cmath>
@@ -17,16 +17,13 @@
 #include "arithmetic.cuh"
 #include "column_task.cuh"
 #include "device.cuh"
+#include "fold.cuh"
 #include "load.cuh"
 #include "splits.cuh"
+#include "wide_moments.cuh"
 #include "wide_tile.cuh"
 
 namespace lebm::cuda {
-
-template <typename T>
-constexpr int kLatentsPerRow = kTileLatents<T> / kRows;
-template <typename T>
-constexpr int kPairPitch = kTileLatents<T> + 4;
 
 template <typename T>
 __device__ __forceinline__ T grad_times_p(const T* query, T energy, T weight) {
@@ -38,114 +35,83 @@ __device__ __forceinline__ T grad_times_p(const T* query, T energy, T weight) {
   return power(fused(query[kRate], energy - query[kShift], whole)) * query[kFactor];
 }
 
-// Adds the sums over the tile's queries of G p s (y - s g) to those in memory.
-template <typename T, bool kHasScale>
-__device__ __forceinline__ void add_grad_decoded(const ColumnTask<T>& task, int64_t b,
-                                                 int64_t first_query, const LatentRange& latents,
-                                                 const WideTile<T>& tile, bool is_first) {
-  const Problem<T>& p = task.problem;
-  constexpr int kPer = kLatentsPerRow<T>;
-  const int row = int(threadIdx.x) / kColumns, column = int(threadIdx.x) % kColumns;
-  const int queries = int(p.M - first_query < kTileQueries ? p.M - first_query : kTileQueries);
-  for (int64_t d = column; d < p.D; d += kColumns) {
-    T g[kPer], sums[kPer];
+// Replaces the energies of a tile by G p, and sums over the queries: G p, and the terms of grad_l
+// if they are wanted. Afterwards a lane has the sums of its latent in by_energy[0], by_weight[0].
+template <typename T>
+__device__ __forceinline__ void add_queries(const ColumnTask<T>& task, const T* records,
+                                            const Items& queries, const WideTile<T, true>& tile,
+                                            T (&e)[kOwn][kPer<T>], T (&by_energy)[kOwn],
+                                            T (&by_weight)[kOwn]) {
+  const bool wants_weights = task.arguments.grad_log_weight;
+  T weights[kOwn];
+  read_vectors(tile.weight + warp_of_thread() * kOwn, weights);
 #pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      const int n = row * kPer + j;
-      g[j] = n < latents.count && tile.weight[n] != -infinity(T())
-                 ? load(p.decoded, b, latents.first + n, d)
-                 : T(0);
-      sums[j] = T(0);
-    }
-    for (int q = 0; q < queries; ++q) {
-      const T y = load(p.y, b, first_query + q, d);
-      const T s = kHasScale ? load(p.scale, b, first_query + q, d) : T(1);
+  for (int i = 0; i < kOwn; ++i) by_energy[i] = by_weight[i] = T(0);
 #pragma unroll
-      for (int j = 0; j < kPer; ++j) {
-        const T grad_p = tile.p[q * kPairPitch<T> + row * kPer + j];
-        sums[j] = kHasScale ? fused(grad_p * s, fused(-s, g[j], y), sums[j])
-                            : fused(grad_p, y - g[j], sums[j]);
+  for (int j = 0; j < kPer<T>; ++j) {
+    const int q = other_of_lane<T>(j);
+    const bool inside = q < queries.count;
+    T query[kExtended] = {};
+    if (inside) {
+      const T* const record = records + queries.at(q) * task.width;
+      read_vectors(record, reinterpret_cast<T(&)[kBasic]>(query));
+      if (wants_weights) {
+        read_vectors(record + kBasic, reinterpret_cast<T(&)[kBasic]>(query[kBasic]));
       }
     }
 #pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      const int n = row * kPer + j;
-      if (n >= latents.count) continue;
-      const int64_t latent = blockIdx.y * p.B * p.N + b * p.N + latents.first + n;
-      double* const to = task.partial + latent * task.fields + d;
-      *to = is_first ? double(sums[j]) : *to + double(sums[j]);
+    for (int i = 0; i < kOwn; ++i) {
+      const bool used = inside && weights[i] != -infinity(T());
+      const T grad_p = used ? grad_times_p(query, e[i][j], weights[i]) : T(0);
+      by_energy[i] += grad_p;
+      if (wants_weights && used) {
+        by_weight[i] += weight_term(query, e[i][j] - query[kShift], power(weights[i]), grad_p);
+      }
+      e[i][j] = grad_p;
     }
   }
+  fold_sums<1>(by_energy);
+  if (wants_weights) fold_sums<1>(by_weight);
 }
 
 template <typename T, bool kHasScale>
 __global__ void __launch_bounds__(kThreads)
     wide_columns_kernel(const __grid_constant__ ColumnTask<T> task) {
-  LEBM_SHARED(WideTile<T>, tile, [1]);
-  constexpr int kPer = kPerThread<T>;
+  using Tile = WideTile<T, true>;
+  LEBM_SHARED(Tile, tiles, [1]);
+  Tile& tile = tiles[0];
   const Problem<T>& p = task.problem;
-  const int row = int(threadIdx.x) / kColumns, column = int(threadIdx.x) % kColumns;
-  const int64_t blocks = (p.N + kTileLatents<T> - 1) / kTileLatents<T>;
-  const int64_t b = blockIdx.x / blocks, first = blockIdx.x % blocks * kTileLatents<T>;
-  const LatentRange latents = {first, p.N - first < kTileLatents<T> ? p.N - first : kTileLatents<T>,
-                               false};
-  load_weights(p, task.normaliser, b, latents, tile[0]);
-  const bool wants_weights = task.arguments.grad_log_weight;
-  double by_energy[kPer], by_weight[kPer];
-#pragma unroll
-  for (int j = 0; j < kPer; ++j) by_energy[j] = by_weight[j] = 0;
+  const int64_t blocks = (p.N + kTileOwn - 1) / kTileOwn, b = blockIdx.x / blocks;
+  const Items own = items_from(blockIdx.x % blocks * kTileOwn, kTileOwn, p.N);
+  load_weights(p, task.normaliser, b, own, tile);
 
+  double* const partial =
+      task.partial + (blockIdx.y * p.B * p.N + b * p.N + own.first) * task.fields;
+  MomentTotals totals = {partial, task.fields, {true, false, false}, true};
+  double by_energy = 0, by_weight = 0;
   const int64_t begin = blockIdx.y * task.split_size;
   const int64_t end = begin + task.split_size < p.M ? begin + task.split_size : p.M;
-  for (int64_t start = begin; start < end; start += kTileQueries) {
-    T e[kQueriesPerRow][kPer];
-    tile_energies<T, kHasScale>(p, b, start, latents, tile[0], e);
-#pragma unroll
-    for (int i = 0; i < kQueriesPerRow; ++i) {
-      const int64_t q = start + row * kQueriesPerRow + i;
-      if (q >= end) continue;
-      const T* query = task.records + (b * p.M + q) * task.width;
-#pragma unroll
-      for (int j = 0; j < kPer; ++j) {
-        const int n = column * kPer + j;
-        const T weight = tile[0].weight[n];
-        const bool used = weight != -infinity(T());
-        const T grad_p = used ? grad_times_p(query, e[i][j], weight) : T(0);
-        tile[0].p[(row * kQueriesPerRow + i) * kPairPitch<T> + n] = grad_p;
-        by_energy[j] += double(grad_p);
-        if (wants_weights && used) {
-          by_weight[j] +=
-              double(weight_term(query, e[i][j] - query[kShift], power(weight), grad_p));
-        }
-      }
-    }
-    __syncthreads();  // G p is written
+  for (int64_t start = begin; start < end; start += kTileOthers<T>) {
+    const Items queries = items_from(start, kTileOthers<T>, end);
+    T e[kOwn][kPer<T>], energy_sums[kOwn], weight_sums[kOwn];
+    tile_energies<T, true, kHasScale>(p, b, own, queries, tile, e);
+    add_queries(task, task.records + b * p.M * task.width, queries, tile, e, energy_sums,
+                weight_sums);
+    by_energy += double(energy_sums[0]);
+    by_weight += double(weight_sums[0]);
     if (task.arguments.grad_decoded) {
-      add_grad_decoded<T, kHasScale>(task, b, start, latents, tile[0], start == begin);
+      store_pairs(e, tile);
+      add_moments<T, true, kHasScale, 1>(p, b, own, queries, T(1), totals, tile);
+      totals.is_first = false;
     }
   }
 
-  __syncthreads();                                               // G p is read
-  double* const scratch = reinterpret_cast<double*>(tile[0].p);  // [2][kRows][kTileLatents]
-  constexpr int kHalf = kRows * kTileLatents<T>;
-#pragma unroll
-  for (int j = 0; j < kPer; ++j) {
-    const int at = row * kTileLatents<T> + column * kPer + j;
-    scratch[at] = by_energy[j];
-    scratch[kHalf + at] = by_weight[j];
-  }
-  __syncthreads();  // the rows' sums are written
-  for (int n = threadIdx.x; n < latents.count; n += kThreads) {
-    double sums[2] = {0, 0};
-    for (int i = 0; i < kRows; ++i) {
-      sums[0] += scratch[i * kTileLatents<T> + n];
-      sums[1] += scratch[kHalf + i * kTileLatents<T> + n];
-    }
-    double* const to =
-        task.partial + (blockIdx.y * p.B * p.N + b * p.N + first + n) * task.fields + p.D;
-    to[0] = sums[0];
-    to[1] = sums[1];
-  }
+  constexpr int kLanesPerLatent = kLanes / kOwn;
+  const int n = warp_of_thread() * kOwn + lane_of_thread() / kLanesPerLatent;
+  if (lane_of_thread() % kLanesPerLatent != 0 || n >= own.count) return;
+  double* const to = partial + n * task.fields + p.D;
+  to[0] = by_energy;
+  to[1] = by_weight;
 }
 
 }  // namespace lebm::cuda

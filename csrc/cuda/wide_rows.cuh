@@ -6,10 +6,10 @@
 //
 //   y, scale [B, M, D]; decoded [B, N, D] -> F [B, M], state [B, M, 4], slopes [B, M, D]
 //
-// The sums for each dimension multiply the tile of p~ by differences, and are added in double to
-// `vectors` [num_splits, B M, 3, D], whose elements have one thread each. The shift (m, a) is the
-// energy of a query's best latent so far; it is replaced when a tile has a latent that is better by
-// 20 bits. In the second and third pass p~ is that of narrow_later_rows.cuh.
+// wide_tile.cuh divides a tile over the threads, and wide_query.cuh has the shift (m, a). The sums
+// of a tile, in T, are added to sums in double: those of p~ in registers, those for each dimension
+// (wide_moments.cuh) in `vectors` [num_splits, B M, 3, D]. In the second and third pass p~ is that
+// of narrow_later_rows.cuh.
 #pragma once
 
 #include <cmath>
@@ -19,304 +19,161 @@
 #include "arithmetic.cuh"
 #include "device.cuh"
 #include "finish.cuh"
+#include "fold.cuh"
 #include "load.cuh"
 #include "partial.cuh"
 #include "regime.cuh"
 #include "row_task.cuh"
 #include "splits.cuh"
+#include "wide_moments.cuh"
+#include "wide_query.cuh"
 #include "wide_tile.cuh"
 
 namespace lebm::cuda {
 
 constexpr int kWideFields = kFields<0, kEverything>;
 
-constexpr double kLag = 20;  // bits by which a latent may be better than the shift
-
-// The mask of this thread's row of 16, which is half a warp.
-__device__ __forceinline__ unsigned row_mask() {
-  return 0xffffu << (threadIdx.x / kColumns % 2 * kColumns);
-}
-
-// Whether a latent is a better shift than another: by log2 w - c E, or at c = inf by the lesser E.
+// Finds the least energy of the tile and its latent, the first of equals.
 template <typename T>
-__device__ __forceinline__ bool is_better(T minus_c, T energy, T weight, T than_energy,
-                                          T than_weight) {
-  if (!(energy < infinity(T())) || !(weight > -infinity(T()))) return false;
-  if (!(than_energy < infinity(T()))) return true;
-  if (energy == than_energy) return weight > than_weight;
-  if (minus_c == -infinity(T())) return energy < than_energy;
-  return fused(minus_c, energy - than_energy, weight - than_weight) > T(0);
-}
-
-// The best shift of a row's latents for one query; its 16 threads get the same.
-template <typename T>
-__device__ __forceinline__ void best_of_row(T minus_c, const T (&e)[kPerThread<T>],
-                                            const WideTile<T>& tile, T& energy, T& weight) {
-  const int column = int(threadIdx.x) % kColumns;
-  energy = infinity(T());
-  weight = -infinity(T());
+__device__ __forceinline__ void find_least(WideQuery<T>& own, int64_t start,
+                                           const T (&e)[kOwn][kPer<T>],
+                                           const T (&weights)[kPer<T>]) {
+  T least[kOwn];
 #pragma unroll
-  for (int j = 0; j < kPerThread<T>; ++j) {
-    const T w = tile.weight[column * kPerThread<T> + j];
-    if (is_better(minus_c, e[j], w, energy, weight)) {
-      energy = e[j];
-      weight = w;
+  for (int i = 0; i < kOwn; ++i) {
+    least[i] = infinity(T());
+#pragma unroll
+    for (int j = 0; j < kPer<T>; ++j) {
+      if (weights[j] > -infinity(T())) least[i] = lesser(least[i], e[i][j]);
     }
   }
-  const unsigned mask = row_mask();
-  for (int delta = kColumns / 2; delta > 0; delta /= 2) {
-    const T other = __shfl_xor_sync(mask, energy, delta);
-    const T other_weight = __shfl_xor_sync(mask, weight, delta);
-    if (is_better(minus_c, other, other_weight, energy, weight)) {
-      energy = other;
-      weight = other_weight;
-    }
-  }
-  // Threads may hold different ones of two that are equally good.
-  energy = __shfl_sync(mask, energy, 0, kColumns);
-  weight = __shfl_sync(mask, weight, 0, kColumns);
-}
-
-template <typename T>
-struct WideQuery {
-  Regime regime;
-  T m, a, minus_c, beta, gap, unit;
-  double mass, energy;
-  double extra;  // second pass: sum w (exp(-beta (E - m)) - 1); third pass: K sum w
-  T least;
-  int64_t index;
-};
-
-// Adds the sums over one tile of p~ times differences to those in memory.
-template <typename T, bool kHasScale, int kWants>
-__device__ __forceinline__ void add_vectors(const RowTask<T>& task, int64_t b, int64_t first_query,
-                                            const LatentRange& latents, const WideTile<T>& tile,
-                                            bool is_first) {
-  const Problem<T>& p = task.problem;
-  const int row = int(threadIdx.x) / kColumns, column = int(threadIdx.x) % kColumns;
-  const bool wants[3] = {task.out.slope_y != nullptr, task.out.slope_scale != nullptr,
-                         task.out.mean != nullptr};
-  for (int64_t d = column; d < p.D; d += kColumns) {
-    T y[kQueriesPerRow], s[kQueriesPerRow], residual[kQueriesPerRow], stretch[kQueriesPerRow],
-        mean[kQueriesPerRow];
+  fold<1>(least, [](T a, T b) { return lesser(a, b); });
+  const bool is_less = least[0] < own.least;
+  if (is_less) own.least = least[0];
 #pragma unroll
-    for (int i = 0; i < kQueriesPerRow; ++i) {
-      const int64_t q = first_query + row * kQueriesPerRow + i;
-      y[i] = q < p.M ? load(p.y, b, q, d) : T(0);
-      s[i] = kHasScale && q < p.M && p.scale.data ? load(p.scale, b, q, d) : T(1);
-      residual[i] = stretch[i] = mean[i] = T(0);
-    }
-    for (int j = 0; j < int(latents.count); ++j) {
-      if (tile.weight[j] == -infinity(T())) continue;
-      const T g = load(p.decoded, b, latents.first + j, d);
+  for (int i = 0; i < kOwn; ++i) {
+    if (!__shfl_sync(kAllLanes, int(is_less), i * kLanesPerQuery)) continue;
+    const T wanted = __shfl_sync(kAllLanes, least[0], i * kLanesPerQuery);
+    unsigned place = kTileOthers<T>;
 #pragma unroll
-      for (int i = 0; i < kQueriesPerRow; ++i) {
-        const T pair = tile.p[j * kPitch + row * kQueriesPerRow + i];
-        const T x = kHasScale ? fused(-s[i], g, y[i]) : y[i] - g;
-        residual[i] = fused(pair, x, residual[i]);
-        if (kWants == kEverything) {
-          stretch[i] = fused(pair * x, g, stretch[i]);
-          mean[i] = fused(pair, g, mean[i]);
-        }
-      }
+    for (int j = kPer<T> - 1; j >= 0; --j) {
+      if (weights[j] > -infinity(T()) && e[i][j] == wanted) place = other_of_lane<T>(j);
     }
-#pragma unroll
-    for (int i = 0; i < kQueriesPerRow; ++i) {
-      const int q = row * kQueriesPerRow + i;
-      if (first_query + q >= p.M) continue;
-      const double factor = double(tile.factor[q]);
-      const int64_t query = blockIdx.y * p.B * p.M + b * p.M + first_query + q;
-      double* const to = task.vectors + 3 * query * p.D + d;
-      const double found[3] = {double(residual[i]), double(stretch[i]), double(mean[i])};
-      for (int k = 0; k < 3; ++k) {
-        if (wants[k]) to[k * p.D] = is_first ? found[k] : factor * to[k * p.D] + found[k];
-      }
-    }
+    place = __reduce_min_sync(kAllLanes, place);
+    if (lane_of_thread() / kLanesPerQuery == i) own.index = start + place;
   }
 }
 
-// Returns p~ of a pair. In the second and third pass it also adds the pair to q.extra.
-template <typename T, RowPass kPass>
-__device__ __forceinline__ T add_pair(WideQuery<T>& q, T e, T weight) {
-  if constexpr (kPass == RowPass::kFirst) {
-    if (q.a == infinity(T())) return e != e || weight != weight ? T(not_a_number()) : T(0);
-    return power(fused(q.minus_c, e - q.m, weight + q.a));
-  } else if (q.regime == Regime::kCold) {
-    if (e != e || weight != weight) return T(not_a_number());
-    return e == q.m && e < infinity(T()) ? power(weight + q.a) : T(0);
-  } else {
-    const T w = power(weight), excess = e - q.m;
-    if (!(w > T(0))) return T(0);
-    if (kPass == RowPass::kThird) {
-      const T ratio = q.beta > T(0) ? q.unit / q.beta : T(0);
-      q.extra += double(curvature_term(q.beta, q.unit, ratio, excess, q.gap, w));
+// Adds a tile to the sums of the warp's queries, and replaces its energies by p~. Returns the
+// factor that has rescaled the sums of this lane's query.
+template <typename T, RowPass kPass, int kWants>
+__device__ __forceinline__ T add_tile(WideQuery<T>& own, int64_t start,
+                                      const WideTile<T, false>& tile, T (&e)[kOwn][kPer<T>]) {
+  constexpr bool kHasEnergy = kPass == RowPass::kSecond || kWants == kEverything;
+  T weights[kPer<T>], mass[kOwn], energy[kOwn], least[kOwn], factor = T(1);
+  double extra[kOwn];
+#pragma unroll
+  for (int j = 0; j < kPer<T>; ++j) weights[j] = tile.weight[other_of_lane<T>(j)];
+  if (kPass == RowPass::kFirst && kWants == kEverything) find_least(own, start, e, weights);
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    WideShift<T> q = shift_of<T, kPass>(own, i);
+    mass[i] = energy[i] = T(0);
+    least[i] = infinity(T());
+    extra[i] = 0;
+    T pairs[kPer<T>];
+    if constexpr (kPass == RowPass::kFirst) {
+      first_pairs_of(own, i, e[i], weights, q, factor, pairs);
     } else {
-      const T p_minus_1 = excess < infinity(T()) ? power_minus_1(-q.beta * excess) : T(-1);
-      q.extra += double(w * p_minus_1);
-      q.least = lesser(q.least, excess < T(0) ? excess : -excess);
+      if (kPass == RowPass::kSecond && q.regime == Regime::kCold) {
+        find_shift<T, kPass>(own, i, e[i], weights, q, factor);
+      }
+#pragma unroll
+      for (int j = 0; j < kPer<T>; ++j) {
+        pairs[j] = weights[j] == -infinity(T())
+                       ? T(0)
+                       : later_pair_of<T, kPass>(q, e[i][j], weights[j], extra[i], least[i]);
+      }
     }
-    return w;
+#pragma unroll
+    for (int j = 0; j < kPer<T>; ++j) {
+      mass[i] += pairs[j];
+      const T excess = e[i][j] - q.m;
+      if (kPass == RowPass::kSecond) {
+        if (pairs[j] > T(0)) energy[i] = fused(pairs[j], excess, energy[i]);
+      } else if (kHasEnergy) {
+        energy[i] = fused(pairs[j], lesser(excess, T(Range<T>::kLargest)), energy[i]);
+      }
+      e[i][j] = pairs[j];
+    }
   }
-}
-
-// Makes a tile's best latent the shift if necessary. Returns the factor that rescales the sums so
-// far.
-template <typename T>
-__device__ __forceinline__ T update_shift(WideQuery<T>& q, T energy, T weight) {
-  if (!(energy < infinity(T()))) return T(1);
-  const bool no_shift = q.a == infinity(T());
-  T factor = T(1);
-  if (q.regime == Regime::kCold) {
-    if (!no_shift && energy > q.m) return factor;
-    if (!no_shift && energy == q.m && !(weight + q.a > T(1))) return factor;
-    factor = no_shift || energy < q.m ? T(0) : power(-rint(weight) - q.a);
-  } else {
-    if (!no_shift && !(fused(q.minus_c, energy - q.m, weight + q.a) > T(kLag))) return factor;
-    const double exponent =
-        log2_rescale(-double(q.minus_c), double(q.m), double(q.a), double(energy), -double(weight));
-    factor = no_shift ? T(0) : power(T(exponent));
-    q.energy += (double(q.m) - double(energy)) * q.mass;
+  fold_sums<1>(mass);
+  own.mass += double(mass[0]);
+  if (kHasEnergy) {
+    fold_sums<1>(energy);
+    own.energy += double(energy[0]);
   }
-  // A NaN sum stays NaN, even if the factor is 0.
-  q.mass *= double(factor);
-  q.energy *= double(factor);
-  q.m = energy;
-  // For finish_cold, a must be a whole number.
-  q.a = q.regime == Regime::kCold ? -rint(weight) : -weight;
+  if (kPass != RowPass::kFirst) {
+    fold_sums<1>(extra);
+    own.extra += extra[0];
+    fold<1>(least, [](T a, T b) { return lesser(a, b); });
+    own.least = lesser(own.least, least[0]);
+  }
   return factor;
 }
 
 template <typename T, RowPass kPass, bool kHasScale, int kWants>
 __global__ void __launch_bounds__(kThreads)
     wide_rows_kernel(const __grid_constant__ RowTask<T> task) {
-  LEBM_SHARED(WideTile<T>, tile, [1]);
-  constexpr int kPer = kPerThread<T>;
+  using Tile = WideTile<T, false>;
+  LEBM_SHARED(Tile, tiles, [1]);
+  Tile& tile = tiles[0];
   const Problem<T>& p = task.problem;
-  const int row = int(threadIdx.x) / kColumns, column = int(threadIdx.x) % kColumns;
-  const int64_t blocks = (p.M + kTileQueries - 1) / kTileQueries;
-  const int64_t b = blockIdx.x / blocks, first_query = blockIdx.x % blocks * kTileQueries;
-
-  WideQuery<T> queries[kQueriesPerRow];
-  bool active = false;
-#pragma unroll
-  for (int i = 0; i < kQueriesPerRow; ++i) {
-    WideQuery<T>& q = queries[i];
-    const int64_t m = first_query + row * kQueriesPerRow + i;
-    q = {Regime::kInvalid, T(0), infinity(T()), T(0), T(0), T(0), T(1), 0, 0, 0, infinity(T()), 0};
-    if (m >= p.M) continue;
-    q.beta = load(p.beta, b, m);
-    if (kPass == RowPass::kFirst) {
-      q.regime = Regime::kWarm;
-      const double beta = double(q.beta);
-      q.minus_c = beta >= 0 && !is_cold<T>(beta) ? -T(beta * kLog2E) : T(0);
-      active = true;
-    } else {
-      q.regime = later_regime(task, b, m, kPass == RowPass::kThird);
-      if (q.regime == Regime::kHot) q.a = T(0);
-      const double* state = task.out.state + kStateSize * (b * p.M + m);
-      if (kPass == RowPass::kThird) {
-        q.m = T(state[kStateShift]);
-        q.gap = T(state[kStateGap]);
-        q.unit = kPass == RowPass::kThird ? unit_of(task, b, m) : T(1);
-      }
-      active = active || q.regime == Regime::kHot ||
-               (q.regime == Regime::kCold && kPass == RowPass::kSecond);
-    }
-  }
+  const int64_t blocks = (p.M + kTileOwn - 1) / kTileOwn, b = blockIdx.x / blocks;
+  const Items own = items_from(blockIdx.x % blocks * kTileOwn, kTileOwn, p.M);
+  const int64_t m = own.first + warp_of_thread() * kOwn + lane_of_thread() / kLanesPerQuery;
+  const int64_t query = b * p.M + m;
+  WideQuery<T> q = wide_query<T, kPass>(task, b, m);
+  const bool active = kPass == RowPass::kFirst || q.regime == Regime::kHot ||
+                      (q.regime == Regime::kCold && kPass == RowPass::kSecond);
   if (!__syncthreads_or(active)) return;
 
-  T e[kQueriesPerRow][kPer];
-  if (kPass != RowPass::kThird) {
-    const LatentRange sample = {0, p.N < kTileLatents<T> ? p.N : kTileLatents<T>, true};
-    load_weights(p, task.normaliser, b, sample, tile[0]);
-    tile_energies<T, kHasScale>(p, b, first_query, sample, tile[0], e);
-#pragma unroll
-    for (int i = 0; i < kQueriesPerRow; ++i) {
-      WideQuery<T>& q = queries[i];
-      T energy, weight;
-      best_of_row(q.regime == Regime::kWarm ? q.minus_c : -infinity(T()), e[i], tile[0], energy,
-                  weight);
-      if (kPass == RowPass::kFirst) {
-        update_shift(q, energy, weight);
-      } else if (q.regime == Regime::kHot) {
-        // If the sample has no finite energy, the shift of the first pass stays.
-        const int64_t m = first_query + row * kQueriesPerRow + i;
-        q.m = energy < infinity(T()) ? energy
-                                     : T(task.out.state[kStateSize * (b * p.M + m) + kStateShift]);
-      }
-    }
-    __syncthreads();  // the sample is read
-  }
-
+  MomentTotals totals = {
+      task.vectors + 3 * (blockIdx.y * p.B * p.M + b * p.M + own.first) * p.D,
+      3 * p.D,
+      {task.out.slope_y != nullptr, task.out.slope_scale != nullptr, task.out.mean != nullptr},
+      true};
   const int64_t begin = blockIdx.y * task.plan.split_size;
   const int64_t end = begin + task.plan.split_size < p.N ? begin + task.plan.split_size : p.N;
-  for (int64_t start = begin; start < end; start += kTileLatents<T>) {
-    const LatentRange latents = {
-        start, end - start < kTileLatents<T> ? end - start : kTileLatents<T>, false};
-    load_weights(p, task.normaliser, b, latents, tile[0]);
-    tile_energies<T, kHasScale>(p, b, first_query, latents, tile[0], e);
-#pragma unroll
-    for (int i = 0; i < kQueriesPerRow; ++i) {
-      WideQuery<T>& q = queries[i];
-      T factor = T(1);
-      if (kPass == RowPass::kFirst || (kPass == RowPass::kSecond && q.regime == Regime::kCold)) {
-        T energy, weight;
-        best_of_row(q.regime == Regime::kCold ? -infinity(T()) : q.minus_c, e[i], tile[0], energy,
-                    weight);
-        factor = update_shift(q, energy, weight);
-      }
-      T sum = T(0), weighted = T(0);
-#pragma unroll
-      for (int j = 0; j < kPer; ++j) {
-        const int n = column * kPer + j;
-        const T weight = tile[0].weight[n];
-        const T pair = weight == -infinity(T()) ? T(0) : add_pair<T, kPass>(q, e[i][j], weight);
-        sum += pair;
-        const T excess = e[i][j] - q.m;
-        if (kPass == RowPass::kSecond) {
-          if (pair > T(0)) weighted = fused(pair, excess, weighted);
-        } else if (kWants == kEverything) {
-          weighted = fused(pair, lesser(excess, T(Range<T>::kLargest)), weighted);
-          if (weight > -infinity(T()) && e[i][j] < q.least) {
-            q.least = e[i][j];
-            q.index = start + n;
-          }
+  // The third pass has its shift; the others begin with a sample.
+  constexpr int64_t kTile = kTileOthers<T>, kSampleTile = kPass == RowPass::kThird ? 0 : kTile;
+  for (int64_t start = begin - kSampleTile; start < end; start += kTile) {
+    const bool is_sample = start < begin;
+    const Items latents = is_sample ? sample_of(p.N, kTile) : items_from(start, kTile, end);
+    T e[kOwn][kPer<T>];
+    load_weights(p, task.normaliser, b, latents, tile);
+    tile_energies<T, false, kHasScale>(p, b, own, latents, tile, e);
+    if (is_sample) {
+      sample_shift<T, kPass>(task, query, tile, e, q);
+    } else {
+      const T factor = add_tile<T, kPass, kWants>(q, start, tile, e);
+      if constexpr (kWants != kValue) {
+        if (task.vectors) {
+          store_pairs(e, tile);
+          add_moments<T, false, kHasScale, kWants == kEverything ? 3 : 1>(p, b, own, latents,
+                                                                          factor, totals, tile);
+          totals.is_first = false;
         }
-        if (kWants != kValue) tile[0].p[n * kPitch + row * kQueriesPerRow + i] = pair;
       }
-      q.mass += double(sum);
-      q.energy += double(weighted);
-      if (kWants != kValue && column == 0) tile[0].factor[row * kQueriesPerRow + i] = factor;
-    }
-    if (kWants != kValue) {
-      __syncthreads();  // p~ and the factors are written
-      if (task.vectors)
-        add_vectors<T, kHasScale, kWants>(task, b, first_query, latents, tile[0], start == begin);
     }
     __syncthreads();  // the tile is read
   }
 
-#pragma unroll
-  for (int i = 0; i < kQueriesPerRow; ++i) {
-    WideQuery<T>& q = queries[i];
-    for (int delta = kColumns / 2; delta > 0; delta /= 2) {
-      q.mass += __shfl_xor_sync(row_mask(), q.mass, delta);
-      q.energy += __shfl_xor_sync(row_mask(), q.energy, delta);
-      q.extra += __shfl_xor_sync(row_mask(), q.extra, delta);
-      const T least = __shfl_xor_sync(row_mask(), q.least, delta);
-      const int64_t index = __shfl_xor_sync(row_mask(), q.index, delta);
-      if (least < q.least || (least == q.least && index < q.index)) {
-        q.least = least;
-        q.index = index;
-      }
-    }
-    const int64_t m = first_query + row * kQueriesPerRow + i;
-    if (column != 0 || m >= p.M) continue;
-    const double last = kPass == RowPass::kFirst ? double(q.index) : q.extra;
-    const double fields[kWideFields] = {double(q.m), double(q.a),     q.mass, q.energy,
-                                        0.0,         double(q.least), last};
-    store_partial(task, blockIdx.y, b * p.M + m, fields);
-  }
+  if (lane_of_thread() % kLanesPerQuery != 0 || m >= p.M) return;
+  const double last = kPass == RowPass::kFirst ? double(q.index) : q.extra;
+  const double fields[kWideFields] = {double(q.m), double(q.a),     q.mass, q.energy,
+                                      0.0,         double(q.least), last};
+  store_partial(task, blockIdx.y, query, fields);
 }
 
 // Merges the splits of each query and finishes the query, one thread block per query.

@@ -49,9 +49,11 @@ CASES: dict[str, tuple[tuple[int, int, int, torch.dtype, bool], int]] = {
     "few latents": ((1607, 5, 2, torch.float32, False), 1),
     "many queries": ((533, 131, 2, torch.float32, True), 0),
     "double": ((5, 2309, 2, torch.float64, True), 1),
-    "wide": ((67, 149, 18, torch.float32, True), 0),
-    "wide double": ((67, 149, 18, torch.float64, False), 0),
-    "wide, split": ((131, 531, 5, torch.float32, False), 2),
+    "wide": ((37, 300, 18, torch.float32, True), 0),
+    "wide double": ((37, 149, 18, torch.float64, False), 0),
+    "wide, 16 bytes": ((37, 149, 20, torch.float32, False), 0),
+    "wide, split": ((35, 1543, 5, torch.float32, False), 2),
+    "wide, split queries": ((261, 9, 8, torch.float64, True), 1),
 }
 
 
@@ -128,6 +130,7 @@ CASES_OF_FILE = {
     "normalise": ("every", "double"),
     "wide_rows": ("wide",),
     "wide_tile": ("wide",),
+    "wide_moments": ("wide",),
     "wide_columns": ("wide",),
 }
 

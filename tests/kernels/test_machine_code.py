@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import machine_code
-from machine_code import Instruction, Kernel, hot_loop
+from machine_code import Instruction, Kernel, dimension_loop, hot_loop
 
 SCRIPT = Path(machine_code.__file__)
 
@@ -62,11 +62,12 @@ def test_float64_compiles_with_few_spills(architecture: int) -> None:
 
 
 def lines(text: str) -> list[str | Instruction]:
-    """Parses words ``label:``, ``operation`` or ``operation>label``."""
+    """Parses words ``label:``, ``operation`` or ``operation>label``; SQUARE is a square."""
     found: list[str | Instruction] = []
     for line in text.split():
         operation, _, target = line.partition(">")
-        found.append(line[:-1] if line.endswith(":") else Instruction(operation, target or None))
+        instruction = Instruction(operation, target or None, operation == "SQUARE")
+        found.append(line[:-1] if line.endswith(":") else instruction)
     return found
 
 
@@ -85,6 +86,26 @@ def test_the_shortest_of_equal_loops_counts() -> None:
 def test_instructions_that_a_forward_branch_skips_do_not_count() -> None:
     text = "a: MUFU.EX2 BRA>b STL STL b: FADD BRA>a"
     assert hot_loop(lines(text)) == ["MUFU.EX2", "BRA", "FADD", "BRA"]
+
+
+def test_the_loop_over_dimensions_is_the_innermost_with_most_squares() -> None:
+    text = "a: MUFU.EX2 b: LDS FADD SQUARE FADD SQUARE BRA>b SQUARE BRA>a c: FFMA FFMA FFMA BRA>c"
+    assert dimension_loop(lines(text)) == (["LDS", "FADD", "SQUARE", "FADD", "SQUARE", "BRA"], 2)
+    assert dimension_loop(lines("a: FFMA BRA>a")) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_square"),
+    [
+        ("FFMA R0, R2, R2, R0", True),
+        ("FFMA.FTZ R9, R2.reuse, R2, R0", True),
+        ("FFMA R0, R2, R21, R0", False),
+        ("FFMA R0, R2, R3, R2", False),
+        ("FMUL R0, R2, R2", False),
+    ],
+)
+def test_a_square_is_known_by_its_factors(text: str, is_square: bool) -> None:
+    assert bool(machine_code._SQUARE.match(text)) == is_square
 
 
 def test_without_a_loop_there_are_no_instructions() -> None:
