@@ -11,6 +11,8 @@ from torch import Tensor
 from triton import knobs
 
 from lebm_kernels.backends.contract import Problem
+from lebm_kernels.backends.triton.moments import CHUNK
+from lebm_kernels.backends.triton.packed import PACK, STEP, THREADS
 
 INTERPRETED = bool(knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -95,6 +97,69 @@ def unpack(problem: Problem) -> tuple[Arguments, Shape]:
     return arguments, Shape(B, M, N, D, has, y.dtype == torch.float64)
 
 
+def _pad(x: Tensor, items: int, dimensions: int) -> Tensor:
+    """``[B, size, D]`` with zeros up to multiples of both; B is 1 if all grids share the data."""
+    x = x[:1] if x.stride(0) == 0 else x
+    return torch.nn.functional.pad(x, (0, -x.shape[2] % dimensions, 0, -x.shape[1] % items))
+
+
+def _stride(x: Tensor, B: int) -> int:
+    """The distance between two grids; 0 if all share the data."""
+    return x.stride(0) if x.shape[0] == B else 0
+
+
+def _pack(x: Tensor) -> Tensor:
+    """``[B, size, D]`` to ``[B, block, dimension, PACK]``, see packed.py."""
+    x = _pad(x, PACK.value, STEP.value)
+    return x.view(x.shape[0], -1, PACK.value, x.shape[2]).transpose(2, 3).contiguous()
+
+
+def packed(problem: Problem) -> tuple[Arguments, Shape]:
+    """The arguments of the kernels for D > 4: y, decoded and scale are packed."""
+    arguments, shape = unpack(problem)
+    y, decoded = _pack(problem.y), _pack(problem.decoded)
+    arguments = arguments._replace(
+        y_ptr=y,
+        y_stride=_stride(y, shape.B),
+        decoded_ptr=decoded,
+        decoded_stride=_stride(decoded, shape.B),
+    )
+    if problem.scale is not None:
+        scale = -_pack(problem.scale)
+        arguments = arguments._replace(scale_ptr=scale, scale_stride_b=_stride(scale, shape.B))
+    return arguments, shape
+
+
+class Slabs(NamedTuple):
+    """What a pass sums over, in slabs of dimensions, see moments.py, and the strides of grids."""
+
+    ptr: Tensor
+    stride: int
+    scale_ptr: Tensor
+    scale_stride: int
+
+
+def _slab(x: Tensor, dimensions: int) -> Tensor:
+    """``[B, size, D]`` to ``[B, slab, item, dimensions]``."""
+    x = _pad(x, PACK.value, dimensions)
+    return x.view(*x.shape[:2], -1, dimensions).transpose(1, 2).contiguous()
+
+
+def slabs(problem: Problem, dimensions: int, *, columns: bool = False) -> Slabs:
+    """The latents in slabs of dimensions; for columns the queries, and their scales."""
+    if columns:
+        y = _slab(problem.y, dimensions)
+        scale = y if problem.scale is None else _slab(problem.scale, dimensions)
+        B = problem.y.shape[0]
+        return Slabs(y, _stride(y, B), scale, _stride(scale, B))
+    decoded = _slab(problem.decoded, dimensions)
+    if problem.log_weight is not None:
+        # A dropped latent may be infinite or NaN, and 0 times it is not 0.
+        decoded = decoded.nan_to_num(0, 0, 0)
+    stride = _stride(decoded, problem.decoded.shape[0])
+    return Slabs(decoded, stride, decoded, stride)
+
+
 class Device(NamedTuple):
     """The facts about the device that a plan depends on."""
 
@@ -126,6 +191,13 @@ class Plan(NamedTuple):
     def programs(self, size: int, B: int) -> tuple[int]:
         """Triton's launch grid for ``size`` kept items in each of B grids."""
         return (-(-size // self.outer) * self.num_splits * B,)
+
+    def vectors(self, shape: Shape) -> dict[str, int]:
+        """D > 4: the dimensions of a slab, and how many summed items are taken at once."""
+        # Registers for 64 sums a thread, and as many differences.
+        most = 128 >> int(shape.double) >> (shape.has & 1)
+        at_once = self.inner // CHUNK.value if self.device.interpreted else 1
+        return {"BLOCK_D": max(8, min(most, _power_of_two(shape.D))), "AT_ONCE": at_once}
 
     def small_tiles(self) -> Plan:
         """The plan with a smaller tile, for kernels that hold more numbers of each pair."""
@@ -167,29 +239,32 @@ _WARPS, _CHUNK, _UNROLL = 4, 128, 4
 _INTERPRETED_PAIRS, _INTERPRETED_CHUNK = 1 << 15, 4
 # Numbers that a program merges at once, and of how many splits: few values, for each is compiled.
 _MERGED, _ACROSS = 512, (1, 16, 256)
-# Enough programs to fill every multiprocessor a few times over.
-_WAVES = 8
+# Enough programs to fill every multiprocessor a few times over. At D > 4 a program has so many kept
+# items that more of them would cost memory.
+_WAVES, _WIDE_WAVES = 8, 3
+# D > 4: the warps of a program, and its summed items.
+_WIDE_WARPS, _WIDE_INNER, _WIDE_INNER_DOUBLE = THREADS // 32, 128, 64
 
 
 def _pairs_a_thread(shape: Shape, columns: bool) -> int:
-    """The pairs a thread holds in 255 registers without spills, on sm_80 to sm_100.
+    """The pairs a thread holds in 255 registers without spills, on sm_80 to sm_100; D <= 4.
 
-    ======================  ====  ==========  =====  =====
-    D                       1, 2  with scale  3, 4   more
-    ======================  ====  ==========  =====  =====
-    rows, float32           16    8           8 (4)  16 (8)
-    columns, float32        16    16          8      16 (8)
-    float64                 4     2           2 (1)  4 (2)
-    ======================  ====  ==========  =====  =====
+    ======================  ====  ==========  =====
+    D                       1, 2  with scale  3, 4
+    ======================  ====  ==========  =====
+    rows, float32           16    8           8 (4)
+    columns, float32        16    16          8
+    float64                 4     2           2 (1)
+    ======================  ====  ==========  =====
 
     In brackets: with scale. The number does not depend on the outputs wanted: that would change the
     order of sums. 16 pairs use each load of a latent.
     """
     scale = shape.has & 1
     pairs = 16
-    if shape.narrow and shape.D > 2:
+    if shape.D > 2:
         pairs //= 2
-    if scale and not (columns and shape.narrow):
+    if scale and not columns:
         pairs //= 2
     if shape.double:
         pairs //= 4
@@ -203,22 +278,26 @@ def _power_of_two(x: int) -> int:
 def plan(shape: Shape, device: Device, *, columns: bool = False) -> Plan:
     """The plan of a pass: queries kept and latents summed over, or the other way for columns."""
     kept, summed = (shape.N, shape.M) if columns else (shape.M, shape.N)
-    threads = 32 * _WARPS
-    pairs, chunk = _pairs_a_thread(shape, columns) * threads, _CHUNK
     if device.interpreted:
-        pairs, chunk = _INTERPRETED_PAIRS, _INTERPRETED_CHUNK
         inner = 512 if summed <= 1 << 14 else 1 << 14
+        outer = _INTERPRETED_PAIRS // min(inner, _power_of_two(summed))
+        chunk, warps, programs, least_blocks = _INTERPRETED_CHUNK, _WARPS, device.programs, 1
+    elif shape.narrow:
+        inner, chunk, warps = 32 * _WARPS, _CHUNK, _WARPS
+        outer = _pairs_a_thread(shape, columns) * inner // min(inner, _power_of_two(summed))
+        programs, least_blocks = device.programs, 4
     else:
-        # Wide kernels in float32 have registers for several latents a thread. Elsewhere more kept
-        # items are the better use.
-        inner = threads if shape.narrow or shape.double else 4 * threads
+        inner = _WIDE_INNER_DOUBLE if shape.double else _WIDE_INNER
+        outer, chunk, warps = PACK.value, _CHUNK, _WIDE_WARPS
+        programs, least_blocks = _WIDE_WAVES * device.multiprocessors, 1
     inner = min(inner, _power_of_two(summed))
-    outer = min(pairs // inner, _power_of_two(kept))
+    if not shape.narrow:
+        # Both kinds of sums need whole chunks; kept items lie within one packed block.
+        inner, outer = max(inner, 2 * CHUNK.value), min(outer, PACK.value)
+    outer = min(outer, _power_of_two(kept))
     tiles = -(-kept // outer) * max(shape.B, 1)
     blocks = -(-summed // inner)
-    num_splits = max(
-        1, min(device.programs // max(tiles, 1), blocks // (1 if device.interpreted else 4))
-    )
+    num_splits = max(1, min(programs // max(tiles, 1), blocks // least_blocks))
     split_size = -(-blocks // num_splits) * inner
     num_splits = -(-summed // split_size)
-    return Plan(outer, inner, chunk, _UNROLL, num_splits, split_size, _WARPS, device)
+    return Plan(outer, inner, chunk, _UNROLL, num_splits, split_size, warps, device)
