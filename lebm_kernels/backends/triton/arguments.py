@@ -108,56 +108,61 @@ def _stride(x: Tensor, B: int) -> int:
     return x.stride(0) if x.shape[0] == B else 0
 
 
-def _pack(x: Tensor) -> Tensor:
+def _pack(x: Tensor, items: int) -> Tensor:
     """``[B, size, D]`` to ``[B, block, dimension, PACK]``, see packed.py."""
-    x = _pad(x, PACK.value, STEP.value)
+    x = _pad(x, items, STEP.value)
     return x.view(x.shape[0], -1, PACK.value, x.shape[2]).transpose(2, 3).contiguous()
 
 
-def packed(problem: Problem) -> tuple[Arguments, Shape]:
-    """The arguments of the kernels for D > 4: y, decoded and scale are packed."""
-    arguments, shape = unpack(problem)
-    y, decoded = _pack(problem.y), _pack(problem.decoded)
+def packed(problem: Problem, arguments: Arguments, inner: int) -> Arguments:
+    """The arguments of the kernels for D > 4, with y, decoded and scale packed.
+
+    A block of ``inner`` summed items is there as a whole.
+    """
+    B, items = problem.y.shape[0], max(inner, PACK.value)
+    y, decoded = _pack(problem.y, items), _pack(problem.decoded, items)
     arguments = arguments._replace(
         y_ptr=y,
-        y_stride=_stride(y, shape.B),
+        y_stride=_stride(y, B),
         decoded_ptr=decoded,
-        decoded_stride=_stride(decoded, shape.B),
+        decoded_stride=_stride(decoded, B),
     )
     if problem.scale is not None:
-        scale = -_pack(problem.scale)
-        arguments = arguments._replace(scale_ptr=scale, scale_stride_b=_stride(scale, shape.B))
-    return arguments, shape
+        scale = -_pack(problem.scale, items)
+        arguments = arguments._replace(scale_ptr=scale, scale_stride_b=_stride(scale, B))
+    return arguments
 
 
 class Slabs(NamedTuple):
-    """What a pass sums over, in slabs of dimensions, see moments.py, and the strides of grids."""
+    """What a pass sums over, ``[B, slab, item, dimension]``, see moments.py; strides of B and slab.
+
+    The scale is there in a column pass only.
+    """
 
     ptr: Tensor
-    stride: int
     scale_ptr: Tensor
+    stride: int
     scale_stride: int
+    slab_stride: int
 
 
-def _slab(x: Tensor, dimensions: int) -> Tensor:
-    """``[B, size, D]`` to ``[B, slab, item, dimensions]``."""
-    x = _pad(x, PACK.value, dimensions)
+def _slab(x: Tensor, dimensions: int, items: int) -> Tensor:
+    x = _pad(x, items, dimensions)
     return x.view(*x.shape[:2], -1, dimensions).transpose(1, 2).contiguous()
 
 
-def slabs(problem: Problem, dimensions: int, *, columns: bool = False) -> Slabs:
+def slabs(problem: Problem, dimensions: int, inner: int, *, columns: bool = False) -> Slabs:
     """The latents in slabs of dimensions; for columns the queries, and their scales."""
+    B, items = problem.y.shape[0], max(inner, PACK.value)
     if columns:
-        y = _slab(problem.y, dimensions)
-        scale = y if problem.scale is None else _slab(problem.scale, dimensions)
-        B = problem.y.shape[0]
-        return Slabs(y, _stride(y, B), scale, _stride(scale, B))
-    decoded = _slab(problem.decoded, dimensions)
-    if problem.log_weight is not None:
-        # A dropped latent may be infinite or NaN, and 0 times it is not 0.
-        decoded = decoded.nan_to_num(0, 0, 0)
-    stride = _stride(decoded, problem.decoded.shape[0])
-    return Slabs(decoded, stride, decoded, stride)
+        x = _slab(problem.y, dimensions, items)
+        scale = x if problem.scale is None else _slab(problem.scale, dimensions, items)
+    else:
+        x = scale = _slab(problem.decoded, dimensions, items)
+        if problem.log_weight is not None:
+            # A dropped latent may be infinite or NaN, and 0 times it is not 0.
+            x = x.nan_to_num(0, 0, 0)
+    return Slabs(x, scale, _stride(x, B), _stride(scale, B), x.stride(1))
 
 
 class Device(NamedTuple):

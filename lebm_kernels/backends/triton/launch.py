@@ -103,8 +103,13 @@ def rows(problem: Problem, want: RowWants) -> Rows:
     return out
 
 
-def _arguments(problem: Problem) -> tuple[Arguments, Shape]:
-    return unpack(problem) if problem.y.shape[2] <= 4 else packed(problem)
+def _planned(problem: Problem, *, columns: bool = False) -> tuple[Arguments, Shape, Plan]:
+    """The arguments as the pass takes them, and its plan."""
+    arguments, shape = unpack(problem)
+    cut = plan(shape, device_facts(problem.y.device), columns=columns)
+    if not shape.narrow:
+        arguments = packed(problem, arguments, cut.inner)
+    return arguments, shape, cut
 
 
 def _launch_wide_rows(
@@ -113,9 +118,9 @@ def _launch_wide_rows(
 ) -> None:  # fmt: skip
     _, M, N, D, has, _ = shape
     vectors, programs = cut.vectors(shape), cut.programs(M, shape.B)
-    summed, tile = Slabs(a.y_ptr, 0, a.y_ptr, 0), a.y_ptr
+    summed, tile = Slabs(a.y_ptr, a.y_ptr, 0, 0, 0), a.y_ptr
     if want > ENERGY.value:
-        summed = slabs(problem, vectors["BLOCK_D"])
+        summed = slabs(problem, vectors["BLOCK_D"], cut.inner)
         tile = a.y_ptr.new_empty(programs[0] * cut.outer * cut.inner)
     wide_rows_kernel[programs](
         a, summed, tile, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has, WANT=want,
@@ -124,14 +129,13 @@ def _launch_wide_rows(
 
 
 def _launch_rows(problem: Problem, out: Rows) -> None:
-    a, shape = _arguments(problem)
+    a, shape, cut = _planned(problem)
     B, M, N, D, has, _ = shape
     vectors = {PULL: out.slope_y, STRETCH: out.slope_scale, MEAN: out.mean}
     wanted = [bit.value for bit, x in vectors.items() if x is not None]
     of_energies = (out.slope_beta, out.energy, out.relative_entropy)
     with_energies = any(x is not None for x in of_energies)
     want = sum(wanted) + (ENERGY.value if with_energies else 0)
-    cut = plan(shape, device_facts(a.y_ptr.device))
     programs, small_tiles = cut.programs(M, B), cut.small_tiles()
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
     blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
@@ -230,9 +234,9 @@ def _launch_wide_columns(
 ) -> None:  # fmt: skip
     _, M, N, D, has, _ = shape
     vectors, programs = cut.vectors(shape), cut.programs(N, shape.B)
-    summed, tile = Slabs(a.y_ptr, 0, a.y_ptr, 0), a.y_ptr
+    summed, tile = Slabs(a.y_ptr, a.y_ptr, 0, 0, 0), a.y_ptr
     if want & DECODED.value:
-        summed = slabs(problem, vectors["BLOCK_D"], columns=True)
+        summed = slabs(problem, vectors["BLOCK_D"], cut.inner, columns=True)
         tile = a.y_ptr.new_empty(programs[0] * cut.outer * cut.inner)
     wide_columns_kernel[programs](
         a, summed, tile, grad, state, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has,
@@ -241,8 +245,7 @@ def _launch_wide_columns(
 
 
 def _launch_columns(problem: Problem, grad: Tensor, state: Tensor, out: Columns) -> None:
-    a, shape = _arguments(problem)
-    cut = plan(shape, device_facts(grad.device), columns=True)
+    a, shape, cut = _planned(problem, columns=True)
     B, M, N, D, has, _ = shape
     programs = cut.programs(N, B)
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lebm_kernels.backends.triton.packed import PACK, THREADS, kept_places, summed_threads
+from lebm_kernels.backends.triton.packed import THREADS, kept_places, summed_threads
 
 # Summed items of a pass through the loop over summed items.
 CHUNK = tl.constexpr(8)
@@ -54,9 +54,3 @@ def vector_places(KEPT: tl.constexpr, DIMENSIONS: tl.constexpr, AT_ONCE: tl.cons
     kept += tl.arange(0, T)[None, None, None, :, None]
     dimension = tl.arange(0, DIMENSIONS // U)[None, None, :, None, None] * U
     return at_once, kept, dimension + tl.arange(0, U)[None, None, None, None, :]
-
-
-@triton.jit
-def slab_size(items, DIMENSIONS: tl.constexpr):
-    """The numbers of a slab of dimensions of the summed items."""
-    return tl.cdiv(items, PACK).to(tl.int64) * (PACK * DIMENSIONS)

@@ -13,7 +13,6 @@ import triton.language as tl
 
 from lebm_kernels.backends.triton.moments import (
     CHUNK,
-    slab_size,
     vector_places,
     weight_places,
 )
@@ -82,8 +81,8 @@ def _add_vectors(
         at = partial_ptr + own + i * size
         old = tl.load(at, mask=inside & (i < D) & (fresh == 0), other=0.0)
         tl.store(at, old + sums.to(tl.float64), mask=inside & (i < D))
-        y_at += slab_size(M, BLOCK_D)
-        scale_at += slab_size(M, BLOCK_D)
+        y_at += slabs.slab_stride
+        scale_at += slabs.slab_stride
 
 
 @triton.jit(do_not_specialize=["M", "N", "D", "split_size", "num_splits"])

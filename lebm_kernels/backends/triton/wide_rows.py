@@ -17,7 +17,6 @@ import triton.language as tl
 
 from lebm_kernels.backends.triton.moments import (
     CHUNK,
-    slab_size,
     vector_places,
     weight_places,
 )
@@ -115,7 +114,7 @@ def _add_vectors(
                 old = tl.load(at, mask=inside & (i < D) & (fresh == 0), other=0.0)
                 tl.store(at, tl.fma(old, shrink, sums.to(tl.float64)), mask=inside & (i < D))
                 at += D * field
-        g_at += slab_size(N, BLOCK_D)
+        g_at += slabs.slab_stride
 
 
 @triton.jit(do_not_specialize=["M", "N", "D", "split_size", "num_splits"])
