@@ -11,6 +11,9 @@ with the most MUFU.EX2; of equals, the shortest. A pair costs one exponential, s
 are divided by the number of MUFU.EX2. Per clock, a multiprocessor computes 16 exponentials, issues
 128 instructions, and executes 128 (64 on sm_80) in the FMA pipes. The predicted fraction of the
 rate that MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instructions).
+
+At D > 4 the loop over dimensions has no exponential: the innermost loop with the most FFMA is
+counted, per dimension and pair. Where vectors are summed, so is the loop that does it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from lebm_kernels.backends.triton.arguments import Plan
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -32,6 +38,7 @@ _LABEL = re.compile(r"^(?P<label>\.L_\w+):")
 _BRANCH = re.compile(r"\bBRA\b[^`]*`\((?P<label>\.L_\w+)\)")
 _SECTION = re.compile(r"^\.text\.(?P<name>\S+):")
 # The operations of the FMA pipes, with integer products.
+_MANY = 32  # FFMA of a loop that sums over dimensions or pairs
 _FMA = ("FFMA", "FMUL", "FADD", "IMAD", "FFMA2", "FMUL2", "FADD2")
 
 
@@ -44,7 +51,10 @@ class Instruction(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """The counts of one kernel; ``instructions`` and ``fma`` are per pair of the hot loop."""
+    """The counts of one kernel; ``instructions`` and ``fma`` are per pair of the hot loop.
+
+    D > 4: per dimension and pair; ``vectors`` is as ``instructions``, for the sums of vectors.
+    """
 
     name: str
     architecture: int
@@ -55,6 +65,7 @@ class Kernel:
     exponentials: int
     instructions: float
     fma: float
+    vectors: float = 0.0
 
     @property
     def warps(self) -> int:
@@ -100,8 +111,8 @@ def disassemble(cubin: Path) -> dict[str, list[str | Instruction]]:
     return kernels
 
 
-def hot_loop(lines: list[str | Instruction]) -> list[str]:
-    """The operations of the innermost loop with the most exponentials."""
+def _innermost_loops(lines: list[str | Instruction]) -> Iterator[list[str]]:
+    """Their operations, in order."""
     place = {line: i for i, line in enumerate(lines) if isinstance(line, str)}
     loops = []
     for i, line in enumerate(lines):
@@ -109,14 +120,26 @@ def hot_loop(lines: list[str | Instruction]) -> list[str]:
             start = place.get(line.target, i)
             if start < i:
                 loops.append((start, i))
-    best: list[str] = []
     for start, end in loops:
         if any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops):
             continue
-        body = [x.operation for x in _always(lines[start : end + 1])]
-        if (_exponentials(body), -len(body)) > (_exponentials(best), -len(best)):
-            best = body
-    return best
+        yield [x.operation for x in _always(lines[start : end + 1])]
+
+
+def hot_loop(lines: list[str | Instruction]) -> list[str]:
+    """The operations of the innermost loop with the most exponentials."""
+    return max(_innermost_loops(lines), key=lambda x: (_exponentials(x), -len(x)), default=[])
+
+
+def dimension_loop(lines: list[str | Instruction]) -> list[str]:
+    """The operations of the innermost loop with the most FFMA, the first of equals."""
+    return max(_innermost_loops(lines), key=_products, default=[])
+
+
+def vector_loop(lines: list[str | Instruction]) -> list[str]:
+    """The operations of the last innermost loop with many FFMA, or none if it is the first."""
+    loops = [x for x in _innermost_loops(lines) if _products(x) >= _MANY]
+    return loops[-1] if len(loops) > 1 else []
 
 
 def _always(lines: list[str | Instruction]) -> Iterator[Instruction]:
@@ -133,6 +156,10 @@ def _always(lines: list[str | Instruction]) -> Iterator[Instruction]:
 
 def _exponentials(operations: list[str]) -> int:
     return sum(operation.startswith("MUFU.EX2") for operation in operations)
+
+
+def _products(operations: list[str]) -> int:
+    return sum(operation.startswith(("FFMA", "DFMA")) for operation in operations)
 
 
 def _resources(cubin: Path) -> dict[str, dict[str, int]]:
@@ -199,6 +226,13 @@ VARIANTS = (
     Variant("everything, D = 4", False, 4, has=7, want=15),
     Variant("columns, everything, D = 4", True, 4, has=7, want=3),
 )
+WIDE_VARIANTS = (
+    *(Variant(f"forward, D = {D}", False, D) for D in (16, 64, 256)),
+    *(Variant(f"forward, D = {D}, slope_y", False, D, want=2) for D in (16, 64, 256)),
+    *(Variant(f"forward, D = {D}, scale, slopes", False, D, 1, 6) for D in (16, 64, 256)),
+    *(Variant(f"columns, D = {D}", True, D, want=1) for D in (16, 64, 256)),
+    Variant("forward, D = 64, slope_y, float64", False, 64, want=2, dtype="fp64"),
+)
 
 
 def compile_variant(variant: Variant, architecture: int) -> Kernel:
@@ -208,30 +242,35 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
     from triton.compiler import ASTSource
 
     from lebm_kernels.backends.triton import launch
-    from lebm_kernels.backends.triton.arguments import Arguments, Device, Shape, plan
+    from lebm_kernels.backends.triton.arguments import Arguments, Device, Shape, Slabs, plan
     from lebm_kernels.backends.triton.narrow_columns import narrow_columns_kernel
     from lebm_kernels.backends.triton.narrow_rows import narrow_rows_kernel
+    from lebm_kernels.backends.triton.wide_columns import wide_columns_kernel
+    from lebm_kernels.backends.triton.wide_rows import wide_rows_kernel
 
     large = 1 << 20
     shape = Shape(1, large, large, variant.D, variant.has, variant.dtype == "fp64")
     cut = plan(shape, Device(False, 132), columns=variant.columns)
-    kernel = narrow_columns_kernel if variant.columns else narrow_rows_kernel
     outer, inner = ("BLOCK_N", "BLOCK_M") if variant.columns else ("BLOCK_M", "BLOCK_N")
     constants = {
-        "D": variant.D,
         "HAS": variant.has,
         "WANT": variant.want,
         outer: cut.outer,
         inner: cut.inner,
-        "CHUNK": cut.chunk,
-        "UNROLL": cut.unroll,
     }
+    if shape.narrow:
+        kernel = narrow_columns_kernel if variant.columns else narrow_rows_kernel
+        constants.update(D=variant.D, CHUNK=cut.chunk, UNROLL=cut.unroll)
+    else:
+        kernel = wide_columns_kernel if variant.columns else wide_rows_kernel
+        constants.update(cut.vectors(shape))
     pointer = f"*{variant.dtype}"
     types: dict[str, Any] = {
         "a": Arguments._make([pointer] * 6 + ["i32"] * 8),
-        "packed_ptr": pointer,
+        "slabs": Slabs(pointer, pointer, "i32", "i32", "i32"),
+        **dict.fromkeys(("packed_ptr", "tile_ptr", "grad_ptr"), pointer),
         "strict_ptr": "*i32",
-        "partial_ptr": "*fp64",
+        **dict.fromkeys(("partial_ptr", "state_ptr"), "*fp64"),
     }
     names = kernel.arg_names
     source = ASTSource(
@@ -246,7 +285,25 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         (counted,) = inspect(cubin, architecture, 32 * cut.warps)
-    return Kernel(**{**vars(counted), "name": variant.name, "shared": compiled.metadata.shared})
+        found = {**vars(counted), "name": variant.name, "shared": compiled.metadata.shared}
+        if not shape.narrow:
+            found.update(_counted_wide(cubin, cut, constants["BLOCK_D"]))
+    return Kernel(**found)
+
+
+def _counted_wide(cubin: Path, cut: Plan, dimensions: int) -> dict[str, float]:
+    """The counts of a kernel for D > 4, per dimension and pair."""
+    from lebm_kernels.backends.triton.moments import CHUNK
+    from lebm_kernels.backends.triton.packed import STEP, THREADS
+
+    (lines,) = disassemble(cubin).values()
+    energies, vectors = dimension_loop(lines), vector_loop(lines)
+    number = STEP.value * cut.outer * cut.inner // THREADS
+    return {
+        "instructions": len(energies) / number,
+        "fma": sum(x.split(".")[0] in _FMA for x in energies) / number,
+        "vectors": len(vectors) / (CHUNK.value * cut.outer * dimensions // THREADS),
+    }
 
 
 def from_json(text: str) -> list[Kernel]:
@@ -255,16 +312,17 @@ def from_json(text: str) -> list[Kernel]:
 
 
 TITLES = (
-    f"{'kernel':32} {'sm':>4} {'issued':>7} {'FMA':>5} {'regs':>5} {'shared':>7} {'spills':>7} "
-    f"{'warps':>6} {'of MUFU':>8}"
+    f"{'kernel':34} {'sm':>4} {'issued':>7} {'vectors':>7} {'FMA':>5} {'regs':>5} {'shared':>7} "
+    f"{'spills':>7} {'warps':>6} {'of MUFU':>8}"
 )
 
 
 def row(k: Kernel) -> str:
     """A kernel's line of the table."""
+    fraction = f"{k.mufu_fraction:.0%}" if k.exponentials else ""
     return (
-        f"{k.name:32} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.registers:5} "
-        f"{k.shared:7} {k.spills:7} {k.warps:6} {k.mufu_fraction:8.0%}"
+        f"{k.name:34} {k.architecture:4} {k.instructions:7.2f} {k.vectors:7.2f} {k.fma:5.2f} "
+        f"{k.registers:5} {k.shared:7} {k.spills:7} {k.warps:6} {fraction:>8}"
     )
 
 
@@ -281,7 +339,7 @@ def main() -> None:
     if given.cubin:
         kernels = (k for x in given.cubin for k in inspect(x, given.arch[0], given.threads))
     else:
-        variants = [x for x in VARIANTS if not given.only or x.name in given.only]
+        variants = [x for x in VARIANTS + WIDE_VARIANTS if not given.only or x.name in given.only]
         kernels = (compile_variant(x, arch) for x in variants for arch in given.arch)
     if given.json:
         print(json.dumps([vars(x) for x in kernels]))

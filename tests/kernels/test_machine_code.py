@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import machine_code
-from machine_code import Instruction, Kernel, hot_loop
+from machine_code import Instruction, Kernel, dimension_loop, hot_loop, vector_loop
 
 SCRIPT = Path(machine_code.__file__)
 
@@ -22,6 +22,12 @@ BOUNDS = {
     "columns": (9.0, 9.0, 9.0),
 }
 FLOAT64 = "forward, float64"
+# D > 4, per dimension and pair: of the loop over dimensions, and of that which sums vectors.
+WIDE_BOUNDS = {
+    "forward, D = 64": (2.35, 0.0),
+    "forward, D = 64, slope_y": (2.35, 2.5),
+    "columns, D = 64": (2.35, 2.5),
+}
 CASES = [
     (name, architecture, bound)
     for name, bounds in BOUNDS.items()
@@ -32,7 +38,7 @@ CASES = [
 @cache
 def counted() -> dict[tuple[str, int], Kernel]:
     """The kernels, compiled in a subprocess, where Triton's interpreter is off."""
-    names = [x for name in (*BOUNDS, FLOAT64) for x in ("--only", name)]
+    names = [x for name in (*BOUNDS, FLOAT64, *WIDE_BOUNDS) for x in ("--only", name)]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     run = subprocess.run(
         [sys.executable, str(SCRIPT), "--json", *names],
@@ -54,6 +60,17 @@ def test_instructions_per_pair(name: str, architecture: int, bound: float) -> No
     assert kernel.instructions <= bound
     # Fewer than the formula needs would mean that the wrong loop was counted.
     assert kernel.instructions > 5
+
+
+@pytest.mark.parametrize("name", WIDE_BOUNDS)
+def test_instructions_per_dimension_and_pair(name: str) -> None:
+    kernel = counted()[name, 90]
+    most, most_of_vectors = WIDE_BOUNDS[name]
+    assert kernel.spills <= 10
+    # A difference and a product are two.
+    assert 2 < kernel.instructions <= most
+    assert kernel.vectors <= most_of_vectors
+    assert most_of_vectors == 0 or kernel.vectors > 2
 
 
 @pytest.mark.parametrize("architecture", machine_code.ARCHITECTURES)
@@ -85,6 +102,18 @@ def test_the_shortest_of_equal_loops_counts() -> None:
 def test_instructions_that_a_forward_branch_skips_do_not_count() -> None:
     text = "a: MUFU.EX2 BRA>b STL STL b: FADD BRA>a"
     assert hot_loop(lines(text)) == ["MUFU.EX2", "BRA", "FADD", "BRA"]
+
+
+def test_the_loop_over_dimensions_is_the_innermost_with_most_products() -> None:
+    text = "a: FFMA b: FADD FFMA FFMA BRA>b FFMA FFMA BRA>a c: MUFU.EX2 FFMA BRA>c"
+    assert dimension_loop(lines(text)) == ["FADD", "FFMA", "FFMA", "BRA"]
+
+
+def test_vectors_are_summed_in_the_last_loop_of_many_products() -> None:
+    energies, vectors = "a: " + 64 * "FFMA " + "BRA>a ", "b: FADD " + 32 * "FFMA " + "BRA>b "
+    assert vector_loop(lines(energies + "c: FFMA BRA>c")) == []
+    found = vector_loop(lines(energies + vectors + "c: FFMA BRA>c"))
+    assert found == ["FADD", *32 * ["FFMA"], "BRA"]
 
 
 def test_without_a_loop_there_are_no_instructions() -> None:

@@ -199,8 +199,8 @@ class Plan(NamedTuple):
 
     def vectors(self, shape: Shape) -> dict[str, int]:
         """D > 4: the dimensions of a slab, and how many summed items are taken at once."""
-        # Registers for 64 sums a thread, and as many differences.
-        most = 128 >> int(shape.double) >> (shape.has & 1)
+        # Registers for 32 sums a thread, and for as many y and s.
+        most = 32 if shape.double and shape.has & 1 else 64
         at_once = self.inner // CHUNK.value if self.device.interpreted else 1
         return {"BLOCK_D": max(8, min(most, _power_of_two(shape.D))), "AT_ONCE": at_once}
 

@@ -1,11 +1,12 @@
 """D > 4: sums of vectors over a tile of pairs, from the tile's posterior weights in memory.
 
 A program writes its tile of weights to a scratch, so that every thread can read every weight. Then
-a thread has some kept items and some dimensions, and goes through the summed items one by one: a
-weight of each of its kept items, a coordinate of each of its dimensions, and the differences anew.
-Nothing is summed across threads. The sums are ``[AT_ONCE, KEPT // T, DIMENSIONS // U, T, U]``, where
-kept item i T + t and dimension j U + u are at [_, i, j, t, u]. Only Triton's interpreter takes
-several summed items AT_ONCE. After a tile the sums are added in double to those of the split.
+a thread has some kept items and some dimensions, and goes through the summed items one by one. It
+loads a weight of each of its kept items and a coordinate of each of its dimensions, and computes
+the differences anew. Nothing is summed across threads. The sums are ``[AT_ONCE, KEPT // T,
+DIMENSIONS // U, T, U]``, where kept item i T + t and dimension j U + u are at [_, i, j, t, u]. Only
+Triton's interpreter takes several summed items AT_ONCE. After a tile the sums are added in double
+to those of the split, once for each kept item and dimension.
 
 The summed items' data are in slabs of DIMENSIONS dimensions, ``[slab, item, DIMENSIONS]``, with
 zeros at the end. The scratch holds CHUNK weights of each kept item at a time, ``[chunk, kept item,

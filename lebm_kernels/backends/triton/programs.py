@@ -16,7 +16,7 @@ from lebm_kernels.backends.triton.packed import place_of
 
 @triton.jit
 def own_tile(kept, num_splits, places, BLOCK: tl.constexpr):
-    """The program's grid, split and items, at ``places`` of its tile, and a mask of those there are.
+    """The program's grid, split and items, at ``places`` of its tile; a mask of those that exist.
 
     Also the distance between two fields of partial sums, and the tile's places within a field.
     """

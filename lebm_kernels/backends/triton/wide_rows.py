@@ -20,7 +20,7 @@ from lebm_kernels.backends.triton.moments import (
     vector_places,
     weight_places,
 )
-from lebm_kernels.backends.triton.narrow_rows import ENERGY, MEAN, PULL, STRETCH
+from lebm_kernels.backends.triton.narrow_rows import ENERGY, PULL, STRETCH
 from lebm_kernels.backends.triton.packed import (
     PACK,
     STEP,
@@ -89,7 +89,7 @@ def _add_vectors(
     WANT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Multiply the vectors' sums by ``shrink`` and add those of a tile of p; ``fresh`` ones are 0."""
+    """Multiply the vectors' sums, ``fresh`` ones are 0, by ``shrink``; add those of a tile of p."""
     at_once, place, dimension = vector_places(BLOCK_M, BLOCK_D, AT_ONCE)
     grid, _, _, inside, field, own = own_tile(M, num_splits, place, BLOCK_M)
     first = own_tile(M, num_splits, 0, BLOCK_M)[2]
@@ -106,6 +106,7 @@ def _add_vectors(
         if SCALE & HAS:
             s = -1.0 * tl.load(scale_at + (i * PACK + place), mask=i < D, other=0.0)
         at = partial_ptr + own + (4 + i) * field
+        # PULL, STRETCH and MEAN, by the number of the bit.
         for KIND in tl.static_range(1, 4):
             if WANT >> KIND & 1:
                 sums = _vector_sum(
