@@ -267,7 +267,7 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
     pointer = f"*{variant.dtype}"
     types: dict[str, Any] = {
         "a": Arguments._make([pointer] * 6 + ["i32"] * 8),
-        "slabs": Slabs(pointer, pointer, "i32", "i32", "i32"),
+        "slabs": Slabs._make([pointer] * 2 + ["i32"] * 3),
         **dict.fromkeys(("packed_ptr", "tile_ptr", "grad_ptr"), pointer),
         "strict_ptr": "*i32",
         **dict.fromkeys(("partial_ptr", "state_ptr"), "*fp64"),

@@ -204,6 +204,14 @@ class Plan(NamedTuple):
         at_once = self.inner // CHUNK.value if self.device.interpreted else 1
         return {"BLOCK_D": max(8, min(most, _power_of_two(shape.D))), "AT_ONCE": at_once}
 
+    def rounds(self, programs: int) -> list[tuple[int, int]]:
+        """D > 4: the first program and the number of programs of each launch.
+
+        Each program of a launch has a scratch, so that a launch has no more of them than it needs.
+        """
+        most = self.device.programs
+        return [(first, min(most, programs - first)) for first in range(0, programs, most)]
+
     def small_tiles(self) -> Plan:
         """The plan with a smaller tile, for kernels that hold more numbers of each pair."""
         return self if self.device.interpreted else self._replace(outer=max(self.outer // 4, 1))

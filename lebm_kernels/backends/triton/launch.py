@@ -117,15 +117,18 @@ def _launch_wide_rows(
     blocks: dict[str, Any],
 ) -> None:  # fmt: skip
     _, M, N, D, has, _ = shape
-    vectors, programs = cut.vectors(shape), cut.programs(M, shape.B)
+    vectors, (all_programs,) = cut.vectors(shape), cut.programs(M, shape.B)
+    rounds = [(0, all_programs)]
     summed, tile = Slabs(a.y_ptr, a.y_ptr, 0, 0, 0), a.y_ptr
     if want > ENERGY.value:
         summed = slabs(problem, vectors["BLOCK_D"], cut.inner)
-        tile = a.y_ptr.new_empty(programs[0] * cut.outer * cut.inner)
-    wide_rows_kernel[programs](
-        a, summed, tile, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has, WANT=want,
-        **vectors, **blocks,
-    )  # fmt: skip
+        rounds = cut.rounds(all_programs)
+        tile = a.y_ptr.new_empty(rounds[0][1] * cut.outer * cut.inner)
+    for first, programs in rounds:
+        wide_rows_kernel[(programs,)](
+            a, summed, tile, partial, M, N, D, cut.split_size, cut.num_splits, first, all_programs,
+            HAS=has, WANT=want, **vectors, **blocks,
+        )  # fmt: skip
 
 
 def _launch_rows(problem: Problem, out: Rows) -> None:
@@ -233,15 +236,18 @@ def _launch_wide_columns(
     want: int, partial: Tensor, blocks: dict[str, Any],
 ) -> None:  # fmt: skip
     _, M, N, D, has, _ = shape
-    vectors, programs = cut.vectors(shape), cut.programs(N, shape.B)
+    vectors, (all_programs,) = cut.vectors(shape), cut.programs(N, shape.B)
+    rounds = [(0, all_programs)]
     summed, tile = Slabs(a.y_ptr, a.y_ptr, 0, 0, 0), a.y_ptr
     if want & DECODED.value:
         summed = slabs(problem, vectors["BLOCK_D"], cut.inner, columns=True)
-        tile = a.y_ptr.new_empty(programs[0] * cut.outer * cut.inner)
-    wide_columns_kernel[programs](
-        a, summed, tile, grad, state, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has,
-        WANT=want, **vectors, **blocks,
-    )  # fmt: skip
+        rounds = cut.rounds(all_programs)
+        tile = a.y_ptr.new_empty(rounds[0][1] * cut.outer * cut.inner)
+    for first, programs in rounds:
+        wide_columns_kernel[(programs,)](
+            a, summed, tile, grad, state, partial, M, N, D, cut.split_size, cut.num_splits, first,
+            all_programs, HAS=has, WANT=want, **vectors, **blocks,
+        )  # fmt: skip
 
 
 def _launch_columns(problem: Problem, grad: Tensor, state: Tensor, out: Columns) -> None:

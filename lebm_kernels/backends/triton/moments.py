@@ -22,6 +22,8 @@ from lebm_kernels.backends.triton.packed import THREADS, kept_places, summed_thr
 
 # Summed items of a pass through the loop over summed items.
 CHUNK = tl.constexpr(8)
+# The numbers that wide kernels are not compiled anew for.
+WIDE_SIZES = ["M", "N", "D", "split_size", "num_splits", "first_program", "programs"]
 
 
 @triton.jit

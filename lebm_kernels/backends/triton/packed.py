@@ -89,5 +89,5 @@ def whole_steps(D):
 @triton.jit
 def place_of(at, D, NARROW: tl.constexpr):
     """The place of dimension 0 of the items ``at``, int64."""
-    of_packed = (at >> _PACK_BITS) * (whole_steps(D) * PACK) + (at & (PACK - 1))
-    return at * D if NARROW else of_packed
+    of_packed = whole_steps(D) * PACK
+    return at * D if NARROW else (at >> _PACK_BITS) * of_packed + (at & (PACK - 1))

@@ -16,16 +16,21 @@ from lebm_kernels.backends.triton.packed import place_of
 
 @triton.jit
 def own_tile(kept, num_splits, places, BLOCK: tl.constexpr):
-    """The program's grid, split and items, at ``places`` of its tile; a mask of those that exist.
+    """What :func:`tile_of` says of this program of its launch."""
+    return tile_of(tl.program_id(0), tl.num_programs(0), kept, num_splits, places, BLOCK)
+
+
+@triton.jit
+def tile_of(program, programs, kept, num_splits, places, BLOCK: tl.constexpr):
+    """A program's grid, split and items, at ``places`` of its tile; a mask of those that exist.
 
     Also the distance between two fields of partial sums, and the tile's places within a field.
     """
     tiles = tl.cdiv(kept, BLOCK).to(tl.int32)
-    program = tl.program_id(0)
     split = program // tiles % num_splits
     grid = (program // tiles // num_splits).to(tl.int64)
     offs = (program % tiles).to(tl.int64) * BLOCK + places
-    field = tl.num_programs(0).to(tl.int64) // tiles * kept
+    field = programs.to(tl.int64) // tiles * kept
     return grid, split, offs, offs < kept, field, split * (field // num_splits) + grid * kept + offs
 
 

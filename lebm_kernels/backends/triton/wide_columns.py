@@ -13,6 +13,7 @@ import triton.language as tl
 
 from lebm_kernels.backends.triton.moments import (
     CHUNK,
+    WIDE_SIZES,
     vector_places,
     weight_places,
 )
@@ -31,8 +32,8 @@ from lebm_kernels.backends.triton.pairs import (
 from lebm_kernels.backends.triton.programs import (
     latent_pointers,
     own_split,
-    own_tile,
     query_pointers,
+    tile_of,
 )
 
 
@@ -57,14 +58,15 @@ def _vector_sum(
 
 @triton.jit
 def _add_vectors(
-    a, slabs, tile, fresh, M, N, D, start, num_splits, partial_ptr, HAS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, AT_ONCE: tl.constexpr,
+    a, slabs, tile, fresh, M, N, D, start, num_splits, program, programs, partial_ptr,
+    HAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Add the vectors of a tile of q to their sums; ``fresh`` ones are 0."""
     at_once, place, dimension = vector_places(BLOCK_N, BLOCK_D, AT_ONCE)
-    grid, _, _, inside, size, own = own_tile(N, num_splits, place, BLOCK_N)
+    grid, _, _, inside, size, own = tile_of(program, programs, N, num_splits, place, BLOCK_N)
     # A tile lies within one packed block.
-    first = own_tile(N, num_splits, 0, BLOCK_N)[2]
+    first = tile_of(program, programs, N, num_splits, 0, BLOCK_N)[2]
     decoded_at = latent_pointers(a, grid, first, D, False)[0]
     at_once = at_once * (BLOCK_M // AT_ONCE)
     q_at = tile + at_once * BLOCK_N + place * CHUNK
@@ -85,16 +87,19 @@ def _add_vectors(
         scale_at += slabs.slab_stride
 
 
-@triton.jit(do_not_specialize=["M", "N", "D", "split_size", "num_splits"])
+@triton.jit(do_not_specialize=WIDE_SIZES)
 def wide_columns_kernel(
     a, slabs, tile_ptr, grad_ptr, state_ptr, partial_ptr, M, N, D, split_size, num_splits,
-    HAS: tl.constexpr, WANT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, AT_ONCE: tl.constexpr,
+    first_program, programs, HAS: tl.constexpr, WANT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """One program for each tile of latents and split of queries; ``a`` is packed."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
+    program = first_program + tl.program_id(0)
     place_n, place_m = kept_places(BLOCK_N), summed_places(BLOCK_M, BLOCK_N)
-    grid, split, offs_n, inside_n, size, own = own_tile(N, num_splits, place_n, BLOCK_N)
+    grid, split, offs_n, inside_n, size, own = tile_of(
+        program, programs, N, num_splits, place_n, BLOCK_N
+    )
     decoded_at = latent_pointers(a, grid, offs_n, D, False)[0]
     of_scalars = latent_pointers(a, grid, tl.minimum(offs_n, N - 1), D, False)
     lw, r = 0.0, 0.0
@@ -132,7 +137,7 @@ def wide_columns_kernel(
             tl.debug_barrier()
             _add_vectors(
                 a, slabs, tile, block * BLOCK_M == first, M, N, D, block * BLOCK_M, num_splits,
-                partial_ptr, HAS, BLOCK_M, BLOCK_N, BLOCK_D, AT_ONCE,
+                program, programs, partial_ptr, HAS, BLOCK_M, BLOCK_N, BLOCK_D, AT_ONCE,
             )  # fmt: skip
             tl.debug_barrier()
     if ENERGIES & WANT:

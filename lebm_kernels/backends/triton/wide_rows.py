@@ -17,6 +17,7 @@ import triton.language as tl
 
 from lebm_kernels.backends.triton.moments import (
     CHUNK,
+    WIDE_SIZES,
     vector_places,
     weight_places,
 )
@@ -43,8 +44,8 @@ from lebm_kernels.backends.triton.pairs import (
 from lebm_kernels.backends.triton.programs import (
     latent_pointers,
     own_split,
-    own_tile,
     query_pointers,
+    tile_of,
 )
 
 
@@ -85,14 +86,14 @@ def _vector_sum(
 
 @triton.jit
 def _add_vectors(
-    a, slabs, tile, shrink, fresh, M, N, D, start, num_splits, partial_ptr, HAS: tl.constexpr,
-    WANT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    a, slabs, tile, shrink, fresh, M, N, D, start, num_splits, program, programs, partial_ptr,
+    HAS: tl.constexpr, WANT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Multiply the vectors' sums, ``fresh`` ones are 0, by ``shrink``; add those of a tile of p."""
     at_once, place, dimension = vector_places(BLOCK_M, BLOCK_D, AT_ONCE)
-    grid, _, _, inside, field, own = own_tile(M, num_splits, place, BLOCK_M)
-    first = own_tile(M, num_splits, 0, BLOCK_M)[2]
+    grid, _, _, inside, field, own = tile_of(program, programs, M, num_splits, place, BLOCK_M)
+    first = tile_of(program, programs, M, num_splits, 0, BLOCK_M)[2]
     shrink = tl.reshape(shrink, (1, place.shape[1], 1, place.shape[3], 1))
     # A tile lies within one packed block.
     y_at, scale_at, _ = query_pointers(a, grid, first, D, False)
@@ -118,16 +119,19 @@ def _add_vectors(
         g_at += slabs.slab_stride
 
 
-@triton.jit(do_not_specialize=["M", "N", "D", "split_size", "num_splits"])
+@triton.jit(do_not_specialize=WIDE_SIZES)
 def wide_rows_kernel(
-    a, slabs, tile_ptr, partial_ptr, M, N, D, split_size, num_splits, HAS: tl.constexpr,
-    WANT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    a, slabs, tile_ptr, partial_ptr, M, N, D, split_size, num_splits, first_program, programs,
+    HAS: tl.constexpr, WANT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """One program for each tile of queries and split of latents; ``a`` is packed."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
+    program = first_program + tl.program_id(0)
     place_m, place_n = kept_places(BLOCK_M), summed_places(BLOCK_N, BLOCK_M)
-    grid, split, offs_m, inside, field, own = own_tile(M, num_splits, place_m, BLOCK_M)
+    grid, split, offs_m, inside, field, own = tile_of(
+        program, programs, M, num_splits, place_m, BLOCK_M
+    )
     y_at, scale_at, _ = query_pointers(a, grid, offs_m, D, False)
     beta = tl.load(query_pointers(a, grid, tl.minimum(offs_m, M - 1), D, False)[2])
     sound = _sound(y_at, scale_at, beta, D, HAS)
@@ -179,7 +183,8 @@ def wide_rows_kernel(
             tl.debug_barrier()
             _add_vectors(
                 a, slabs, tile, shrink, block * BLOCK_N == first, M, N, D, block * BLOCK_N,
-                num_splits, partial_ptr, HAS, WANT, BLOCK_M, BLOCK_N, BLOCK_D, AT_ONCE,
+                num_splits, program, programs, partial_ptr, HAS, WANT, BLOCK_M, BLOCK_N, BLOCK_D,
+                AT_ONCE,
             )  # fmt: skip
             tl.debug_barrier()
     out = partial_ptr + own
