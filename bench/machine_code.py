@@ -13,7 +13,8 @@ are divided by the number of MUFU.EX2. Per clock, a multiprocessor computes 16 e
 rate that MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instructions).
 
 At D > 4 the loop over dimensions has no exponential. It is the innermost loop with the most squares
-of a difference, of which a dimension of a pair has one.
+of a difference, of which a dimension of a pair has one ("per D"). For Triton the loop that
+sums vectors is counted too, per dimension and pair.
 """
 
 from __future__ import annotations
@@ -26,32 +27,40 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from lebm_kernels.backends.triton.arguments import Plan
 
 ARCHITECTURES = (80, 90, 100)
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?P<text>[^;]+);")
 _LABEL = re.compile(r"^(?P<label>\.L_\w+):")
 _BRANCH = re.compile(r"\bBRA\b[^`]*`\((?P<label>\.L_\w+)\)")
-_SQUARE = re.compile(r"FFMA\S* \w+, (?P<x>R\d+)(\.reuse)?, (?P=x)(\.reuse)?, ")
+_SQUARE = re.compile(r"[FD]FMA(?P<two>2?)\S* \w+, (?P<x>R\d+\S*?)(\.reuse)?, (?P=x)(\.reuse)?, ")
 _SECTION = re.compile(r"^\.text\.(?P<name>\S+):")
+_MANY = 32  # FFMA of a loop that sums over dimensions or pairs
 # The operations of the FMA pipes, with integer products.
 _FMA = ("FFMA", "FMUL", "FADD", "IMAD", "FFMA2", "FMUL2", "FADD2")
 
 
 class Instruction(NamedTuple):
-    """One line of machine code: its operation with modifiers, and the label that it jumps to."""
+    """One line of machine code: its operation with modifiers, and the label that it jumps to.
+
+    ``squares`` is the number of products of a number with itself.
+    """
 
     operation: str
     target: str | None
-    is_square: bool = False
+    squares: int = 0
 
 
 @dataclass(frozen=True)
 class Kernel:
     """The counts of one kernel; ``instructions`` and ``fma`` are per pair of the hot loop.
 
-    ``per_dimension`` is per dimension and pair of the loop over dimensions, 0 without one.
+    ``per_dimension`` is per dimension and pair of the loop over dimensions, 0 without one;
+    ``vectors`` is the same for the loop that sums vectors, where that is known.
     """
 
     name: str
@@ -64,6 +73,7 @@ class Kernel:
     instructions: float
     fma: float
     per_dimension: float = 0.0
+    vectors: float = 0.0
 
     @property
     def warps(self) -> int:
@@ -106,12 +116,18 @@ def disassemble(cubin: Path) -> dict[str, list[str | Instruction]]:
             operation = re.sub(r"^@!?U?P[0-9T]\s+", "", text).split()[0]
             branch = _BRANCH.search(text)
             target = branch["label"] if branch else None
-            lines.append(Instruction(operation, target, bool(_SQUARE.match(text))))
+            lines.append(Instruction(operation, target, squares_of(text)))
     return kernels
 
 
+def squares_of(text: str) -> int:
+    """How many numbers an instruction multiplies by themselves."""
+    square = _SQUARE.match(text)
+    return 0 if square is None else 2 if square["two"] else 1
+
+
 def _innermost_loops(lines: list[str | Instruction]) -> Iterator[list[Instruction]]:
-    """Each loop that has no other loop inside."""
+    """Each loop that has no other loop inside, in order."""
     place = {line: i for i, line in enumerate(lines) if isinstance(line, str)}
     loops = []
     for i, line in enumerate(lines):
@@ -120,28 +136,35 @@ def _innermost_loops(lines: list[str | Instruction]) -> Iterator[list[Instructio
             if start < i:
                 loops.append((start, i))
     for start, end in loops:
-        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops):
-            yield list(_always(lines[start : end + 1]))
+        if any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops):
+            continue
+        yield list(_always(lines[start : end + 1]))
+
+
+def _operations(loop: list[Instruction]) -> list[str]:
+    return [x.operation for x in loop]
 
 
 def hot_loop(lines: list[str | Instruction]) -> list[str]:
     """The operations of the innermost loop with the most exponentials."""
-    best: list[str] = []
-    for loop in _innermost_loops(lines):
-        body = [x.operation for x in loop]
-        if (_exponentials(body), -len(body)) > (_exponentials(best), -len(best)):
-            best = body
-    return best
+    loops = map(_operations, _innermost_loops(lines))
+    return max(loops, key=lambda x: (_exponentials(x), -len(x)), default=[])
 
 
 def dimension_loop(lines: list[str | Instruction]) -> tuple[list[str], int]:
     """The operations of the innermost loop with the most squares, and the number of squares."""
-    best: tuple[list[str], int] = [], 0
-    for loop in _innermost_loops(lines):
-        squares = sum(x.is_square for x in loop)
-        if squares > best[1]:
-            best = [x.operation for x in loop], squares
-    return best
+
+    def squares(loop: list[Instruction]) -> int:
+        return sum(x.squares for x in loop)
+
+    best = max(_innermost_loops(lines), key=squares, default=[])
+    return (_operations(best), squares(best)) if squares(best) else ([], 0)
+
+
+def vector_loop(lines: list[str | Instruction]) -> list[str]:
+    """The operations of the last innermost loop with many FFMA, or none if it is the first."""
+    loops = [x for x in map(_operations, _innermost_loops(lines)) if _products(x) >= _MANY]
+    return loops[-1] if len(loops) > 1 else []
 
 
 def _always(lines: list[str | Instruction]) -> Iterator[Instruction]:
@@ -158,6 +181,10 @@ def _always(lines: list[str | Instruction]) -> Iterator[Instruction]:
 
 def _exponentials(operations: list[str]) -> int:
     return sum(operation.startswith("MUFU.EX2") for operation in operations)
+
+
+def _products(operations: list[str]) -> int:
+    return sum(operation.startswith(("FFMA", "DFMA")) for operation in operations)
 
 
 def _resources(cubin: Path) -> dict[str, dict[str, int]]:
@@ -226,6 +253,13 @@ VARIANTS = (
     Variant("everything, D = 4", False, 4, has=7, want=15),
     Variant("columns, everything, D = 4", True, 4, has=7, want=3),
 )
+WIDE_VARIANTS = (
+    *(Variant(f"forward, D = {D}", False, D) for D in (16, 64, 256)),
+    *(Variant(f"forward, D = {D}, slope_y", False, D, want=2) for D in (16, 64, 256)),
+    *(Variant(f"forward, D = {D}, scale, slopes", False, D, 1, 6) for D in (16, 64, 256)),
+    *(Variant(f"columns, D = {D}", True, D, want=1) for D in (16, 64, 256)),
+    Variant("forward, D = 64, slope_y, float64", False, 64, want=2, dtype="fp64"),
+)
 
 
 def compile_variant(variant: Variant, architecture: int) -> Kernel:
@@ -235,30 +269,35 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
     from triton.compiler import ASTSource
 
     from lebm_kernels.backends.triton import launch
-    from lebm_kernels.backends.triton.arguments import Arguments, Device, Shape, plan
+    from lebm_kernels.backends.triton.arguments import Arguments, Device, Shape, Slabs, plan
     from lebm_kernels.backends.triton.narrow_columns import narrow_columns_kernel
     from lebm_kernels.backends.triton.narrow_rows import narrow_rows_kernel
+    from lebm_kernels.backends.triton.wide_columns import wide_columns_kernel
+    from lebm_kernels.backends.triton.wide_rows import wide_rows_kernel
 
     large = 1 << 20
     shape = Shape(1, large, large, variant.D, variant.has, variant.dtype == "fp64")
     cut = plan(shape, Device(False, 132), columns=variant.columns)
-    kernel = narrow_columns_kernel if variant.columns else narrow_rows_kernel
     outer, inner = ("BLOCK_N", "BLOCK_M") if variant.columns else ("BLOCK_M", "BLOCK_N")
     constants = {
-        "D": variant.D,
         "HAS": variant.has,
         "WANT": variant.want,
         outer: cut.outer,
         inner: cut.inner,
-        "CHUNK": cut.chunk,
-        "UNROLL": cut.unroll,
     }
+    if shape.narrow:
+        kernel = narrow_columns_kernel if variant.columns else narrow_rows_kernel
+        constants.update(D=variant.D, CHUNK=cut.chunk, UNROLL=cut.unroll)
+    else:
+        kernel = wide_columns_kernel if variant.columns else wide_rows_kernel
+        constants.update(cut.vectors(shape))
     pointer = f"*{variant.dtype}"
     types: dict[str, Any] = {
         "a": Arguments._make([pointer] * 6 + ["i32"] * 8),
-        "packed_ptr": pointer,
+        "slabs": Slabs._make([pointer] * 2 + ["i32"] * 3),
+        **dict.fromkeys(("packed_ptr", "tile_ptr", "grad_ptr"), pointer),
         "strict_ptr": "*i32",
-        "partial_ptr": "*fp64",
+        **dict.fromkeys(("partial_ptr", "state_ptr"), "*fp64"),
     }
     names = kernel.arg_names
     source = ASTSource(
@@ -273,7 +312,19 @@ def compile_variant(variant: Variant, architecture: int) -> Kernel:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         (counted,) = inspect(cubin, architecture, 32 * cut.warps)
-    return Kernel(**{**vars(counted), "name": variant.name, "shared": compiled.metadata.shared})
+        found = {**vars(counted), "name": variant.name, "shared": compiled.metadata.shared}
+        if not shape.narrow:
+            found["vectors"] = _vectors(cubin, cut, constants["BLOCK_D"])
+    return Kernel(**found)
+
+
+def _vectors(cubin: Path, cut: Plan, dimensions: int) -> float:
+    """The instructions that sum vectors at D > 4, per dimension and pair."""
+    from lebm_kernels.backends.triton.moments import CHUNK
+    from lebm_kernels.backends.triton.packed import THREADS
+
+    (lines,) = disassemble(cubin).values()
+    return len(vector_loop(lines)) / (CHUNK.value * cut.outer * dimensions // THREADS)
 
 
 def from_json(text: str) -> list[Kernel]:
@@ -282,16 +333,17 @@ def from_json(text: str) -> list[Kernel]:
 
 
 TITLES = (
-    f"{'kernel':32} {'sm':>4} {'issued':>7} {'FMA':>5} {'regs':>5} {'shared':>7} {'spills':>7} "
-    f"{'warps':>6} {'of MUFU':>8} {'per D':>6}"
+    f"{'kernel':34} {'sm':>4} {'issued':>7} {'FMA':>5} {'per D':>6} {'vectors':>7} {'regs':>5} "
+    f"{'shared':>7} {'spills':>7} {'warps':>6} {'of MUFU':>8}"
 )
 
 
 def row(k: Kernel) -> str:
     """A kernel's line of the table."""
+    fraction = f"{k.mufu_fraction:.0%}" if k.exponentials else ""
     return (
-        f"{k.name:32} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.registers:5} "
-        f"{k.shared:7} {k.spills:7} {k.warps:6} {k.mufu_fraction:8.0%} {k.per_dimension:6.3f}"
+        f"{k.name:34} {k.architecture:4} {k.instructions:7.2f} {k.fma:5.2f} {k.per_dimension:6.3f} "
+        f"{k.vectors:7.2f} {k.registers:5} {k.shared:7} {k.spills:7} {k.warps:6} {fraction:>8}"
     )
 
 
@@ -308,7 +360,7 @@ def main() -> None:
     if given.cubin:
         kernels = (k for x in given.cubin for k in inspect(x, given.arch[0], given.threads))
     else:
-        variants = [x for x in VARIANTS if not given.only or x.name in given.only]
+        variants = [x for x in VARIANTS + WIDE_VARIANTS if not given.only or x.name in given.only]
         kernels = (compile_variant(x, arch) for x in variants for arch in given.arch)
     if given.json:
         print(json.dumps([vars(x) for x in kernels]))

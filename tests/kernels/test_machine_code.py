@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import machine_code
-from machine_code import Instruction, Kernel, dimension_loop, hot_loop
+from machine_code import Instruction, Kernel, dimension_loop, hot_loop, vector_loop
 
 SCRIPT = Path(machine_code.__file__)
 
@@ -22,6 +22,12 @@ BOUNDS = {
     "columns": (9.0, 9.0, 9.0),
 }
 FLOAT64 = "forward, float64"
+# D > 4, per dimension and pair: of the loop over dimensions, and of that which sums vectors.
+WIDE_BOUNDS = {
+    "forward, D = 64": (2.35, 0.0),
+    "forward, D = 64, slope_y": (2.35, 2.5),
+    "columns, D = 64": (2.35, 2.5),
+}
 CASES = [
     (name, architecture, bound)
     for name, bounds in BOUNDS.items()
@@ -31,11 +37,24 @@ CASES = [
 
 @cache
 def counted() -> dict[tuple[str, int], Kernel]:
+    """The kernels for D <= 4 on every architecture."""
+    return compiled((*BOUNDS, FLOAT64), machine_code.ARCHITECTURES)
+
+
+@cache
+def counted_wide() -> dict[tuple[str, int], Kernel]:
+    """The kernels for D > 4 on one architecture."""
+    return compiled(tuple(WIDE_BOUNDS), (90,))
+
+
+def compiled(
+    names: tuple[str, ...], architectures: tuple[int, ...]
+) -> dict[tuple[str, int], Kernel]:
     """The kernels, compiled in a subprocess, where Triton's interpreter is off."""
-    names = [x for name in (*BOUNDS, FLOAT64) for x in ("--only", name)]
+    only = [x for name in names for x in ("--only", name)]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     run = subprocess.run(
-        [sys.executable, str(SCRIPT), "--json", *names],
+        [sys.executable, str(SCRIPT), "--json", *only, "--arch", *map(str, architectures)],
         env=environment,
         capture_output=True,
         text=True,
@@ -56,6 +75,17 @@ def test_instructions_per_pair(name: str, architecture: int, bound: float) -> No
     assert kernel.instructions > 5
 
 
+@pytest.mark.parametrize("name", WIDE_BOUNDS)
+def test_instructions_per_dimension_and_pair(name: str) -> None:
+    kernel = counted_wide()[name, 90]
+    most, most_of_vectors = WIDE_BOUNDS[name]
+    assert kernel.spills <= 10
+    # A difference and a product are two.
+    assert 2 < kernel.per_dimension <= most
+    assert kernel.vectors <= most_of_vectors
+    assert most_of_vectors == 0 or kernel.vectors > 2
+
+
 @pytest.mark.parametrize("architecture", machine_code.ARCHITECTURES)
 def test_float64_compiles_with_few_spills(architecture: int) -> None:
     assert counted()[FLOAT64, architecture].spills <= 4
@@ -66,7 +96,7 @@ def lines(text: str) -> list[str | Instruction]:
     found: list[str | Instruction] = []
     for line in text.split():
         operation, _, target = line.partition(">")
-        instruction = Instruction(operation, target or None, operation == "SQUARE")
+        instruction = Instruction(operation, target or None, int(operation == "SQUARE"))
         found.append(line[:-1] if line.endswith(":") else instruction)
     return found
 
@@ -95,17 +125,26 @@ def test_the_loop_over_dimensions_is_the_innermost_with_most_squares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "is_square"),
+    ("text", "squares"),
     [
-        ("FFMA R0, R2, R2, R0", True),
-        ("FFMA.FTZ R9, R2.reuse, R2, R0", True),
-        ("FFMA R0, R2, R21, R0", False),
-        ("FFMA R0, R2, R3, R2", False),
-        ("FMUL R0, R2, R2", False),
+        ("FFMA R0, R2, R2, R0", 1),
+        ("FFMA.FTZ R9, R2.reuse, R2, R0", 1),
+        ("FFMA2 R4, R8.F32x2.HI_LO, R8.F32x2.HI_LO, R4.F32x2.HI_LO", 2),
+        ("DFMA R4, R8, R8, R4", 1),
+        ("FFMA R0, R2, R21, R0", 0),
+        ("FFMA R0, R2, R3, R2", 0),
+        ("FMUL R0, R2, R2", 0),
     ],
 )
-def test_a_square_is_known_by_its_factors(text: str, is_square: bool) -> None:
-    assert bool(machine_code._SQUARE.match(text)) == is_square
+def test_a_square_is_known_by_its_factors(text: str, squares: int) -> None:
+    assert machine_code.squares_of(text) == squares
+
+
+def test_vectors_are_summed_in_the_last_loop_of_many_products() -> None:
+    energies, vectors = "a: " + 64 * "FFMA " + "BRA>a ", "b: FADD " + 32 * "FFMA " + "BRA>b "
+    assert vector_loop(lines(energies + "c: FFMA BRA>c")) == []
+    found = vector_loop(lines(energies + vectors + "c: FFMA BRA>c"))
+    assert found == ["FADD", *32 * ["FFMA"], "BRA"]
 
 
 def test_without_a_loop_there_are_no_instructions() -> None:

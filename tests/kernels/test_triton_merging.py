@@ -38,7 +38,8 @@ def problem(dtype: torch.dtype, M: int, N: int, D: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize(
-    ("multiprocessors", "M", "N", "D"), [(132, 3, 4401, 2), (1, 21, 1300, 1), (132, 3, 2100, 6)]
+    ("multiprocessors", "M", "N", "D"),
+    [(132, 3, 4401, 2), (1, 21, 1300, 1), (132, 3, 2100, 6), (132, 131, 261, 70)],
 )
 def test_splits(
     backend: str,

@@ -261,9 +261,12 @@ def _divided(slow: Any) -> Any:
 
 
 def _full(slow: Any) -> Any:
+    from triton.language import core
+
     def quick(shape: Any, value: Any, dtype: Any, **options: Any) -> Any:
         number, wanted = _number(value), getattr(dtype, "value", dtype)
-        sizes = [_number(x) for x in shape] if type(shape) in (tuple, list) else []
+        known = type(shape) in (tuple, list, core.tuple)
+        sizes = [_number(x) for x in shape] if known else []
         if number is None or not sizes or None in sizes or wanted.name not in _ARRAYS:
             return slow(shape, value, dtype, **options)
         return _made(np.full(sizes, number, dtype=_ARRAYS[wanted.name]), wanted, True)

@@ -4,6 +4,8 @@
     launch.py          rows() and columns(): which kernels run, on what workspace
     programs.py        where a program is, and sums over splits
     pairs.py           arithmetic on a pair, shared by the kernels
+    packed.py          the places of a tile's pairs among threads, and of the data in memory
+    moments.py         D > 4: sums of vectors over a tile of pairs
     shifts.py          D <= 4: the shift of each query
     narrow_rows.py     row pass, D <= 4: partial sums over a split of the latents
     wide_rows.py       row pass, D > 4, tile by tile

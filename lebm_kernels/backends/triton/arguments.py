@@ -11,6 +11,8 @@ from torch import Tensor
 from triton import knobs
 
 from lebm_kernels.backends.contract import Problem
+from lebm_kernels.backends.triton.moments import CHUNK
+from lebm_kernels.backends.triton.packed import PACK, STEP, THREADS
 
 INTERPRETED = bool(knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -95,6 +97,74 @@ def unpack(problem: Problem) -> tuple[Arguments, Shape]:
     return arguments, Shape(B, M, N, D, has, y.dtype == torch.float64)
 
 
+def _pad(x: Tensor, items: int, dimensions: int) -> Tensor:
+    """``[B, size, D]`` with zeros up to multiples of both; B is 1 if all grids share the data."""
+    x = x[:1] if x.stride(0) == 0 else x
+    return torch.nn.functional.pad(x, (0, -x.shape[2] % dimensions, 0, -x.shape[1] % items))
+
+
+def _stride(x: Tensor, B: int) -> int:
+    """The distance between two grids; 0 if all share the data."""
+    return x.stride(0) if x.shape[0] == B else 0
+
+
+def _pack(x: Tensor, items: int) -> Tensor:
+    """``[B, size, D]`` to ``[B, block, dimension, PACK]``, see packed.py."""
+    x = _pad(x, items, STEP.value)
+    return x.view(x.shape[0], -1, PACK.value, x.shape[2]).transpose(2, 3).contiguous()
+
+
+def packed(problem: Problem, arguments: Arguments, inner: int) -> Arguments:
+    """The arguments of the kernels for D > 4, with y, decoded and scale packed.
+
+    A block of ``inner`` summed items is there as a whole.
+    """
+    B, items = problem.y.shape[0], max(inner, PACK.value)
+    y, decoded = _pack(problem.y, items), _pack(problem.decoded, items)
+    arguments = arguments._replace(
+        y_ptr=y,
+        y_stride=_stride(y, B),
+        decoded_ptr=decoded,
+        decoded_stride=_stride(decoded, B),
+    )
+    if problem.scale is not None:
+        scale = -_pack(problem.scale, items)
+        arguments = arguments._replace(scale_ptr=scale, scale_stride_b=_stride(scale, B))
+    return arguments
+
+
+class Slabs(NamedTuple):
+    """What a pass sums over, ``[B, slab, item, dimension]``, see moments.py; strides of B and slab.
+
+    The scale is there in a column pass only.
+    """
+
+    ptr: Tensor
+    scale_ptr: Tensor
+    stride: int
+    scale_stride: int
+    slab_stride: int
+
+
+def _slab(x: Tensor, dimensions: int, items: int) -> Tensor:
+    x = _pad(x, items, dimensions)
+    return x.view(*x.shape[:2], -1, dimensions).transpose(1, 2).contiguous()
+
+
+def slabs(problem: Problem, dimensions: int, inner: int, *, columns: bool = False) -> Slabs:
+    """The latents in slabs of dimensions; for columns the queries, and their scales."""
+    B, items = problem.y.shape[0], max(inner, PACK.value)
+    if columns:
+        x = _slab(problem.y, dimensions, items)
+        scale = x if problem.scale is None else _slab(problem.scale, dimensions, items)
+    else:
+        x = scale = _slab(problem.decoded, dimensions, items)
+        if problem.log_weight is not None:
+            # A dropped latent may be infinite or NaN, and 0 times it is not 0.
+            x = x.nan_to_num(0, 0, 0)
+    return Slabs(x, scale, _stride(x, B), _stride(scale, B), x.stride(1))
+
+
 class Device(NamedTuple):
     """The facts about the device that a plan depends on."""
 
@@ -126,6 +196,21 @@ class Plan(NamedTuple):
     def programs(self, size: int, B: int) -> tuple[int]:
         """Triton's launch grid for ``size`` kept items in each of B grids."""
         return (-(-size // self.outer) * self.num_splits * B,)
+
+    def vectors(self, shape: Shape) -> dict[str, int]:
+        """D > 4: the dimensions of a slab, and how many summed items are taken at once."""
+        # Registers for 32 sums a thread, and for as many y and s.
+        most = 32 if shape.double and shape.has & 1 else 64
+        at_once = self.inner // CHUNK.value if self.device.interpreted else 1
+        return {"BLOCK_D": max(8, min(most, _power_of_two(shape.D))), "AT_ONCE": at_once}
+
+    def rounds(self, programs: int) -> list[tuple[int, int]]:
+        """D > 4: the first program and the number of programs of each launch.
+
+        Each program of a launch has a scratch, so that a launch has no more of them than it needs.
+        """
+        most = self.device.programs
+        return [(first, min(most, programs - first)) for first in range(0, programs, most)]
 
     def small_tiles(self) -> Plan:
         """The plan with a smaller tile, for kernels that hold more numbers of each pair."""
@@ -167,29 +252,32 @@ _WARPS, _CHUNK, _UNROLL = 4, 128, 4
 _INTERPRETED_PAIRS, _INTERPRETED_CHUNK = 1 << 15, 4
 # Numbers that a program merges at once, and of how many splits: few values, for each is compiled.
 _MERGED, _ACROSS = 512, (1, 16, 256)
-# Enough programs to fill every multiprocessor a few times over.
-_WAVES = 8
+# Enough programs to fill every multiprocessor a few times over. At D > 4 a program has so many kept
+# items that more of them would cost memory.
+_WAVES, _WIDE_WAVES = 8, 3
+# D > 4: the warps of a program, and its summed items.
+_WIDE_WARPS, _WIDE_INNER, _WIDE_INNER_DOUBLE = THREADS // 32, 128, 64
 
 
 def _pairs_a_thread(shape: Shape, columns: bool) -> int:
-    """The pairs a thread holds in 255 registers without spills, on sm_80 to sm_100.
+    """The pairs a thread holds in 255 registers without spills, on sm_80 to sm_100; D <= 4.
 
-    ======================  ====  ==========  =====  =====
-    D                       1, 2  with scale  3, 4   more
-    ======================  ====  ==========  =====  =====
-    rows, float32           16    8           8 (4)  16 (8)
-    columns, float32        16    16          8      16 (8)
-    float64                 4     2           2 (1)  4 (2)
-    ======================  ====  ==========  =====  =====
+    ======================  ====  ==========  =====
+    D                       1, 2  with scale  3, 4
+    ======================  ====  ==========  =====
+    rows, float32           16    8           8 (4)
+    columns, float32        16    16          8
+    float64                 4     2           2 (1)
+    ======================  ====  ==========  =====
 
     In brackets: with scale. The number does not depend on the outputs wanted: that would change the
     order of sums. 16 pairs use each load of a latent.
     """
     scale = shape.has & 1
     pairs = 16
-    if shape.narrow and shape.D > 2:
+    if shape.D > 2:
         pairs //= 2
-    if scale and not (columns and shape.narrow):
+    if scale and not columns:
         pairs //= 2
     if shape.double:
         pairs //= 4
@@ -203,22 +291,26 @@ def _power_of_two(x: int) -> int:
 def plan(shape: Shape, device: Device, *, columns: bool = False) -> Plan:
     """The plan of a pass: queries kept and latents summed over, or the other way for columns."""
     kept, summed = (shape.N, shape.M) if columns else (shape.M, shape.N)
-    threads = 32 * _WARPS
-    pairs, chunk = _pairs_a_thread(shape, columns) * threads, _CHUNK
     if device.interpreted:
-        pairs, chunk = _INTERPRETED_PAIRS, _INTERPRETED_CHUNK
         inner = 512 if summed <= 1 << 14 else 1 << 14
+        outer = _INTERPRETED_PAIRS // min(inner, _power_of_two(summed))
+        chunk, warps, programs, least_blocks = _INTERPRETED_CHUNK, _WARPS, device.programs, 1
+    elif shape.narrow:
+        inner, chunk, warps = 32 * _WARPS, _CHUNK, _WARPS
+        outer = _pairs_a_thread(shape, columns) * inner // min(inner, _power_of_two(summed))
+        programs, least_blocks = device.programs, 4
     else:
-        # Wide kernels in float32 have registers for several latents a thread. Elsewhere more kept
-        # items are the better use.
-        inner = threads if shape.narrow or shape.double else 4 * threads
+        inner = _WIDE_INNER_DOUBLE if shape.double else _WIDE_INNER
+        outer, chunk, warps = PACK.value, _CHUNK, _WIDE_WARPS
+        programs, least_blocks = _WIDE_WAVES * device.multiprocessors, 1
     inner = min(inner, _power_of_two(summed))
-    outer = min(pairs // inner, _power_of_two(kept))
+    if not shape.narrow:
+        # Both kinds of sums need whole chunks; kept items lie within one packed block.
+        inner, outer = max(inner, 2 * CHUNK.value), min(outer, PACK.value)
+    outer = min(outer, _power_of_two(kept))
     tiles = -(-kept // outer) * max(shape.B, 1)
     blocks = -(-summed // inner)
-    num_splits = max(
-        1, min(device.programs // max(tiles, 1), blocks // (1 if device.interpreted else 4))
-    )
+    num_splits = max(1, min(programs // max(tiles, 1), blocks // least_blocks))
     split_size = -(-blocks // num_splits) * inner
     num_splits = -(-summed // split_size)
-    return Plan(outer, inner, chunk, _UNROLL, num_splits, split_size, _WARPS, device)
+    return Plan(outer, inner, chunk, _UNROLL, num_splits, split_size, warps, device)

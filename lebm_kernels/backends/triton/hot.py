@@ -25,6 +25,7 @@ import triton.language as tl
 
 from lebm_kernels.backends.triton.finish import HOT
 from lebm_kernels.backends.triton.narrow_rows import ENERGY
+from lebm_kernels.backends.triton.packed import kept_places, sum_over, summed_places
 from lebm_kernels.backends.triton.pairs import (
     GAP,
     LATENT_ENERGY,
@@ -76,36 +77,35 @@ def hot_kernel(
     tiles, num_splits, split_size = _splits(count, N, programs, BLOCK_M, BLOCK_N)
     field = tl.num_programs(0).to(tl.int64) // programs * slots
     for item in range(tl.program_id(0) % programs, tiles * num_splits, programs):
-        number = item % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+        number = item % tiles * BLOCK_M + kept_places(BLOCK_M)
         inside = number < count
         # Past the last query, take the last one again.
         at = grid * M + tl.load(hot.query_ptr + grid * M + tl.minimum(number, count - 1))
-        y_at, scale_at, beta_at = query_pointers(a, grid, at - grid * M, D)
-        y_at, scale_at, beta = y_at[:, None], scale_at[:, None], tl.load(beta_at)[:, None]
-        m = tl.load(state_ptr + at * STATE_SIZE + SHIFT).to(dtype)[:, None]
+        y_at, scale_at, beta_at = query_pointers(a, grid, at - grid * M, D, NARROW)
+        beta = tl.load(beta_at)
+        m = tl.load(state_ptr + at * STATE_SIZE + SHIFT).to(dtype)
         free, late, strict = split_shift(coldness(beta), m, HAS, NARROW)
         mean, z = m, m
         if ENERGY & WANT:
             mean = tl.load(hot.energy_ptr + at)
             shift = tl.load(state_ptr + at * STATE_SIZE + SHIFT)
-            z = inverse_size(tl.load(beta_at), shift, mean, dtype)[:, None]
-            mean = mean.to(dtype)[:, None]
-        sums = tl.zeros((BLOCK_M,), tl.float64)
+            z = inverse_size(beta, shift, mean, dtype)
+            mean = mean.to(dtype)
+        sums = tl.zeros(number.shape, tl.float64)
         drift, spread = sums, sums
         first, stop = own_split(item // tiles, split_size, N)
         for start in range(first, stop, BLOCK_N):
-            offs_n = start + tl.arange(0, BLOCK_N)
+            offs_n = start + summed_places(BLOCK_N, BLOCK_M)
             decoded_at, log_weight_at, latent_energy_at = latent_pointers(
-                a, grid, tl.minimum(offs_n, stop - 1), D
+                a, grid, tl.minimum(offs_n, stop - 1), D, NARROW
             )
             w = tl.where(offs_n < stop, 1.0, 0.0).to(dtype)
             if LOG_WEIGHT & HAS:
                 w *= tl.exp2(tl.load(log_weight_at))
             above = -free
             if LATENT_ENERGY & HAS:
-                above = tl.load(latent_energy_at)[None, :] - free
-            decoded_at = decoded_at[None, :]
-            e = tile_energy(y_at, scale_at, decoded_at, above, D, BLOCK_M, BLOCK_N, HAS) - late
+                above = tl.load(latent_energy_at) - free
+            e = tile_energy(y_at, scale_at, decoded_at, above, D, HAS, NARROW) - late
             ratio, less_1 = expm1_ratio(tl.where(beta == 0, 0.0, -beta * e))
             sums += _weighted(_without_infinity(e, beta, 1.0, e * ratio), 1.0, w)
             if ENERGY & WANT:
@@ -152,8 +152,7 @@ def _weighted(first, second, w):
 
     The weight comes first: the product of the others may leave the range where it is small.
     """
-    w = w[None, :]
-    return tl.sum(tl.where(w == 0, 0.0, w * first * second), axis=1).to(tl.float64)
+    return sum_over(tl.where(w == 0, 0.0, w * first * second)).to(tl.float64)
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lebm_kernels.backends.triton.packed import kept_places, least_over, summed_places
 from lebm_kernels.backends.triton.pairs import LATENT_ENERGY, LOG_WEIGHT, tile_energy
 from lebm_kernels.backends.triton.programs import (
     latent_pointers,
@@ -31,21 +32,22 @@ def least_kernel(
     split_size,
     num_splits,
     HAS: tl.constexpr,
+    NARROW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """One program for each tile of queries and split of latents."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
-    grid, split, offs_m, inside, _, own = own_tile(M, num_splits, BLOCK_M)
-    y_at, scale_at, _ = query_pointers(a, grid, tl.minimum(offs_m, M - 1), D)
-    y_at, scale_at = y_at[:, None], scale_at[:, None]
-    least = tl.full((BLOCK_M, BLOCK_N), float("inf"), dtype)
-    place = tl.zeros((BLOCK_M, BLOCK_N), tl.int64)
+    place_m, place_n = kept_places(BLOCK_M), summed_places(BLOCK_N, BLOCK_M)
+    grid, split, offs_m, inside, _, own = own_tile(M, num_splits, place_m, BLOCK_M)
+    y_at, scale_at, _ = query_pointers(a, grid, tl.minimum(offs_m, M - 1), D, NARROW)
+    place = tl.zeros((place_m + place_n).shape, tl.int64)
+    least = tl.full(place.shape, float("inf"), dtype)
     first, stop = own_split(split, split_size, N)
     for start in range(first, stop, BLOCK_N):
-        offs_n = start + tl.arange(0, BLOCK_N)
+        offs_n = start + place_n
         decoded_at, log_weight_at, latent_energy_at = latent_pointers(
-            a, grid, tl.minimum(offs_n, stop - 1), D
+            a, grid, tl.minimum(offs_n, stop - 1), D, NARROW
         )
         kept = offs_n < stop
         if LOG_WEIGHT & HAS:
@@ -53,14 +55,14 @@ def least_kernel(
             kept = kept & (lw != float("-inf"))
         r = 0.0
         if LATENT_ENERGY & HAS:
-            r = tl.load(latent_energy_at)[None, :]
-        e = tile_energy(y_at, scale_at, decoded_at[None, :], r, D, BLOCK_M, BLOCK_N, HAS)
-        better = kept[None, :] & (e < least)
+            r = tl.load(latent_energy_at)
+        e = tile_energy(y_at, scale_at, decoded_at, r, D, HAS, NARROW)
+        better = kept & (e < least)
         least = tl.where(better, e, least)
-        place = tl.where(better, offs_n[None, :], place)
-    best = tl.min(least, axis=1)
+        place = tl.where(better, offs_n, place)
+    best = least_over(least)
     # Every thread has its own first minimum. Of equal ones, take the first of all.
-    place = tl.min(tl.where(least == best[:, None], place, N.to(tl.int64)), axis=1)
+    place = least_over(tl.where(least == best, place, N.to(tl.int64)))
     tl.store(energy_ptr + own, best, mask=inside)
     tl.store(place_ptr + own, place, mask=inside)
 

@@ -20,8 +20,11 @@ from lebm_kernels.backends.triton.arguments import (
     Arguments,
     Plan,
     Shape,
+    Slabs,
     device_facts,
+    packed,
     plan,
+    slabs,
     unpack,
 )
 from lebm_kernels.backends.triton.finish import finish_kernel
@@ -95,20 +98,47 @@ def rows(problem: Problem, want: RowWants) -> Rows:
     )
     if B * M == 0:
         return out
-    arguments, shape = unpack(_prepared(problem))
     with torch.cuda.device_of(problem.y):
-        _launch_rows(arguments, shape, out)
+        _launch_rows(_prepared(problem), out)
     return out
 
 
-def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
+def _planned(problem: Problem, *, columns: bool = False) -> tuple[Arguments, Shape, Plan]:
+    """The arguments as the pass takes them, and its plan."""
+    arguments, shape = unpack(problem)
+    cut = plan(shape, device_facts(problem.y.device), columns=columns)
+    if not shape.narrow:
+        arguments = packed(problem, arguments, cut.inner)
+    return arguments, shape, cut
+
+
+def _launch_wide_rows(
+    problem: Problem, a: Arguments, shape: Shape, cut: Plan, want: int, partial: Tensor,
+    blocks: dict[str, Any],
+) -> None:  # fmt: skip
+    _, M, N, D, has, _ = shape
+    vectors, (all_programs,) = cut.vectors(shape), cut.programs(M, shape.B)
+    rounds = [(0, all_programs)]
+    summed, tile = Slabs(a.y_ptr, a.y_ptr, 0, 0, 0), a.y_ptr
+    if want > ENERGY.value:
+        summed = slabs(problem, vectors["BLOCK_D"], cut.inner)
+        rounds = cut.rounds(all_programs)
+        tile = a.y_ptr.new_empty(rounds[0][1] * cut.outer * cut.inner)
+    for first, programs in rounds:
+        wide_rows_kernel[(programs,)](
+            a, summed, tile, partial, M, N, D, cut.split_size, cut.num_splits, first, all_programs,
+            HAS=has, WANT=want, **vectors, **blocks,
+        )  # fmt: skip
+
+
+def _launch_rows(problem: Problem, out: Rows) -> None:
+    a, shape, cut = _planned(problem)
     B, M, N, D, has, _ = shape
     vectors = {PULL: out.slope_y, STRETCH: out.slope_scale, MEAN: out.mean}
     wanted = [bit.value for bit, x in vectors.items() if x is not None]
     of_energies = (out.slope_beta, out.energy, out.relative_entropy)
     with_energies = any(x is not None for x in of_energies)
     want = sum(wanted) + (ENERGY.value if with_energies else 0)
-    cut = plan(shape, device_facts(a.y_ptr.device))
     programs, small_tiles = cut.programs(M, B), cut.small_tiles()
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
     blocks: dict[str, Any] = {"BLOCK_M": cut.outer, "BLOCK_N": cut.inner, **options}
@@ -120,9 +150,7 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
             CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
         )  # fmt: skip
     else:
-        wide_rows_kernel[programs](
-            a, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has, WANT=want, **blocks
-        )
+        _launch_wide_rows(problem, a, shape, cut, want, partial, blocks)
     blocks["BLOCK_M"] = small_tiles.outer
 
     # Of dF/dbeta, <E> and KL the kernels write all or none.
@@ -178,8 +206,9 @@ def _launch_rows(a: Arguments, shape: Shape, out: Rows) -> None:
         energy = out.free_energy.new_empty((cut.num_splits, B, M))
         place = torch.empty((cut.num_splits, B, M), dtype=torch.int64, device=energy.device)
         least_kernel[small_tiles.programs(M, B)](
-            a, energy, place, M, N, D, cut.split_size, cut.num_splits, HAS=has, **blocks
-        )
+            a, energy, place, M, N, D, cut.split_size, cut.num_splits, HAS=has,
+            NARROW=shape.narrow, **blocks,
+        )  # fmt: skip
         merge_least_kernel[merges](
             energy, place, out.index, outputs.energy_ptr, B * M, cut.num_splits,
             RAISE=out.energy is not None, **merging, **options,
@@ -197,16 +226,32 @@ def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) ->
     )
     if grad.numel() == 0:
         return out
-    arguments, shape = unpack(_prepared(problem))
     with torch.cuda.device_of(problem.y):
-        cut = plan(shape, device_facts(grad.device), columns=True)
-        _launch_columns(arguments, shape, cut, grad.contiguous(), state.contiguous(), out)
+        _launch_columns(_prepared(problem), grad.contiguous(), state.contiguous(), out)
     return out
 
 
-def _launch_columns(
-    a: Arguments, shape: Shape, cut: Plan, grad: Tensor, state: Tensor, out: Columns
-) -> None:
+def _launch_wide_columns(
+    problem: Problem, a: Arguments, shape: Shape, cut: Plan, grad: Tensor, state: Tensor,
+    want: int, partial: Tensor, blocks: dict[str, Any],
+) -> None:  # fmt: skip
+    _, M, N, D, has, _ = shape
+    vectors, (all_programs,) = cut.vectors(shape), cut.programs(N, shape.B)
+    rounds = [(0, all_programs)]
+    summed, tile = Slabs(a.y_ptr, a.y_ptr, 0, 0, 0), a.y_ptr
+    if want & DECODED.value:
+        summed = slabs(problem, vectors["BLOCK_D"], cut.inner, columns=True)
+        rounds = cut.rounds(all_programs)
+        tile = a.y_ptr.new_empty(rounds[0][1] * cut.outer * cut.inner)
+    for first, programs in rounds:
+        wide_columns_kernel[(programs,)](
+            a, summed, tile, grad, state, partial, M, N, D, cut.split_size, cut.num_splits, first,
+            all_programs, HAS=has, WANT=want, **vectors, **blocks,
+        )  # fmt: skip
+
+
+def _launch_columns(problem: Problem, grad: Tensor, state: Tensor, out: Columns) -> None:
+    a, shape, cut = _planned(problem, columns=True)
     B, M, N, D, has, _ = shape
     programs = cut.programs(N, B)
     options: dict[str, Any] = {"num_warps": cut.warps, **OPTIONS}
@@ -237,10 +282,7 @@ def _launch_columns(
                 HAS=has, WANT=want, CHUNK=cut.chunk, UNROLL=cut.unroll, **blocks,
             )  # fmt: skip
         else:
-            wide_columns_kernel[programs](
-                a, grad, state, partial, M, N, D, cut.split_size, cut.num_splits, HAS=has,
-                WANT=want, **blocks,
-            )  # fmt: skip
+            _launch_wide_columns(problem, a, shape, cut, grad, state, want, partial, blocks)
         decoded = grad if out.decoded is None else out.decoded
         latent_energy = grad if out.latent_energy is None else out.latent_energy
         merge_kernel[merges](

@@ -181,7 +181,7 @@ def narrow_columns_kernel(
     dtype: tl.constexpr = packed_ptr.dtype.element_ty
     FIELDS: tl.constexpr = D + 6 + D * (SCALE & HAS)
     SUMS: tl.constexpr = D * (WANT & 1) + WANT // 2
-    grid, split, offs_n, inside, size, own = own_tile(N, num_splits, BLOCK_N)
+    grid, split, offs_n, inside, size, own = own_tile(N, num_splits, tl.arange(0, BLOCK_N), BLOCK_N)
     decoded_at, log_weight_at, latent_energy_at = latent_pointers(a, grid, offs_n, D)
     lw, r, g = 0.0, 0.0, ()
     if LOG_WEIGHT & HAS:

@@ -158,7 +158,9 @@ def narrow_rows_kernel(
     """One program for each tile of queries and split of latents; ``a`` is an ``Arguments``."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
     FIELDS: tl.constexpr = 1 + (WANT & 1) + D * ((WANT // 2 & 1) + (WANT // 4 & 1) + WANT // 8)
-    grid, split, offs_m, inside, field, own = own_tile(M, num_splits, BLOCK_M)
+    grid, split, offs_m, inside, field, own = own_tile(
+        M, num_splits, tl.arange(0, BLOCK_M), BLOCK_M
+    )
     y_at, scale_at, beta_at = query_pointers(a, grid, offs_m, D)
     beta = tl.load(beta_at, mask=inside, other=0.0)
     # Invalid queries are set to 0. Otherwise the whole tile would search for their shift.

@@ -4,9 +4,9 @@
     energy       E = sum_d d^2 + r
     mass         p = exp2(l - k - c (E - m))     c = beta log2 e, l = log2 w; m and k of the query
 
-A tile's first dimension is the one that a program keeps, its second the one that it sums over:
-[queries, latents] in a row pass, [latents, queries] in a column pass. Operands have one dimension
-of size 1, so that the same code works for both. Products that are added use an explicit ``fma``,
+A program keeps one of queries and latents and sums over the other; the tile of pairs of tile_energy
+is that of packed.py. Operands have size 1 in the dimensions of the other, so that the same code
+works for row and column passes. Products that are added use an explicit ``fma``,
 and the compiler may fuse no others: two kernels that compute one quantity then get the same bits.
 """
 
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from lebm_kernels.backends import contract
+from lebm_kernels.backends.triton.packed import STEP, step_of, whole_steps
 
 # Which arguments a problem has, as bits of HAS.
 SCALE = tl.constexpr(1)
@@ -61,7 +62,8 @@ def coldness(beta):
 @triton.jit
 def difference(y, s, g, HAS: tl.constexpr):
     """One dimension of y - s g."""
-    return tl.fma(-s, g, y) if SCALE & HAS else y - g
+    # Triton would compute -s as 0 - s. A product with -1 is a sign, and two are nothing.
+    return tl.fma(s * -1.0, g, y) if SCALE & HAS else y - g
 
 
 @triton.jit
@@ -99,34 +101,38 @@ def split_shift(c, m, HAS: tl.constexpr, NARROW: tl.constexpr = True):
 
 
 @triton.jit
-def tile_energy(
-    y_at,
-    scale_at,
-    decoded_at,
-    start,
-    D,
-    shape_0: tl.constexpr,
-    shape_1: tl.constexpr,
-    HAS: tl.constexpr,
-):
-    """Start + sum_d d^2 of a tile, any D. Pointers are to dimension 0; the D are contiguous.
+def tile_energy(y_at, scale_at, decoded_at, start, D, HAS: tl.constexpr, NARROW: tl.constexpr):
+    """Start + sum_d d^2 of a tile of pairs, see packed.py. Pointers are to dimension 0.
 
     For D <= 4 the bits are those of :func:`energy_from`. For D > 4 the start is added last: a large
     start would make each of the many sums round more.
     """
-    dtype = decoded_at.dtype.element_ty
-    energy = tl.zeros((shape_0, shape_1), dtype)
-    part = energy + tl.where(D <= 4, start, 0.0)
-    for first in range(0, D, SLAB):
-        for i in range(first, tl.minimum(first + SLAB, D)):
-            s = 1.0
-            if SCALE & HAS:
-                s = tl.load(scale_at + i)
-            d = difference(tl.load(y_at + i), s, tl.load(decoded_at + i), HAS)
-            part = tl.fma(d, d, part)
+    dtype: tl.constexpr = decoded_at.dtype.element_ty
+    NEXT: tl.constexpr = step_of(NARROW)
+    AT_ONCE: tl.constexpr = 1 if NARROW else STEP
+    S0: tl.constexpr = y_at.shape[0] * decoded_at.shape[0]
+    S1: tl.constexpr = y_at.shape[1] * decoded_at.shape[1]
+    S2: tl.constexpr = y_at.shape[2] * decoded_at.shape[2]
+    S3: tl.constexpr = y_at.shape[3] * decoded_at.shape[3]
+    energy = tl.zeros((S0, S1, S2, S3), dtype)
+    part = energy
+    if NARROW:
+        part += start
+    # Places of dimensions, in memory.
+    end = (D if NARROW else whole_steps(D)) * NEXT
+    for first in range(0, end, SLAB * NEXT):
+        for i in range(first, tl.minimum(first + SLAB * NEXT, end), AT_ONCE * NEXT):
+            for j in tl.static_range(AT_ONCE):
+                s = 1.0
+                if SCALE & HAS:
+                    s = tl.load(scale_at + (i + j * NEXT)) * (1.0 if NARROW else -1.0)
+                y, g = tl.load(y_at + (i + j * NEXT)), tl.load(decoded_at + (i + j * NEXT))
+                # As in `difference`: Triton's interpreter takes long to call a function.
+                d = tl.fma(s * -1.0, g, y) if SCALE & HAS else y - g
+                part = tl.fma(d, d, part)
         energy += part
-        part = tl.zeros((shape_0, shape_1), dtype)
-    return energy + tl.where(D <= 4, 0.0, start)
+        part = tl.zeros((S0, S1, S2, S3), dtype)
+    return energy if NARROW else energy + start
 
 
 @triton.jit
@@ -153,16 +159,6 @@ def entropy_series(x):
         ratio = x * ((TERMS + 1 - i) / ((TERMS - i) * (TERMS + 2.0 - i)))
         series = tl.fma(series, ratio, 1.0)
     return 0.5 * series
-
-
-@triton.jit
-def add_to(at, inside, shrink, term):
-    """Multiply the sums at ``at`` by ``shrink`` and add a tile's row sums."""
-    total = tl.load(at, mask=inside, other=0.0) * shrink
-    total += tl.sum(term, axis=1).to(tl.float64)
-    # Several threads read the sum that one of them writes.
-    tl.debug_barrier()
-    tl.store(at, total, mask=inside)
 
 
 @triton.jit

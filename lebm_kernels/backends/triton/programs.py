@@ -11,19 +11,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lebm_kernels.backends.triton.packed import place_of
+
 
 @triton.jit
-def own_tile(kept, num_splits, BLOCK: tl.constexpr):
-    """The program's grid, split and places, and a mask of the places that exist.
+def own_tile(kept, num_splits, places, BLOCK: tl.constexpr):
+    """What :func:`tile_of` says of this program of its launch."""
+    return tile_of(tl.program_id(0), tl.num_programs(0), kept, num_splits, places, BLOCK)
+
+
+@triton.jit
+def tile_of(program, programs, kept, num_splits, places, BLOCK: tl.constexpr):
+    """A program's grid, split and items, at ``places`` of its tile; a mask of those that exist.
 
     Also the distance between two fields of partial sums, and the tile's places within a field.
     """
     tiles = tl.cdiv(kept, BLOCK).to(tl.int32)
-    program = tl.program_id(0)
     split = program // tiles % num_splits
     grid = (program // tiles // num_splits).to(tl.int64)
-    offs = (program % tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    field = tl.num_programs(0).to(tl.int64) // tiles * kept
+    offs = (program % tiles).to(tl.int64) * BLOCK + places
+    field = programs.to(tl.int64) // tiles * kept
     return grid, split, offs, offs < kept, field, split * (field // num_splits) + grid * kept + offs
 
 
@@ -35,20 +42,21 @@ def own_split(split, split_size, summed):
 
 
 @triton.jit
-def query_pointers(a, grid, at, D):
+def query_pointers(a, grid, at, D, NARROW: tl.constexpr = True):
     """Pointers to the first dimension of queries and of their scales, and to their betas."""
+    place = place_of(at, D, NARROW)
     return (
-        a.y_ptr + grid * a.y_stride + at * D,
-        a.scale_ptr + grid * a.scale_stride_b + at * a.scale_stride_m,
+        a.y_ptr + grid * a.y_stride + place,
+        a.scale_ptr + grid * a.scale_stride_b + (at * a.scale_stride_m if NARROW else place),
         a.beta_ptr + grid * a.beta_stride_b + at * a.beta_stride_m,
     )
 
 
 @triton.jit
-def latent_pointers(a, grid, at, D):
+def latent_pointers(a, grid, at, D, NARROW: tl.constexpr = True):
     """Pointers to the first dimension of latents, to their log-weights and latent energies."""
     return (
-        a.decoded_ptr + grid * a.decoded_stride + at * D,
+        a.decoded_ptr + grid * a.decoded_stride + place_of(at, D, NARROW),
         a.log_weight_ptr + grid * a.log_weight_stride + at,
         a.latent_energy_ptr + grid * a.latent_energy_stride + at,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lebm_kernels.backends.triton.packed import kept_places, sum_over, summed_places
 from lebm_kernels.backends.triton.pairs import (
     GAP,
     LATENT_ENERGY,
@@ -40,46 +41,44 @@ def weights_kernel(
 ):  # fmt: skip
     """One program for each tile of latents and split of the queries."""
     dtype: tl.constexpr = a.decoded_ptr.dtype.element_ty
-    grid, split, offs_n, inside_n, _, own = own_tile(N, num_splits, BLOCK_N)
+    place_n, place_m = kept_places(BLOCK_N), summed_places(BLOCK_M, BLOCK_N)
+    grid, split, offs_n, inside_n, _, own = own_tile(N, num_splits, place_n, BLOCK_N)
     decoded_at, log_weight_at, latent_energy_at = latent_pointers(
-        a, grid, tl.minimum(offs_n, N - 1), D
+        a, grid, tl.minimum(offs_n, N - 1), D, NARROW
     )
-    decoded_at = decoded_at[:, None]
-    lw = tl.load(log_weight_at)[:, None]
+    lw = tl.load(log_weight_at)
     r = 0.0
     if LATENT_ENERGY & HAS:
-        r = tl.load(latent_energy_at)[:, None]
+        r = tl.load(latent_energy_at)
     w = tl.exp2(lw)
-    total = tl.zeros((BLOCK_N,), tl.float64)
+    total = tl.zeros(place_n.shape, tl.float64)
     first, stop = own_split(split, split_size, M)
     for start in range(first, stop, BLOCK_M):
-        offs_m = start + tl.arange(0, BLOCK_M)
+        offs_m = start + place_m
         inside = offs_m < stop
         safe_m = tl.minimum(offs_m, stop - 1)
-        y_at, scale_at, beta_at = query_pointers(a, grid, safe_m, D)
-        y_at, scale_at = y_at[None, :], scale_at[None, :]
+        y_at, scale_at, beta_at = query_pointers(a, grid, safe_m, D, NARROW)
         beta = tl.load(beta_at)
-        grad = tl.load(grad_ptr + grid * M + offs_m, mask=inside, other=0.0)[None, :]
+        grad = tl.load(grad_ptr + grid * M + offs_m, mask=inside, other=0.0)
         state_at = state_ptr + (grid * M + safe_m) * STATE_SIZE
-        m = tl.load(state_at + SHIFT).to(dtype)[None, :]
+        m = tl.load(state_at + SHIFT).to(dtype)
         log_sum = tl.load(state_at + LOG_NORMALISER)
-        gap = tl.load(state_at + GAP).to(dtype)[None, :]
+        gap = tl.load(state_at + GAP).to(dtype)
         # L may be in the hundreds where weights are tiny: its integer part is added to l first.
         level = log_sum * LOG2_E
         whole = tl.floor(level + 0.5)
-        rest = (level - whole).to(dtype)[None, :]
-        c = coldness(beta)[None, :]
+        rest = (level - whole).to(dtype)
+        c = coldness(beta)
         free, late, strict = split_shift(c, m, HAS, NARROW)
-        beta = beta[None, :]
-        e = tile_energy(y_at, scale_at, decoded_at, r - free, D, BLOCK_N, BLOCK_M, HAS)
+        e = tile_energy(y_at, scale_at, decoded_at, r - free, D, HAS, NARROW)
         e = e - late
         cost = c * e
-        p = tl.exp2((lw - whole.to(dtype)[None, :]) - rest - cost)
-        tau = -cost * LN_2 - log_sum.to(dtype)[None, :]
+        p = tl.exp2((lw - whole.to(dtype)) - rest - cost)
+        tau = -cost * LN_2 - log_sum.to(dtype)
         near = tl.abs(tau) <= 0.5
         ratio, less_1 = expm1_ratio(tl.where(near, tau, 0.0))
         term = tl.where(near, w * (e - gap) * ratio, (w - p) / tl.where(near, 1.0, beta))
         # A dropped latent has weight 0, and any energy.
         term = tl.where(lw == float("-inf"), 0.0, grad * term)
-        total += tl.sum(tl.where(inside[None, :], term, 0.0), axis=1).to(tl.float64)
+        total += sum_over(tl.where(inside, term, 0.0)).to(tl.float64)
     tl.store(partial_ptr + own, total.to(partial_ptr.dtype.element_ty), mask=inside_n)
