@@ -81,9 +81,13 @@ FAULTS = (
         "int64_t i = 1; i < piece.count + 4; ++i",  # past the padding to a cache line
         "heap-buffer-overflow",
     ),
-    # The last of a grid's arrays begins past the end of its memory.
+    # The last of a grid's arrays begin past the end of its memory.
     Fault(
-        "address", "cpu/grid/layout.h", "blocks * (4 * D + 3)", "blocks * D", "heap-buffer-overflow"
+        "address",
+        "cpu/grid/layout.h",
+        "blocks * (4 * D + 3)",
+        "blocks - size",
+        "heap-buffer-overflow",
     ),
     Fault(
         "address",

@@ -156,12 +156,13 @@ Results<T> solve(const Case& c, Wanted wanted, const Parallel& parallel) {
                                  r.pointer(r.energy),     r.pointer(r.relative_entropy),
                                  r.pointer(r.index)};
   r.grad_decoded.resize(latents * c.D);
-  // For gradients of the weights, queries are sorted by regime and no series are used.
-  if (wanted >= kGradients) r.grad_log_weight.resize(latents);
-  r.grad_latent_energy.resize(latents);
+  // Nobody wants the gradient of an argument that is absent.
+  if (wanted >= kGradients && (c.with & kWeights)) r.grad_log_weight.resize(latents);
+  if (c.with & kEnergies) r.grad_latent_energy.resize(latents);
   const std::vector<T> grad = numbers<T>(queries, 5);
   const lebm::ColumnArguments<T> columns{grad.data(), r.state.data(), r.grad_decoded.data(),
-                                         r.pointer(r.grad_log_weight), r.grad_latent_energy.data()};
+                                         r.pointer(r.grad_log_weight),
+                                         r.pointer(r.grad_latent_energy)};
   const lebm::Kernels& kernels = lebm::kernels();
   kernels.rows(arguments.problem, rows, parallel);
   kernels.columns(arguments.problem, columns, parallel);
