@@ -65,6 +65,12 @@ struct alignas(16) WideTile {
   T energy[kLatents];                   // r
 };
 
+// More than 48 KB of shared memory would have to be asked for at the launch.
+template <typename T>
+constexpr bool kTilesFit =
+    sizeof(WideTile<T, false>) <= 48 << 10 && sizeof(WideTile<T, true>) <= 48 << 10;
+static_assert(kTilesFit<float> && kTilesFit<double>);
+
 __device__ __forceinline__ int lane_of_thread() { return int(threadIdx.x) % kLanes; }
 __device__ __forceinline__ int warp_of_thread() { return int(threadIdx.x) / kLanes; }
 
