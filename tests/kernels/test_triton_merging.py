@@ -13,6 +13,7 @@ from support.accuracy import check as check_all
 from support.backends import KERNELS
 
 from lebm_kernels import posterior
+from lebm_kernels.backends.contract import Problem
 from lebm_kernels.diagnostics import promise
 
 if "triton" not in KERNELS:
@@ -62,6 +63,15 @@ def test_splits(
     least = energy.amin(-1)
     found = energy.gather(1, index[:, None])[:, 0]
     assert (found <= least + promise.allowed(least, dtype)).all()
+
+
+def test_grids_in_several_launches(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "MOST_PACKED", 1 << 14)
+    given = {"y": torch.randn(5, 7, 6), "decoded": torch.randn(5, 9, 6), "beta": torch.rand(5, 7)}
+    given["log_weight"] = torch.randn(9)
+    slices = arguments.grid_slices(Problem(**given, scale=None, latent_energy=None, tol=None))
+    assert [x.stop - x.start for x in slices] == [2, 2, 1]
+    check_all(backend, given)
 
 
 @pytest.mark.parametrize("lower", [5.0, 12.0])

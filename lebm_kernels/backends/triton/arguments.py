@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,6 +131,27 @@ def packed(problem: Problem, arguments: Arguments, inner: int) -> Arguments:
         scale = -_pack(problem.scale, items)
         arguments = arguments._replace(scale_ptr=scale, scale_stride_b=_stride(scale, B))
     return arguments
+
+
+# D > 4: the packed numbers of the grids that are launched together, 256 MB in float32.
+MOST_PACKED = 1 << 26
+
+
+def grid_slices(problem: Problem) -> list[slice]:
+    """The grids, as many at a time as may be packed: small grids are packed with many zeros."""
+    (B, M, D), N = problem.y.shape, problem.decoded.shape[1]
+    if D <= 4:
+        return [slice(0, B)]
+    numbers = 2 * (M + N + 2 * PACK.value) * (D + STEP.value)
+    step = max(1, MOST_PACKED // numbers)
+    return [slice(first, min(first + step, B)) for first in range(0, B, step)]
+
+
+def of_grids(problem: Problem, grids: slice) -> Problem:
+    """The problem of some of the grids."""
+    tensors = ((name, x) for name, x in problem._asdict().items() if isinstance(x, Tensor))
+    parts: dict[str, Any] = {name: x[grids] for name, x in tensors}
+    return problem._replace(**parts)
 
 
 class Slabs(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ from lebm_kernels.backends.triton.arguments import (
     Shape,
     Slabs,
     device_facts,
+    grid_slices,
+    of_grids,
     packed,
     plan,
     slabs,
@@ -98,9 +101,16 @@ def rows(problem: Problem, want: RowWants) -> Rows:
     )
     if B * M == 0:
         return out
+    problem = _prepared(problem)
     with torch.cuda.device_of(problem.y):
-        _launch_rows(_prepared(problem), out)
+        for grids in grid_slices(problem):
+            _launch_rows(of_grids(problem, grids), Rows(*_each(out, grids)))
     return out
+
+
+def _each(outputs: Rows | Columns, grids: slice) -> Iterator[Any]:
+    """The places of some grids in each output that is wanted."""
+    return (None if x is None else x[grids] for x in outputs)
 
 
 def _planned(problem: Problem, *, columns: bool = False) -> tuple[Arguments, Shape, Plan]:
@@ -226,8 +236,11 @@ def columns(problem: Problem, grad: Tensor, state: Tensor, want: ColumnWants) ->
     )
     if grad.numel() == 0:
         return out
+    problem, grad, state = _prepared(problem), grad.contiguous(), state.contiguous()
     with torch.cuda.device_of(problem.y):
-        _launch_columns(_prepared(problem), grad.contiguous(), state.contiguous(), out)
+        for grids in grid_slices(problem):
+            part = Columns(*_each(out, grids))
+            _launch_columns(of_grids(problem, grids), grad[grids], state[grids], part)
     return out
 
 
