@@ -13,8 +13,8 @@ are divided by the number of MUFU.EX2. Per clock, a multiprocessor computes 16 e
 rate that MUFU alone would allow is min(1, 8 / instructions, 8 or 4 / FMA-pipe instructions).
 
 At D > 4 the loop over dimensions has no exponential. It is the innermost loop with the most squares
-of a difference, of which a dimension of a pair has one ("per D"). For Triton the loop that
-sums vectors is counted too, per dimension and pair.
+of a difference, of which a dimension of a pair has one ("per D"). For Triton the loop that sums
+vectors is counted too, per dimension and pair.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _LABEL = re.compile(r"^(?P<label>\.L_\w+):")
 _BRANCH = re.compile(r"\bBRA\b[^`]*`\((?P<label>\.L_\w+)\)")
 _SQUARE = re.compile(r"[FD]FMA(?P<two>2?)\S* \w+, (?P<x>R\d+\S*?)(\.reuse)?, (?P=x)(\.reuse)?, ")
 _SECTION = re.compile(r"^\.text\.(?P<name>\S+):")
-_MANY = 32  # FFMA of a loop that sums over dimensions or pairs
+# A loop with so many FFMA sums over dimensions or pairs.
+_MANY = 32
 # The operations of the FMA pipes, with integer products.
 _FMA = ("FFMA", "FMUL", "FADD", "IMAD", "FFMA2", "FMUL2", "FADD2")
 

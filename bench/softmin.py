@@ -1,7 +1,8 @@
 """Compare softmin and softargmin with torch.logsumexp and torch.softmax.
 
-Each pair takes turns, so that a change of the machine's speed affects both. The ratio
-is our median time divided by PyTorch's: below 1, ours is faster. ``targets.py`` prints its inverse.
+Each pair takes turns, so that a change of the machine's speed affects both. The
+ratio is our median time divided by PyTorch's: below 1, ours is faster. ``targets.py`` prints its
+inverse.
 """
 
 from __future__ import annotations

@@ -320,7 +320,7 @@ def _slopes_of_shares(
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """The first derivatives of the distribution p that are needed, times ``grad``."""
-    by_exponent = softmax_backward(grad, p, -1)
+    by_exponent = softmax_backward(grad, p)
     grad_energy = grad_beta = grad_log_weight = None
     if needed[0]:
         # At beta = inf, p does not change with E, except where a tie begins or ends.

@@ -57,9 +57,9 @@ def has_cuda_kernel(operator: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
 
 
-def softmax_backward(grad: Tensor, p: Tensor, dim: int) -> Tensor:
-    """The gradient of the exponents of p = torch.softmax(exponents, dim): p (grad - sum p grad)."""
-    return torch._softmax_backward_data(grad, p, dim, p.dtype)
+def softmax_backward(grad: Tensor, p: Tensor) -> Tensor:
+    """The gradient of the exponents of p = torch.softmax(exponents, -1): p (grad - sum p grad)."""
+    return torch._softmax_backward_data(grad, p, -1, p.dtype)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:

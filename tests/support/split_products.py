@@ -206,7 +206,7 @@ def judge(block: Block, tile: slice, shift: Array, rate: Any) -> Verdict:
     least = least_energy(block, tile)
     low, u_square = np.maximum(least, 0), block.u_square
     u, radius = np.sqrt(u_square), np.sqrt(block.v_square[tile].max())
-    # A latent of little energy is as far from the centre as the query.
+    # A latent near the query is about as far from the centre: |v| <= |u| + sqrt(E).
     v = np.minimum(u + np.sqrt(low), radius)
     squares = u_square + v * v
     dot = np.abs(squares - low) / 2 + u * v * to_float(1 / math.sqrt(D))

@@ -18,8 +18,8 @@ constexpr int64_t kStep = kTogether * kLanes<T>;
 // Terms of a sum that is then added to others: 16 a lane, wrong by a few roundings at worst.
 template <typename T>
 constexpr int64_t kRun = 16 * kStep<T>;
-// The exponent of the least normal number: a distribution has all p that are normal. Weights end
-// sooner, by the bits of T, so that a weight times a rounding of an energy is normal too.
+// The exponent of the least normal number: a p that would be less is 0. Weights end sooner, by the
+// bits of T, so that a weight times a rounding of an energy is normal too.
 template <typename T>
 constexpr T kLeastShare = sizeof(T) == 4 ? T(-126) : T(-1022);
 template <typename T>
